@@ -1,0 +1,32 @@
+"""Mozilla's TCPSocket API, on AnyIO: event-driven sockets that run under asyncio and Trio alike."""
+
+from ._errors import InvalidStateError, TCPSocketError
+from ._events import (
+    Event,
+    EventHandler,
+    EventTarget,
+    TCPServerSocketEvent,
+    TCPSocketErrorEvent,
+    TCPSocketEvent,
+)
+from ._options import BinaryType
+from ._scope import MozTCPSocket
+from ._server import TCPServerSocket
+from ._socket import TCPSocket
+from ._state import ReadyState
+
+__all__ = (
+    "BinaryType",
+    "Event",
+    "EventHandler",
+    "EventTarget",
+    "InvalidStateError",
+    "MozTCPSocket",
+    "ReadyState",
+    "TCPServerSocket",
+    "TCPServerSocketEvent",
+    "TCPSocket",
+    "TCPSocketError",
+    "TCPSocketErrorEvent",
+    "TCPSocketEvent",
+)

@@ -1,0 +1,139 @@
+"""From a host name and a port to a connected socket: addresses, then Happy Eyeballs (RFC 8305)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
+
+import anyio
+
+if sys.version_info < (3, 11):  # AnyIO depends on the backport
+    from exceptiongroup import ExceptionGroup
+
+__all__ = ("connect",)
+
+ATTEMPT_DELAY = 0.25
+"""Seconds before the next address is tried beside those that have not answered (RFC 8305, section 5)."""
+
+# What a non-blocking connect() says when it has begun.
+_BEGUN = frozenset(
+    getattr(errno, name) for name in ("EINPROGRESS", "EINTR", "EWOULDBLOCK", "WSAEWOULDBLOCK") if hasattr(errno, name)
+)
+
+
+SockAddr = tuple[Any, ...]
+
+
+class Address(NamedTuple):
+    """Where to connect a socket of a family, and where from."""
+
+    family: int
+    remote: SockAddr
+    local: SockAddr | None
+
+
+async def connect(host: str, port: int, local_host: str | None = None) -> socket.socket:
+    """Connect to the first address of a host that answers.
+
+    :param host: a name or an address
+    :param port: the port
+    :param local_host: the address to connect from; None for any
+    :return: a non-blocking socket
+    :raises OSError: if the name has no address, or its only address fails
+    :raises UnicodeError: if the name cannot be one (IDNA 2008)
+    :raises ExceptionGroup: of the failures, if all of several addresses fail
+    """
+    addresses = await _addresses(host, port, local_host)
+    if len(addresses) == 1:
+        return await _attempt(addresses[0])
+    return await _race(addresses)
+
+
+async def _addresses(host: str, port: int, local_host: str | None) -> list[Address]:
+    remotes = await _resolve(host, port)
+    if local_host is None:
+        return [Address(family, remote, None) for family, remote in _interleave(remotes)]
+    locals_ = dict(reversed(await _resolve(local_host, 0)))  # the first of each family
+    addresses = [
+        Address(family, remote, locals_[family]) for family, remote in _interleave(remotes) if family in locals_
+    ]
+    if not addresses:
+        raise OSError(errno.EADDRNOTAVAIL, f"{host} has no address of the family of {local_host}, to connect from")
+    return addresses
+
+
+async def _resolve(host: str, port: int) -> list[tuple[int, SockAddr]]:
+    try:  # an address needs no resolver, nor the thread that asks one; and it may name its scope, as in fe80::1%eth0
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        pass
+    else:
+        return [(family, address) for family, _, _, _, address in found]
+    return [
+        (family, address) for family, _, _, _, address in await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ]
+
+
+def _interleave(
+    found: list[tuple[int, SockAddr]],
+) -> list[tuple[int, SockAddr]]:
+    """Alternate between the families, beginning with that which the resolver prefers (RFC 8305, section 4)."""
+    first = [entry for entry in found if entry[0] == found[0][0]]
+    others = [entry for entry in found if entry[0] != found[0][0]]
+    return [entry for entry in chain(*zip_longest(first, others)) if entry is not None]
+
+
+async def _race(addresses: list[Address]) -> socket.socket:
+    connected: list[socket.socket] = []
+    failures: list[OSError] = []
+
+    async def run(address: Address, failed: anyio.Event) -> None:
+        try:
+            connected.append(await _attempt(address))
+        except OSError as exc:
+            failures.append(exc)
+            failed.set()
+        else:
+            attempts.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as attempts:
+            for address in addresses:
+                failed = anyio.Event()
+                attempts.start_soon(run, address, failed)
+                with anyio.move_on_after(ATTEMPT_DELAY):
+                    await failed.wait()
+    except BaseException:
+        for sock in connected:
+            sock.close()
+        raise
+    for late in connected[1:]:
+        late.close()
+    if connected:
+        return connected[0]
+    raise ExceptionGroup(f"none of {len(addresses)} addresses could be connected to", failures)
+
+
+async def _attempt(address: Address) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if address.local is not None:
+            sock.bind(address.local)
+        code = sock.connect_ex(address.remote)
+        if code in _BEGUN:
+            await anyio.wait_writable(sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        if sock.getsockname() == sock.getpeername():
+            # With no listener on a port that the system hands out to connections, TCP may connect a socket to itself.
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

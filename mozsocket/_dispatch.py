@@ -1,0 +1,155 @@
+"""One event at a time: which is due, and who calls the handlers.
+
+A handler that is a plain function is called by the task that has something to tell, with no task switch. One that
+returns an awaitable is handed to the dispatcher, a task that is started when it is first needed: it awaits the
+handler and delivers what has become due meanwhile. So reading and writing go on beside a slow handler.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
+
+from ._events import Event, EventTarget
+
+__all__ = ("TURNS", "Dispatcher", "Signal", "turn")
+
+TURNS = 32
+"""Turns of a busy loop after which it lets other tasks run."""
+
+
+class Signal:
+    """Wakes one waiting task. A wake-up that nobody waits for yet is kept."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event = anyio.Event()
+
+
+class _Turn(threading.local):
+    """What is written to while a handler runs in this thread: it is flushed when the handler returns.
+
+    :ivar written: what flushes those sockets, or None while no handler runs
+    """
+
+    written: list[Callable[[], None]] | None = None
+
+
+turn = _Turn()
+
+
+class Dispatcher(EventTarget):
+    """An event target that delivers the events of one connection in order, one at a time."""
+
+    __slots__ = ("_busy", "_dispatch_due", "_handler_task", "_rest", "_tasks")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: TaskGroup | None = None  # of the tasks of this socket, while it runs
+        self._busy = False  # while a handler runs, or the dispatcher has been told to deliver what is due
+        self._rest: Awaitable[None] | None = None  # of the running handler, for the dispatcher to await
+        self._dispatch_due: Signal | None = None  # made with the dispatcher
+        self._handler_task: int | None = None
+
+    @abstractmethod
+    def _next_event(self) -> Event[Any] | None:
+        """The event that is due now, which counts as delivered; None if there is none."""
+
+    @abstractmethod
+    def _handler_raised(self, exc: Exception) -> None:
+        """Called with what a handler raised."""
+
+    def _pump(self, event: Event[Any] | None = None) -> None:
+        """Deliver what is due, here and now; to be called from a task of the socket's own, never by its user.
+
+        :param event: an event to deliver before what is due; only while not busy
+        """
+        if self._busy:
+            return  # it will be seen to after the running handler
+        self._busy = True
+        rest = None
+        for _ in range(TURNS):
+            if event is None:
+                event = self._next_event()
+                if event is None:
+                    self._busy = False
+                    return
+            rest = self._deliver(event)
+            if rest is not None:
+                break
+            event = None
+        self._start_dispatch(rest)
+
+    def _wake_dispatch(self) -> None:
+        """Have what is due delivered soon; may be called from anywhere."""
+        if not self._busy:
+            self._busy = True
+            self._start_dispatch(None)
+
+    def _start_dispatch(self, rest: Awaitable[None] | None) -> None:
+        self._rest = rest
+        if self._dispatch_due is None:
+            assert self._tasks is not None
+            self._dispatch_due = Signal()
+            self._tasks.start_soon(self._dispatch, name=f"dispatcher of {self!r}")
+        self._dispatch_due.set()
+
+    async def _dispatch(self) -> None:
+        assert self._dispatch_due is not None
+        self._handler_task = anyio.get_current_task().id
+        while True:
+            await self._dispatch_due.wait()
+            await self._await_rest()
+            turns = 0
+            while (event := self._next_event()) is not None:
+                self._rest = self._deliver(event)
+                await self._await_rest()
+                turns += 1
+                if turns % TURNS == 0:
+                    await anyio.lowlevel.checkpoint()
+            self._busy = False
+
+    async def _await_rest(self) -> None:
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            try:
+                await rest
+            except Exception as exc:
+                self._handler_raised(exc)
+
+    def _deliver(self, event: Event[Any]) -> Awaitable[None] | None:
+        """Call the handlers of an event, then flush what they wrote.
+
+        :return: what must be awaited before the next event, if anything
+        """
+        written: list[Callable[[], None]] = []
+        turn.written = written
+        try:
+            rest: Awaitable[None] | None = event.target._call(event)
+        except Exception as exc:
+            self._handler_raised(exc)
+            return None
+        else:
+            return rest
+        finally:
+            turn.written = None
+            for flush in written:
+                flush()
+
+    def _in_handler(self) -> bool:
+        """Whether the current task is running one of this socket's handlers."""
+        return self._busy and anyio.get_current_task().id == self._handler_task

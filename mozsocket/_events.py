@@ -1,0 +1,230 @@
+"""The events, and the object that they are dispatched to: its ``on…`` handlers and its listeners.
+
+Sources: DOM (``Event``, ``EventTarget``), Gecko's ``TCPSocketEvent``, ``TCPServerSocketEvent`` and
+``TCPSocketErrorEvent``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+
+from ._errors import TCPSocketError
+
+if TYPE_CHECKING:
+    from ._server import TCPServerSocket  # noqa: F401
+    from ._socket import TCPSocket
+
+__all__ = (
+    "Event",
+    "EventHandler",
+    "EventTarget",
+    "TCPServerSocketEvent",
+    "TCPSocketErrorEvent",
+    "TCPSocketEvent",
+)
+
+TargetT = TypeVar("TargetT", bound="EventTarget", covariant=True)
+EventT = TypeVar("EventT", bound="Event[Any]")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Event(Generic[TargetT]):
+    """Something that happened to a socket. Immutable.
+
+    :ivar type: ``"open"``, ``"drain"``, ``"data"``, ``"error"``, ``"close"`` or ``"connect"``
+    :ivar target: the socket, or the server, that it happened to
+    """
+
+    type: str
+    target: TargetT
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.type}{self._details()}, {self.target!r}>"
+
+    def _details(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TCPSocketEvent(Event["TCPSocket"]):
+    """``data``: bytes have arrived.
+
+    :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of
+        no particular length: TCP keeps no boundaries between messages
+    """
+
+    data: bytes | Any
+
+    def _details(self) -> str:
+        start = self.data[:20]
+        return f" {len(self.data)} B {start!r}{'…' if len(self.data) > len(start) else ''}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TCPServerSocketEvent(Event["TCPServerSocket"]):
+    """``connect``: a server has accepted a connection.
+
+    :ivar socket: the accepted socket, open
+    """
+
+    socket: TCPSocket
+
+    def _details(self) -> str:
+        return f" {self.socket!r}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TCPSocketErrorEvent(Event[TargetT]):
+    """``error``: a connection failed or was lost, or a server cannot go on.
+
+    :ivar error: the failure as a Python exception; its ``__cause__`` is what it was made from
+    """
+
+    error: TCPSocketError
+
+    @property
+    def name(self) -> str:
+        """What happened, such as ``"ConnectionRefusedError"`` (Gecko's names)."""
+        return self.error.name
+
+    @property
+    def message(self) -> str:
+        """The class of the error: ``"Network"``, ``"SecurityProtocol"`` or ``"SecurityCertificate"``."""
+        return self.error.message
+
+    @property
+    def errorCode(self) -> int:
+        """The ``errno``, or the resolver's code; 0 where there is none."""
+        return self.error.errorCode
+
+    def _details(self) -> str:
+        return f" {self.error}"
+
+
+class EventHandler(Generic[EventT]):
+    """An ``on…`` attribute: ``None``, or a function or ``async def`` function that takes one event.
+
+    An awaitable that the handler returns is awaited before the socket's next event; anything else is ignored.
+
+    :raises TypeError: when set to something else
+    """
+
+    __slots__ = ("_name",)
+
+    def __set_name__(self, owner: type[EventTarget], name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, target: None, owner: type[EventTarget]) -> EventHandler[EventT]: ...
+    @overload
+    def __get__(self, target: EventTarget, owner: type[EventTarget]) -> Callable[[EventT], object] | None: ...
+    def __get__(
+        self, target: EventTarget | None, owner: type[EventTarget]
+    ) -> EventHandler[EventT] | Callable[[EventT], object] | None:
+        return self if target is None else target._handlers.get(self._name[2:])
+
+    def __set__(self, target: EventTarget, handler: Callable[[EventT], object] | None) -> None:
+        if handler is None:
+            target._handlers.pop(self._name[2:], None)
+        else:
+            _require_callable(self._name, handler)
+            target._handlers[self._name[2:]] = handler
+
+
+class _Listener(NamedTuple):
+    call: Callable[[Any], object]
+    once: bool
+
+
+class EventTarget:
+    """What events are dispatched to (DOM): one handler of each type, then the listeners in order of adding."""
+
+    __slots__ = ("_handlers", "_listeners")
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Callable[[Any], object]] = {}
+        self._listeners: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
+
+    def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None:
+        """Have a function called with each event of a type, after the ``on…`` handler and the listeners added before.
+
+        Adding a listener that is there already does nothing (DOM).
+
+        :param type: the type of event, such as ``"data"``
+        :param listener: a function or ``async def`` function that takes one event
+        :param once: whether to remove it when it is first called
+        :raises ValueError: if events of that type do not happen to this object
+        :raises TypeError: if the listener cannot be called
+        """
+        self._check_type(type)
+        _require_callable("a listener", listener)
+        if self._listeners is None:
+            self._listeners = {}
+        listeners = self._listeners.setdefault(type, [])
+        if not any(entry.call == listener for entry in listeners):
+            listeners.append(_Listener(listener, once))
+
+    def removeEventListener(self, type: str, listener: Callable[[Any], object]) -> None:
+        """Take back :meth:`addEventListener`. Removing a listener that is not there does nothing (DOM).
+
+        :param type: the type of event it was added for
+        :param listener: the function that was added
+        :raises ValueError: if events of that type do not happen to this object
+        """
+        self._check_type(type)
+        if self._listeners is not None:
+            listeners = self._listeners.get(type, [])
+            listeners[:] = [entry for entry in listeners if entry.call != listener]
+
+    def _check_type(self, type_: str) -> None:
+        types = [name[2:] for name in dir(type(self)) if _is_handler(type(self), name)]
+        if type_ not in types:
+            raise ValueError(f"unknown event type {type_!r}: it must be one of {', '.join(types)}")
+
+    def _has_listener(self, type: str) -> bool:
+        return type in self._handlers or bool(self._listeners and self._listeners.get(type))
+
+    def _call(self, event: Event[Any]) -> Awaitable[None] | None:
+        """Call what listens, in order.
+
+        :return: None when all of it has returned; else what must be awaited for the rest, where a handler was
+            asynchronous
+        """
+        pending = self._callbacks(event.type)
+        for callback in pending:
+            result = callback(event)
+            if result is not None and not isinstance(result, bool) and isawaitable(result):
+                return _finish(result, event, pending)
+        return None
+
+    def _callbacks(self, type: str) -> Iterator[Callable[[Any], object]]:
+        handler = self._handlers.get(type)
+        if handler is not None:
+            yield handler
+        if self._listeners is not None:
+            # Those added meanwhile wait for the next event, those removed meanwhile are not called any more (DOM).
+            for entry in tuple(self._listeners.get(type, ())):
+                if entry in self._listeners[type]:
+                    if entry.once:
+                        self._listeners[type].remove(entry)
+                    yield entry.call
+
+
+async def _finish(awaitable: Awaitable[object], event: Event[Any], pending: Iterator[Callable[[Any], object]]) -> None:
+    await awaitable
+    for callback in pending:
+        result = callback(event)
+        if isawaitable(result):
+            await result
+
+
+def _is_handler(cls: type[EventTarget], name: str) -> bool:
+    return isinstance(getattr(cls, name), EventHandler)
+
+
+def _require_callable(what: str, function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"{what} must be a function that takes one event, not {function!r}")

@@ -1,0 +1,212 @@
+"""How a socket or a server lives: run by a scope, or by an ``async with`` block of its own."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from ._dispatch import Dispatcher
+from ._errors import InvalidStateError, TCPSocketError
+
+__all__ = ("Lifetime", "logger")
+
+logger = logging.getLogger("mozsocket")
+
+LifetimeT = TypeVar("LifetimeT", bound="Lifetime")
+
+
+class Lifetime(Dispatcher):
+    """Runs once, in one task, until it is closed.
+
+    What goes wrong meanwhile is kept, for whoever owns the block that it runs in: what a handler raised, and a
+    failure that neither a handler nor an awaiter was told of.
+    """
+
+    __slots__ = ("_awaiting", "_blocks", "_changed", "_crash", "_failure", "_failure_seen", "_over", "_started")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = False
+        self._over = False
+        self._crash: Exception | None = None  # what a handler raised
+        self._failure: TCPSocketError | None = None
+        self._failure_seen = False
+        self._awaiting = 0  # how many tasks would be told of a failure
+        self._changed: anyio.Event | None = None  # what they wait for; None while nobody does
+        self._blocks: list[AbstractAsyncContextManager[None]] | None = None  # those entered, outermost first
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def _abort(self) -> None:
+        """Close immediately, with all that belongs to it."""
+
+    @abstractmethod
+    async def _live(self) -> None:
+        """Everything from the start to the last event, in the task group ``_tasks``."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Give back what is held, without an event: called at the end of :meth:`_live`, however it ends."""
+
+    # Running. There are three owners, which differ in whom they tell what went wrong.
+
+    async def _run_in_scope(self) -> None:
+        """For a scope: as a task of a task group, which raises what nobody else was told."""
+        await self._run()
+        self._raise_untold()
+
+    async def _run_accepted(self) -> None:
+        """For a server: one connection's trouble is logged, and is no trouble of the others."""
+        await self._run()
+        try:
+            self._raise_untold()
+        except TCPSocketError as exc:
+            logger.warning("%r was lost: %s", self, exc)
+        except Exception as exc:
+            logger.error("a handler of %r raised %r", self, exc, exc_info=exc)
+
+    @asynccontextmanager
+    async def _run_in_block(self) -> AsyncIterator[None]:
+        """For a block of its own. The body's exception and ours leave it as themselves, not in a group."""
+        body_error: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._run_beside_body, tasks.cancel_scope, name=repr(self))
+            try:
+                yield
+            except Exception as exc:
+                body_error = exc
+                self._abort()
+            else:
+                self.close()
+        if body_error is None:
+            self._raise_untold()
+        else:
+            if self._crash is not None:
+                logger.error("a handler of %r failed beside its block", self, exc_info=self._crash)
+            raise body_error
+
+    @asynccontextmanager
+    async def _end_with_block(self) -> AsyncIterator[None]:
+        """For a block within the owner's: it adds only its ending."""
+        try:
+            yield
+        except Exception:
+            self._abort()
+            await self._wait_until(lambda: self._over)
+            raise
+        except BaseException:  # cancelled: not to wait
+            self._abort()
+            raise
+        self.close()
+        await self._wait_until(lambda: self._over)
+
+    async def _run_beside_body(self, body: anyio.CancelScope) -> None:
+        await self._run()
+        if self._crash is not None:
+            body.cancel()
+
+    async def _run(self) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                try:
+                    await self._live()
+                finally:
+                    self._release()  # before the wait for the other tasks: nothing is held any longer than needed
+                tasks.cancel_scope.cancel()  # those that wait for more to do
+        finally:
+            self._over = True
+            self._notify()
+
+    async def __aenter__(self: LifetimeT) -> LifetimeT:
+        if self._over and self._blocks is not None:
+            raise RuntimeError(f"{self!r} has ended: make a new one")
+        if not self._started:
+            self._started = True
+            self._blocks = []
+            block = self._run_in_block()
+        else:
+            self._refuse_in_handler("leaving its block")
+            block = self._end_with_block()
+        await block.__aenter__()
+        if self._blocks is None:
+            self._blocks = []
+        self._blocks.append(block)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._blocks
+        return await self._blocks.pop().__aexit__(exc_type, exc, traceback)
+
+    # Failing
+
+    def _handler_raised(self, exc: Exception) -> None:
+        if self._crash is None:
+            self._crash = exc
+        else:
+            logger.error("another handler of %r failed too", self, exc_info=exc)
+        self._abort()
+
+    def _raise_untold(self) -> None:
+        """Raise what went wrong, unless someone was told."""
+        if self._crash is not None:
+            raise self._crash
+        if self._failure is not None and not self._failure_seen:
+            self._failure_seen = True
+            raise self._failure
+
+    # Waiting
+
+    def _notify(self) -> None:
+        """Have those who wait look again."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    async def _reach(self, what: str, reached: Callable[[], bool], missed: Callable[[], bool]) -> None:
+        """Wait until something is so, for a program that is told of a failure by it.
+
+        :raises TCPSocketError: if it will never be so, as the connection failed or was lost
+        :raises InvalidStateError: if it will never be so for another reason: it was closed first
+        """
+        await anyio.lowlevel.checkpoint()
+        if not (self._started or reached() or missed()):
+            raise RuntimeError(f"{what} waits for {self!r}, which nothing runs: enter it with `async with` first")
+        self._awaiting += 1
+        try:
+            await self._wait_until(lambda: reached() or missed())
+        finally:
+            self._awaiting -= 1
+        if reached():
+            return
+        if self._failure is None:
+            raise InvalidStateError(f"{what}: {self!r} was closed first")
+        self._failure_seen = True
+        raise self._failure.again()
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    async def _wait_until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            await self._change()
+
+    def _refuse_in_handler(self, what: str) -> None:
+        """:raises RuntimeError: in a handler of its own, for which the end of all handlers would wait"""
+        if self._in_handler():
+            raise RuntimeError(
+                f"{what} waits for the handlers of {self!r}, of which this is one: it could never finish"
+            )

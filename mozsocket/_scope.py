@@ -1,0 +1,151 @@
+"""MozTCPSocket: the scope that owns sockets and servers (MDN: ``navigator.mozTCPSocket``)."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ._options import BinaryType, check_flag
+from ._server import TCPServerSocket
+from ._socket import TCPSocket
+
+__all__ = ("MozTCPSocket",)
+
+
+class MozTCPSocket:
+    """Opens sockets and servers and owns them, as a task group owns tasks (MDN: ``navigator.mozTCPSocket``)::
+
+        async with MozTCPSocket() as tcp:
+            socket = tcp.open("localhost", 8007)
+            socket.onopen = lambda event: socket.send(b"hello")
+
+    The block ends when all of them have closed. Cancelling it, or an exception that leaves its body, closes them at
+    once. What a handler raises, and a failure that nobody was told of, leaves the block in an ExceptionGroup, and ends
+    the others.
+
+    :param certified: whether :meth:`listen` may use ports below 1024 (MDN: certified apps only)
+    :raises TypeError: if it is not a bool
+    """
+
+    def __init__(self, *, certified: bool = False) -> None:
+        check_flag("certified", certified)
+        self._certified = certified
+        self._tasks: TaskGroup | None = None
+        self._members: set[TCPSocket | TCPServerSocket] = set()
+
+    @property
+    def cancel_scope(self) -> anyio.CancelScope:
+        """The cancel scope of the block: cancelling it closes everything at once.
+
+        :raises RuntimeError: outside the block
+        """
+        return self._running("cancel_scope").cancel_scope
+
+    def open(
+        self,
+        host: str,
+        port: int,
+        *,
+        binaryType: BinaryType = "arraybuffer",
+        connect_timeout: float | None = None,
+        local_host: str | None = None,
+        max_buffered_amount: int | None = None,
+        linger: float = 5,
+    ) -> TCPSocket:
+        """Open a connection (MDN: ``open``). It returns at once, and connects when the caller next awaits.
+
+        For the parameters, and what is raised for them, see :class:`TCPSocket`.
+
+        :return: a socket that is connecting
+        :raises RuntimeError: outside the block
+        """
+        tasks = self._running("open()")
+        socket = TCPSocket(
+            host,
+            port,
+            binaryType=binaryType,
+            connect_timeout=connect_timeout,
+            local_host=local_host,
+            max_buffered_amount=max_buffered_amount,
+            linger=linger,
+        )
+        self._run(socket, tasks)
+        return socket
+
+    def listen(
+        self,
+        port: int,
+        *,
+        host: str | None = None,
+        binaryType: BinaryType = "arraybuffer",
+        backlog: int = 0,
+        max_connections: int | None = None,
+        reuse_port: bool = False,
+        max_buffered_amount: int | None = None,
+        linger: float = 5,
+    ) -> TCPServerSocket:
+        """Listen on a port (MDN: ``listen``). It listens when the call returns.
+
+        For the parameters, and what is raised for them, see :class:`TCPServerSocket`.
+
+        :return: the server
+        :raises OSError: if the port cannot be listened on
+        :raises PermissionError: if the port is below 1024 and the scope was not made with ``certified=True``
+        :raises RuntimeError: outside the block
+        """
+        tasks = self._running("listen()")
+        server = TCPServerSocket(
+            port,
+            host=host,
+            binaryType=binaryType,
+            backlog=backlog,
+            max_connections=max_connections,
+            reuse_port=reuse_port,
+            max_buffered_amount=max_buffered_amount,
+            linger=linger,
+        )
+        if 0 < port < 1024 and not self._certified:
+            raise PermissionError(
+                f"port {port}: ports below 1024 are for certified apps only; use MozTCPSocket(certified=True)"
+            )
+        server._bind()
+        self._run(server, tasks)
+        return server
+
+    def close(self) -> None:
+        """Close every socket and every server of the scope, and the sockets that the servers have accepted."""
+        for member in tuple(self._members):
+            member._close_all()
+
+    def _running(self, what: str) -> TaskGroup:
+        if self._tasks is None:
+            raise RuntimeError(f"{what} outside the block: enter it with `async with MozTCPSocket() as tcp:`")
+        return self._tasks
+
+    def _run(self, member: TCPSocket | TCPServerSocket, tasks: TaskGroup) -> None:
+        member._started = True
+        self._members.add(member)
+        tasks.start_soon(self._run_member, member, name=repr(member))
+
+    async def _run_member(self, member: TCPSocket | TCPServerSocket) -> None:
+        try:
+            await member._run_in_scope()
+        finally:
+            self._members.discard(member)
+
+    async def __aenter__(self) -> MozTCPSocket:
+        if self._tasks is not None:
+            raise RuntimeError("this MozTCPSocket has been entered already")
+        self._tasks = await anyio.create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._tasks is not None
+        try:
+            return await self._tasks.__aexit__(exc_type, exc, traceback)
+        finally:
+            self._tasks = None

@@ -1,0 +1,335 @@
+"""TCPServerSocket: accepts connections (Gecko: ``TCPServerSocket.webidl``)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from ._dispatch import TURNS
+from ._errors import explain
+from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
+from ._lifetime import Lifetime, logger
+from ._options import BinaryType, SocketOptions, check_count, check_flag, check_host, check_port
+from ._socket import TCPSocket
+
+__all__ = ("TCPServerSocket",)
+
+ACCEPT_PAUSE = 0.1
+"""Seconds to wait when the system has no room for another connection."""
+
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# The connection is lost before it was accepted: accept() names the reason, which is no trouble of the listener's.
+# Those beyond ECONNABORTED are what Linux passes on of the new connection (accept(2), "Error handling").
+_LOST_NAMES = (
+    "ECONNABORTED ECONNRESET EPERM EPROTO ENOPROTOOPT ENETDOWN EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH EOPNOTSUPP"
+    " ETIMEDOUT"
+)
+_LOST = frozenset(getattr(errno, name) for name in _LOST_NAMES.split() if hasattr(errno, name))
+
+_MAX_BACKLOG = 65535  # each system caps it at its own maximum
+_PORT_TRIES = 32
+
+
+class TCPServerSocket(Lifetime):
+    """Listens on a port and accepts connections (Gecko: ``TCPServerSocket``).
+
+    Made by :meth:`MozTCPSocket.listen`, or used alone::
+
+        async with TCPServerSocket(8007) as server:
+            server.onconnect = greet
+            await server.closed()
+
+    Entering it binds the port; :exc:`OSError` is raised there. Leaving the block calls :meth:`close` and waits until
+    the accepted sockets have closed too; leaving it by an exception closes them immediately.
+
+    :param port: the port, 1 to 65535; 0 for one that is free, see :attr:`localPort`
+    :param host: the address to listen on, or the name of one of this machine; None for all, IPv4 and IPv6
+    :param binaryType: of the accepted sockets, as of :class:`TCPSocket`
+    :param backlog: connections that wait to be accepted, at most, 0 to 65535; 0 for the system's maximum
+    :param max_connections: how many accepted sockets may be open before others have to wait; None for no limit
+    :param reuse_port: let other sockets listen on the same port, which share the connections (``SO_REUSEPORT``)
+    :param max_buffered_amount: of the accepted sockets, as of :class:`TCPSocket`
+    :param linger: of the accepted sockets, as of :class:`TCPSocket`
+    :raises TypeError: if an argument is of the wrong type
+    :raises ValueError: if an argument is out of range
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_bound",
+        "_closed",
+        "_connections",
+        "_error_told",
+        "_host",
+        "_max_connections",
+        "_options",
+        "_port",
+        "_reuse_port",
+    )
+
+    #: A connection has been accepted. Its ``data`` starts when the handler has returned.
+    onconnect = EventHandler[TCPServerSocketEvent]()
+    #: The server cannot go on listening.
+    onerror = EventHandler[TCPSocketErrorEvent["TCPServerSocket"]]()
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        host: str | None = None,
+        binaryType: BinaryType = "arraybuffer",
+        backlog: int = 0,
+        max_connections: int | None = None,
+        reuse_port: bool = False,
+        max_buffered_amount: int | None = None,
+        linger: float = 5,
+    ) -> None:
+        check_port(port, lowest=0)
+        if host is not None:
+            check_host("host", host)
+        check_count("backlog", backlog, 0, _MAX_BACKLOG)
+        check_flag("reuse_port", reuse_port)
+        if reuse_port and not hasattr(socket, "SO_REUSEPORT"):  # pragma: no cover  (Windows)
+            raise ValueError("reuse_port: this system has no SO_REUSEPORT")
+        options = SocketOptions(binaryType=binaryType, max_buffered_amount=max_buffered_amount, linger=linger)
+        self._set_up(port, max_connections, options)
+        self._host = host
+        self._backlog = backlog or _MAX_BACKLOG
+        self._reuse_port = reuse_port
+
+    def _set_up(self, port: int, max_connections: int | None, options: SocketOptions) -> None:
+        super().__init__()
+        if max_connections is not None:
+            check_count("max_connections", max_connections, 1)
+        self._port = port
+        self._max_connections = max_connections
+        self._options = options
+        self._bound: list[socket.socket] = []
+        self._connections: set[TCPSocket] = set()
+        self._closed = False
+        self._error_told = False
+
+    @classmethod
+    def from_socket(
+        cls,
+        sock: socket.socket,
+        *,
+        binaryType: BinaryType = "arraybuffer",
+        max_connections: int | None = None,
+        max_buffered_amount: int | None = None,
+        linger: float = 5,
+    ) -> TCPServerSocket:
+        """Adopt a listening stream socket, which belongs to the TCPServerSocket from then on.
+
+        :param sock: a ``SOCK_STREAM`` socket that listens
+        :param binaryType: as of :class:`TCPServerSocket`
+        :param max_connections: as of :class:`TCPServerSocket`
+        :param max_buffered_amount: as of :class:`TCPServerSocket`
+        :param linger: as of :class:`TCPServerSocket`
+        :raises TypeError: if it is not a socket
+        :raises ValueError: if it is not a listening stream socket
+        """
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"from_socket() takes a socket.socket, not {type(sock).__name__}")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("from_socket() takes a stream socket that listens: call its listen() first")
+        options = SocketOptions(binaryType=binaryType, max_buffered_amount=max_buffered_amount, linger=linger)
+        self = cls.__new__(cls)
+        address = sock.getsockname()
+        self._set_up(address[1] if isinstance(address, tuple) else 0, max_connections, options)
+        sock.setblocking(False)
+        self._bound = [sock]
+        return self
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} :{self._port} {'closed' if self._closed else 'listening'}>"
+
+    @property
+    def localPort(self) -> int:
+        """The port it listens on, or did; of a UNIX-domain socket 0."""
+        return self._port
+
+    def close(self) -> None:
+        """Stop listening. Accepted sockets live on. Closing twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            for sock in self._bound:
+                if self._tasks is not None:
+                    anyio.notify_closing(sock)
+                sock.close()
+            self._notify()
+
+    async def closed(self) -> None:
+        """Wait until it listens no more.
+
+        :raises TCPSocketError: if it could not go on listening
+        """
+        await self._reach("closed()", lambda: self._closed and self._failure is None, lambda: self._closed)
+
+    def _bind(self) -> None:
+        """:raises OSError: if the port cannot be listened on"""
+        if not self._bound and not self._closed:
+            self._bound = _listen(self._host, self._port, self._backlog, self._reuse_port)
+            self._port = self._bound[0].getsockname()[1]
+
+    async def __aenter__(self) -> TCPServerSocket:
+        self._bind()
+        return await super().__aenter__()
+
+    def _abort(self) -> None:
+        self.close()
+        for connection in tuple(self._connections):
+            connection.closeImmediately()
+
+    def _close_all(self) -> None:
+        self.close()
+        for connection in tuple(self._connections):
+            connection.close()
+
+    async def _live(self) -> None:
+        assert self._tasks is not None
+        for sock in self._bound:
+            if not self._closed:
+                self._tasks.start_soon(self._accept_from, sock, name=f"accept loop of {self!r}")
+        await self._wait_until(lambda: self._closed and not self._connections and not self._busy)
+
+    def _release(self) -> None:
+        self.close()
+
+    async def _accept_from(self, listener: socket.socket) -> None:
+        turns = 0
+        try:
+            while not self._closed:
+                if self._is_full():
+                    await self._wait_until(lambda: self._closed or not self._is_full())
+                elif not await self._accept_one(listener):
+                    await anyio.wait_readable(listener)
+                turns += 1
+                if turns % TURNS == 0:
+                    await anyio.lowlevel.checkpoint()
+        except anyio.ClosedResourceError:
+            pass
+
+    async def _accept_one(self, listener: socket.socket) -> bool:
+        """:return: whether there may be another"""
+        try:
+            sock, peer = listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            if exc.errno in _NO_ROOM:
+                logger.error("%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
+                await anyio.sleep(ACCEPT_PAUSE)
+            elif exc.errno not in _LOST:
+                self._fail(exc)
+        else:
+            self._welcome(sock, peer)
+        return True
+
+    def _welcome(self, sock: socket.socket, peer: Any) -> None:
+        assert self._tasks is not None
+        if not self._has_listener("connect"):
+            logger.warning("%r has no onconnect: the connection from %s is closed", self, peer)
+            sock.close()
+            return
+        connection = TCPSocket._accept(sock, peer, self._options, self)
+        self._connections.add(connection)
+        self._tasks.start_soon(self._serve, connection, name=repr(connection))
+
+    async def _serve(self, connection: TCPSocket) -> None:
+        try:
+            await connection._run_accepted()
+        finally:
+            self._connections.discard(connection)
+            self._notify()
+
+    def _is_full(self) -> bool:
+        return self._max_connections is not None and len(self._connections) >= self._max_connections
+
+    def _fail(self, exc: OSError) -> None:
+        assert self._tasks is not None
+        self._failure = explain(exc)
+        self._failure_seen = self._has_listener("error") or self._awaiting > 0
+        self.close()
+        if self._failure_seen:
+            self._wake_dispatch()
+        else:
+            self._tasks.cancel_scope.cancel()  # for the block's owner to be told now, not when the last connection ends
+
+    def _next_event(self) -> Event[Any] | None:
+        if self._failure is None or self._error_told:
+            self._notify()
+            return None
+        self._error_told = True
+        return TCPSocketErrorEvent("error", self, self._failure)
+
+
+def _listen(host: str | None, port: int, backlog: int, reuse_port: bool) -> list[socket.socket]:
+    """Sockets that listen on one port of each address of a host."""
+    if host is None:
+        addresses: list[tuple[int, tuple[Any, ...]]] = [
+            (family, (address, port)) for family, address in _ALL_INTERFACES
+        ]
+    else:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    for _ in range(_PORT_TRIES - 1):
+        try:
+            return _listen_on_each(addresses, backlog, reuse_port)
+        except OSError as exc:
+            # The port that the first address got may be taken on another address.
+            if exc.errno != errno.EADDRINUSE or port or len(addresses) == 1:
+                raise
+    return _listen_on_each(addresses, backlog, reuse_port)
+
+
+_ALL_INTERFACES = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]  # noqa: S104
+
+
+def _listen_on_each(
+    addresses: list[tuple[int, tuple[Any, ...]]], backlog: int, reuse_port: bool
+) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, (host, port, *rest) in addresses:
+            if bound and not port:
+                port = bound[0].getsockname()[1]
+            try:
+                bound.append(_listen_on(family, (host, port, *rest), backlog, reuse_port))
+            except OSError as exc:
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = exc  # this machine may have one of IPv4 and IPv6 only
+        if missing is not None and not bound:
+            raise missing
+    except BaseException:
+        for sock in bound:
+            sock.close()
+        raise
+    return bound
+
+
+def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # pragma: no cover  (Windows, where SO_REUSEADDR steals ports)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

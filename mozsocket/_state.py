@@ -1,0 +1,198 @@
+"""What a TCPSocket knows, without any I/O: its ready state, what it has yet to send, how often it is suspended.
+
+The rules, each of which is one line below:
+
+- A socket goes from connecting to open, closing and closed; it may leave out any, and never goes back.
+- ``send()`` gives False, and a ``drain`` is owed, once more than 65536 bytes are buffered.
+- An owed ``drain`` is due when nothing is buffered. If more was buffered before it was taken, it is due later.
+- Suspensions count: as often resumed as suspended.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+from ._errors import InvalidStateError
+
+__all__ = ("BUFFER_THRESHOLD", "ReadyState", "SendBuffer", "SuspendCount", "octets")
+
+BUFFER_THRESHOLD = 65536
+"""Bytes buffered above which :meth:`TCPSocket.send` gives False (Gecko's ``BUFFER_SIZE``)."""
+
+_JOIN_BELOW = 4096  # bytes: copying a chunk this small costs less than telling the kernel where it is
+_JOIN_UP_TO = 262_144  # bytes joined at most: what one call to the kernel is likely to take
+_VECTOR = 64  # chunks given to one call to the kernel; POSIX allows at least 16, every system of ours 1024
+
+
+class ReadyState(str, Enum):
+    """The states of a TCPSocket (MDN's ``readyState``). Each equals its name as a ``str``."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+    __str__ = str.__str__
+
+    def precedes(self, other: ReadyState) -> bool:
+        """Whether a socket in this state can go on to the other."""
+        return _ORDER.index(self) < _ORDER.index(other)
+
+
+_ORDER = tuple(ReadyState)
+
+
+class SendBuffer:
+    """What was given to ``send()`` and not yet handed to the operating system.
+
+    :ivar amount: its size in bytes: ``bufferedAmount``
+    :ivar dropped: whether bytes were thrown away unsent
+    """
+
+    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "amount", "dropped")
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._chunks: deque[bytes | memoryview] = deque()
+        self._drain_owed = False
+        self._ended = False
+        self._limit = limit
+        self.amount = 0
+        self.dropped = False
+
+    def append(self, data: bytes) -> bool:
+        """Take data to be sent.
+
+        :return: False if more than :data:`BUFFER_THRESHOLD` bytes are now buffered: a drain is owed
+        :raises BufferError: if that would be more than the limit; nothing is taken
+        """
+        amount = self.amount + len(data)
+        if self._limit is not None and amount > self._limit:
+            raise BufferError(
+                f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
+            )
+        if data and not self._ended:
+            self._chunks.append(data)
+            self.amount = amount
+            if amount > BUFFER_THRESHOLD:
+                self._drain_owed = True
+                return False
+        return True
+
+    def next_write(self) -> list[bytes | memoryview]:
+        """What to hand over next, in one call: some large chunks as they are, or many small ones joined."""
+        chunks = self._chunks
+        if len(chunks) > 1 and len(chunks[0]) < _JOIN_BELOW:
+            chunks.appendleft(b"".join(self._pop_small()))
+        if len(chunks) <= _VECTOR:
+            return list(chunks)
+        return [chunks[i] for i in range(_VECTOR)]
+
+    def _pop_small(self) -> list[bytes | memoryview]:
+        chunks = self._chunks
+        small: list[bytes | memoryview] = []
+        if self.amount <= min(_JOIN_UP_TO, _JOIN_BELOW * len(chunks)):  # the usual case, and no loop
+            small.extend(chunks)
+            chunks.clear()
+            return small
+        size = 0
+        while chunks and len(chunks[0]) < _JOIN_BELOW and size < _JOIN_UP_TO:
+            size += len(chunks[0])
+            small.append(chunks.popleft())
+        return small
+
+    def advance(self, count: int) -> None:
+        """Count bytes as handed over: the first of what :meth:`next_write` gave."""
+        self.amount -= count
+        chunks = self._chunks
+        while count:
+            chunk = chunks.popleft()
+            if len(chunk) > count:
+                chunks.appendleft(memoryview(chunk)[count:])
+                return
+            count -= len(chunk)
+
+    @property
+    def drain_due(self) -> bool:
+        """Whether a drain is owed and nothing is buffered."""
+        return self._drain_owed and not self.amount
+
+    def take_drain(self) -> bool:
+        """Whether a drain is due; if so it counts as delivered."""
+        if not self.drain_due:
+            return False
+        self._drain_owed = False
+        return True
+
+    def drop(self) -> None:
+        """Throw away what is buffered, and whatever comes: the connection is lost, or wanted no more."""
+        self.dropped = self.dropped or self.amount > 0
+        self._ended = True
+        self._chunks.clear()
+        self.amount = 0
+        self._drain_owed = False
+
+
+class SuspendCount:
+    """How often a socket is suspended. True while it is."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def suspend(self) -> None:
+        self._count += 1
+
+    def resume(self) -> None:
+        """:raises InvalidStateError: if it is not suspended"""
+        if not self._count:
+            raise InvalidStateError("resume() without suspend(): the socket is not suspended")
+        self._count -= 1
+
+
+def octets(data: object, byteOffset: int, byteLength: int | None) -> bytes:
+    """The bytes that a call of ``send(data, byteOffset, byteLength)`` means, as they are now.
+
+    :param data: bytes-like, or a ``str`` of characters up to U+00FF, one a byte
+    :param byteOffset: where the slice starts; clamped to the data, as in Gecko
+    :param byteLength: its length, likewise clamped; None for all the rest
+    :raises TypeError: if one of them is of another type
+    :raises ValueError: if a number is negative, or a character is above U+00FF
+    """
+    start = _unsigned("byteOffset", byteOffset)
+    stop = None if byteLength is None else start + _unsigned("byteLength", byteLength)
+    if isinstance(data, str):
+        return _latin1(data)[start:stop]
+    if isinstance(data, bytes):
+        return data[start:stop]
+    try:
+        view = memoryview(data)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"send() takes a bytes-like object or a str, not {type(data).__name__}") from None
+    with view:
+        if not view.c_contiguous:
+            return view.tobytes()[start:stop]
+        with view.cast("B") as flat:
+            return bytes(flat[start:stop])  # copied: the program may change it before it is sent
+
+
+def _unsigned(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative: {value}")
+    return value
+
+
+def _latin1(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError as exc:
+        raise ValueError(
+            f"send() takes str of characters up to U+00FF, one a byte; character {exc.start} is"
+            f" U+{ord(text[exc.start]):04X}: encode the text first"
+        ) from None

@@ -1,0 +1,88 @@
+"""Bytes in and out of a non-blocking stream socket.
+
+AnyIO tells when; the operating system moves the bytes, and nothing lies between. What would block gives None or 0
+instead of an exception's cost to every caller, so that the callers read straight on.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import anyio
+
+__all__ = ("Transport", "configure")
+
+
+def configure(sock: socket.socket) -> None:
+    """Make a connected socket as ours are: never blocking, and nothing held back to be sent with later bytes."""
+    sock.setblocking(False)
+    if sock.family in (socket.AF_INET, getattr(socket, "AF_INET6", None)):
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:  # pragma: no cover  (macOS: the peer has reset it already, which the first read will tell)
+            pass
+
+
+class Transport:
+    """A connected socket, owned: :meth:`close` closes it.
+
+    :ivar socket: the socket
+    :ivar closed: whether it has been closed
+    """
+
+    __slots__ = ("_waited_for", "closed", "socket")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.closed = False
+        self._waited_for = False
+
+    def receive(self, size: int) -> bytes | None:
+        """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
+
+        :raises OSError: if the connection was lost
+        """
+        try:
+            return self.socket.recv(size)
+        except (BlockingIOError, InterruptedError):
+            return None
+
+    def send(self, chunks: list[bytes | memoryview]) -> int:
+        """Hand bytes to the operating system, in one call.
+
+        :return: how many of them it took; 0 if there was no room
+        :raises OSError: if the connection was lost
+        """
+        try:
+            if len(chunks) == 1:
+                return self.socket.send(chunks[0])
+            if hasattr(self.socket, "sendmsg"):
+                return self.socket.sendmsg(chunks)
+            return self.socket.send(b"".join(chunks))  # pragma: no cover  (Windows)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    async def wait_readable(self) -> None:
+        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
+        self._waited_for = True
+        await anyio.wait_readable(self.socket)
+
+    async def wait_writable(self) -> None:
+        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
+        self._waited_for = True
+        await anyio.wait_writable(self.socket)
+
+    def send_eof(self) -> None:
+        """Tell the peer that no more will come (FIN)."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the connection is lost already, which the next read tells
+
+    def close(self) -> None:
+        """Close the socket, and wake who waits for it."""
+        if not self.closed:
+            self.closed = True
+            if self._waited_for:
+                anyio.notify_closing(self.socket)
+            self.socket.close()

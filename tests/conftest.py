@@ -1,0 +1,63 @@
+"""Every test of the package runs on each event loop, within a time limit, and fails if it leaks.
+
+Rules: port 0; loopback only; no sleep to make something happen, but wait for the event or
+``anyio.wait_all_tasks_blocked()``; the peer is a blocking socket of the standard library (``peers.py``).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+LOOPS = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+@pytest.fixture(params=[pytest.param(value, id=name) for name, value in LOOPS.items()])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    value: tuple[str, dict[str, Any]] = request.param
+    return value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uvloop_is_warm() -> None:
+    """uvloop opens a pipe of its own when it is first used, for good."""
+    anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No descriptor and no thread is left behind, nor an object that warns when it is collected."""
+    gc.collect()
+    descriptors, threads = open_descriptors(), threading.active_count()
+    yield
+    for _ in range(3):  # a collection may make further garbage
+        gc.collect()
+    left = {fd: name for fd, name in open_descriptors().items() if descriptors.get(fd) != name}
+    assert not left, f"left open: {left}"
+    # AnyIO's and Trio's worker threads outlive the event loop for a while, idle.
+    assert threading.active_count() <= threads + 10
+
+
+def open_descriptors() -> dict[int, str]:
+    """The descriptors of this process, with what they are open on; none where the system does not tell."""
+    if sys.platform != "linux":
+        return {}
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # that of the listing itself
+            pass
+    return found

@@ -1,0 +1,179 @@
+"""What the tests talk to: blocking sockets of the standard library, which share no code with the package.
+
+The test calls them in a worker thread with :func:`blocking`, so that the event loop goes on.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from typing_extensions import TypeVarTuple, Unpack
+
+from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+PEER_TIMEOUT = 20  # seconds after which a blocking peer gives up, so that a failing test ends
+
+
+async def blocking(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    """Call a blocking function in a thread."""
+    return await anyio.to_thread.run_sync(function, *args)
+
+
+@contextmanager
+def listening(host: str = "127.0.0.1", *, backlog: int = 16) -> Iterator[socket.socket]:
+    """A blocking socket that listens on a free port of loopback."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family, backlog=backlog) as listener:
+        listener.settimeout(PEER_TIMEOUT)
+        yield listener
+
+
+def port_of(sock: socket.socket) -> int:
+    port: int = sock.getsockname()[1]
+    return port
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    """The next connection, as a blocking socket."""
+    peer, _ = await blocking(listener.accept)
+    peer.settimeout(PEER_TIMEOUT)
+    return peer
+
+
+async def dial(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """A blocking socket that is connected to a port of this machine."""
+    return await blocking(socket.create_connection, (host, port), PEER_TIMEOUT)
+
+
+def unused_port() -> int:
+    """A port of loopback on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return port_of(listener)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything up to the end of stream. Blocks."""
+    parts = []
+    while part := sock.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    """So many bytes. Blocks."""
+    data = bytearray()
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        assert part, f"the stream ended after {len(data)} of {size} bytes"
+        data += part
+    return bytes(data)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+class Recorder:
+    """Records the events of a socket, or of a server, in order.
+
+    :ivar events: all of them
+    """
+
+    TYPES = ("open", "drain", "data", "error", "close")
+
+    def __init__(self, target: TCPSocket) -> None:
+        self.events: list[Any] = []
+        self._more = anyio.Event()
+        for type_ in self.TYPES:
+            target.addEventListener(type_, self._record)
+
+    def _record(self, event: Any) -> None:
+        self.events.append(event)
+        self._more.set()
+
+    @property
+    def types(self) -> list[str]:
+        """The types of the events, successive ``data`` counted once."""
+        types: list[str] = []
+        for event in self.events:
+            if not (event.type == "data" and types and types[-1] == "data"):
+                types.append(event.type)
+        return types
+
+    @property
+    def data(self) -> Any:
+        """All data so far, joined."""
+        parts = [event.data for event in self.events if event.type == "data"]
+        return (parts[0][:0] if parts else b"").join(parts)
+
+    def last(self, type: str) -> Any:
+        return [event for event in self.events if event.type == type][-1]
+
+    async def until(self, type: str) -> Any:
+        """Wait for the first event of a type."""
+        await self.until_so(lambda: any(event.type == type for event in self.events))
+        return next(event for event in self.events if event.type == type)
+
+    async def until_so(self, reached: Callable[[], bool]) -> None:
+        """Wait for events until something is so."""
+        with anyio.fail_after(PEER_TIMEOUT):
+            while not reached():
+                await self._more.wait()
+                self._more = anyio.Event()
+
+
+class Accepting:
+    """A server whose accepted sockets are recorded.
+
+    :ivar server: the server
+    :ivar sockets: the accepted sockets, with their recorders
+    """
+
+    def __init__(self, server: TCPServerSocket) -> None:
+        self.server = server
+        self.sockets: list[tuple[TCPSocket, Recorder]] = []
+        self._more = anyio.Event()
+        server.onconnect = self._accepted
+
+    def _accepted(self, event: Any) -> None:
+        self.sockets.append((event.socket, Recorder(event.socket)))
+        self._more.set()
+
+    async def first(self) -> tuple[TCPSocket, Recorder]:
+        """Wait for the first accepted socket."""
+        with anyio.fail_after(PEER_TIMEOUT):
+            while not self.sockets:
+                await self._more.wait()
+        return self.sockets[0]
+
+
+async def connected(
+    tcp: MozTCPSocket, role: str, listener: socket.socket, **options: Any
+) -> tuple[TCPSocket, Recorder, socket.socket]:
+    """An open TCPSocket in a role, its recorder, and the blocking socket at its other end.
+
+    :param role: ``"client"``: opened by the program; ``"server"``: accepted by it
+    :param listener: what the client's role connects to
+    """
+    if role == "client":
+        socket_ = tcp.open("127.0.0.1", port_of(listener), **options)
+        recorder = Recorder(socket_)
+        peer = await accept(listener)
+        await socket_.opened()
+    else:
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1", **options))
+        peer = await dial(accepting.server.localPort)
+        socket_, recorder = await accepting.first()
+        accepting.server.close()
+    return socket_, recorder, peer
