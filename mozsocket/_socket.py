@@ -88,17 +88,17 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         "_close_told",
         "_error_told",
         "_flush_scheduled",
+        "_host",
         "_inbox",
         "_opened",
         "_options",
         "_outbox",
         "_peer_ended",
+        "_port",
         "_state",
         "_suspensions",
         "_transport",
         "_write_due",
-        "host",
-        "port",
     )
 
     #: The connection is open. Not for accepted sockets, which are open from the start.
@@ -136,8 +136,8 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
 
     def _set_up(self, host: str, port: int, options: SocketOptions) -> None:
         super().__init__()
-        self.host: str = host
-        self.port: int = port
+        self._host = host
+        self._port = port
         self._options = options
         self._state = _CONNECTING
         self._opened = False
@@ -196,9 +196,19 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         return self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {_display(self.host)}:{self.port} {self._state}>"
+        return f"<{type(self).__name__} {_display(self._host)}:{self._port} {self._state}>"
 
     # What MDN documents
+
+    @property
+    def host(self) -> str:
+        """What it connects to; of an accepted or adopted socket, the peer's address."""
+        return self._host
+
+    @property
+    def port(self) -> int:
+        """The port it connects to; of an accepted or adopted socket, the peer's; of a UNIX-domain socket 0."""
+        return self._port
 
     @property
     def ssl(self) -> bool:
@@ -409,7 +419,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
                 return
             try:
                 with anyio.move_on_after(timeout) as limit:
-                    sock = await connect(self.host, self.port, self._options.local_host)
+                    sock = await connect(self._host, self._port, self._options.local_host)
                     configure(sock)
                     self._transport = Transport(sock)
                 if limit.cancelled_caught:
@@ -579,6 +589,8 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         # destroy what the peer has yet to read (RST); delivered after a failure, as it may tell the reason.
         with anyio.move_on_after(self._patience()):
             await self._wait_until(lambda: self._peer_ended)
+        if self._suspensions:
+            self._discard_queue()  # the reader may wait for room in it
         self._shut()
 
     def _patience(self) -> float:

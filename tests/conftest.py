@@ -31,9 +31,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def uvloop_is_warm() -> None:
-    """uvloop opens a pipe of its own when it is first used, for good."""
+def prepared() -> None:
+    """uvloop opens a pipe of its own when it is first used, for good, which is no leak of a test."""
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
+    gc.collect()
+    gc.freeze()  # what is there before the first test need not be looked at after each
 
 
 @pytest.fixture(autouse=True)

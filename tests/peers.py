@@ -60,6 +60,11 @@ def unused_port() -> int:
         return port_of(listener)
 
 
+async def send_all(sock: socket.socket, data: bytes) -> None:
+    """Send with a blocking socket, in a thread."""
+    await blocking(sock.sendall, data)
+
+
 def read_all(sock: socket.socket) -> bytes:
     """Everything up to the end of stream. Blocks."""
     parts = []
