@@ -504,7 +504,9 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
             try:
                 await self._outbox.send(data)
             except anyio.BrokenResourceError:
-                pass  # closed by the program meanwhile
+                return  # closed by the program meanwhile
+            if not self._suspensions:
+                self._wake_dispatch()  # the dispatcher may have been done before there was room
 
     def _data_event(self, data: bytes) -> TCPSocketEvent:
         if self._options.binaryType == "string":

@@ -15,7 +15,11 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("default", deadline=None)  # a shared machine may pause anywhere
+hypothesis.settings.load_profile("default")
 
 LOOPS = {
     "asyncio": ("asyncio", {}),

@@ -584,6 +584,25 @@ async def test_suspend_while_connecting(listener: stdlib_socket.socket) -> None:
             await events.until("data")
 
 
+async def test_suspensions_at_any_moment_keep_the_order(role: str, listener: stdlib_socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        socket, events, peer = await connected(tcp, role, listener)
+        data = SOME * 8
+        with peer:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(send_all, peer, data)
+                for turns in range(200):
+                    socket.suspend()
+                    for _ in range(turns % 7):
+                        await anyio.lowlevel.checkpoint()
+                    socket.resume()
+                    for _ in range(turns % 5):
+                        await anyio.lowlevel.checkpoint()
+        await events.until("close")
+        assert len(events.data) == len(data)
+        assert events.data == data
+
+
 async def test_suspend_within_a_handler_stops_at_once(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)

@@ -1,0 +1,317 @@
+"""What the README says is so: its examples run as printed, its tables match the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import mozsocket
+from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSocket, TCPSocket
+
+from .peers import accept, blocking, dial, listening, port_of, read_all, read_exactly, unused_port
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """The text under a heading."""
+    return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def example(title: str) -> dict[str, Any]:
+    """The example under a heading, as a module's namespace."""
+    (code,) = re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
+    namespace: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, f"README.md: {title}", "exec"), namespace)  # noqa: S102
+    return namespace
+
+
+def rows(title: str) -> list[list[str]]:
+    """The rows of the table under a heading."""
+    lines = [line for line in section(title).splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+async def port_from(capsys: pytest.CaptureFixture[str]) -> int:
+    """The port that an example says it listens on."""
+    await anyio.wait_all_tasks_blocked()
+    found = re.fullmatch(r"listening on (\d+)\n", capsys.readouterr().out)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.anyio
+async def test_client(capsys: pytest.CaptureFixture[str]) -> None:
+    main = example("A client")["main"]
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(main, port_of(listener))
+            with await accept(listener) as peer:
+                assert await blocking(read_exactly, peer, 5) == b"hello"
+                peer.sendall(b"and to you")
+                assert await blocking(read_all, peer) == b""
+    assert capsys.readouterr().out == "b'and to you'\n"
+    await main(unused_port())
+    assert capsys.readouterr().out.startswith("ConnectionRefusedError ConnectionRefusedError: ")
+
+
+@pytest.mark.anyio
+async def test_server(capsys: pytest.CaptureFixture[str]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(example("A server")["main"], 0)
+        port = await port_from(capsys)
+        with await dial(port) as peer:
+            await echoes(peer)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_proxy(capsys: pytest.CaptureFixture[str]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(example("A server")["main"], 0)
+        upstream_port = await port_from(capsys)
+        tasks.start_soon(example("A proxy")["main"], 0, "127.0.0.1", upstream_port)
+        port = await port_from(capsys)
+        with await dial(port) as peer:
+            await echoes(peer)
+        tasks.cancel_scope.cancel()
+
+
+async def echoes(peer: Any) -> None:
+    """A peer gets back all it sends, though it sends more than fits anywhere before it reads."""
+    data = bytes(range(256)) * 40_000
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(blocking, peer.sendall, data)
+        assert await blocking(read_exactly, peer, len(data)) == data
+
+
+@pytest.mark.anyio
+async def test_without_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    main = example("Without handlers")["main"]
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(main, port_of(listener))
+            with await accept(listener) as peer:
+                assert await blocking(read_all, peer) == bytes(1_000_000)
+    await main(unused_port())
+    assert re.fullmatch(r"ConnectionRefusedError \d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("loop", ["anyio", "trio", "asyncio"])
+def test_the_example_runs_under_each_run_function(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import asyncio
+
+    import trio
+
+    main = example("A client")["main"]
+    port = unused_port()
+    runs: dict[str, Callable[[], object]] = {
+        "anyio": lambda: anyio.run(main, port),
+        "trio": lambda: trio.run(main, port),
+        "asyncio": lambda: asyncio.run(main(port)),
+    }
+    runs[loop]()
+    assert "ConnectionRefusedError" in capsys.readouterr().out
+
+
+# The interface
+
+
+def test_interface_table_names_every_public_member_and_nothing_else() -> None:
+    named: dict[str, set[str]] = {}
+    for cell, _ in rows("The interface"):
+        owner = re.match(r"\*\*`(\w+)\(", cell)
+        if owner:
+            members = named[owner[1]] = set()
+        else:
+            members.update(re.findall(r"\b([a-zA-Z_]+)\b(?=\(|`)", cell))
+    named["TCPServerSocket"] |= {"addEventListener", "removeEventListener"}  # "as above"
+    for owner_name, members in named.items():
+        owner_class = getattr(mozsocket, owner_name)
+        assert members == {name for name in dir(owner_class) if not name.startswith("_")}, owner_name
+
+
+@pytest.mark.parametrize(
+    ("number", "functions"), [(0, [MozTCPSocket.open, TCPSocket]), (1, [MozTCPSocket.listen, TCPServerSocket])]
+)
+def test_options_named_are_those_there_are(number: int, functions: list[Callable[..., Any]]) -> None:
+    text = " ".join(section("The interface").split())
+    sentence = text.split("Options of ")[number + 1].split(". ")[0].split(": ", 1)[1]
+    named = set(re.findall(r"`(\w+)`", sentence))
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == named
+
+
+def test_error_names_are_those_there_are() -> None:
+    from mozsocket._errors import _TELLING
+
+    text = " ".join(section("The interface").split())
+    assert set(re.findall(r"`(\w+Error)`", text.split("Gecko's:")[1].split(". ")[0])) == set(_TELLING)
+
+
+# The differences from MDN: for each row of the table a check, and for each check a row.
+
+
+async def scope_ends_its_sockets() -> None:
+    with pytest.raises(RuntimeError):
+        MozTCPSocket().open("localhost", 1)
+
+
+async def bytes_by_default() -> None:
+    assert TCPSocket("localhost", 1).binaryType == "arraybuffer"
+
+
+async def keyword_arguments() -> None:
+    with pytest.raises(TypeError):
+        TCPSocket("localhost", 1, {"binaryType": "string"})  # type: ignore[call-arg, arg-type]
+
+
+async def with_open_pair(check: Callable[[TCPSocket], object]) -> None:
+    import socket
+
+    ours, peer = socket.socketpair()
+    with peer:
+        async with TCPSocket.from_socket(ours, linger=0) as tcp_socket:
+            await tcp_socket.opened()
+            check(tcp_socket)
+
+
+async def bytes_like_is_sent() -> None:
+    await with_open_pair(lambda socket: [socket.send(data) for data in (b"", bytearray(), memoryview(b""))])
+
+
+async def high_characters_are_refused() -> None:
+    def check(socket: TCPSocket) -> None:
+        with pytest.raises(ValueError, match=r"U\+20AC"):
+            socket.send("€")
+
+    await with_open_pair(check)
+
+
+async def certified_ports() -> None:
+    async with MozTCPSocket() as tcp:
+        with pytest.raises(PermissionError):
+            tcp.listen(1023)
+
+
+async def async_handlers() -> None:
+    ran = []
+
+    async def onopen(event: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        ran.append(event.type)
+
+    with listening() as listener:
+        async with MozTCPSocket() as tcp:
+            socket = tcp.open("127.0.0.1", port_of(listener))
+            socket.onopen = onopen
+            (await accept(listener)).close()
+    assert ran == ["open"]
+
+
+async def handler_exceptions_leave_the_block() -> None:
+    with listening() as listener, pytest.raises(ZeroDivisionError):  # noqa: PT012
+        async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
+            socket.onopen = lambda event: 1 / 0
+            await anyio.sleep_forever()
+
+
+async def errors_leave_the_block() -> None:
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
+        async with MozTCPSocket() as tcp:
+            tcp.open("127.0.0.1", unused_port())
+    assert [type(inner) for inner in caught.value.exceptions] == [mozsocket.TCPSocketError]  # type: ignore[attr-defined]
+
+
+async def ready_state_is_a_str() -> None:
+    assert isinstance(ReadyState.OPEN, str)
+    assert TCPSocket("localhost", 1).readyState == "connecting"
+
+
+async def resume_unmatched() -> None:
+    with pytest.raises(InvalidStateError):
+        TCPSocket("localhost", 1).resume()
+
+
+async def send_when_not_open() -> None:
+    with pytest.raises(InvalidStateError):
+        TCPSocket("localhost", 1).send(b"")
+
+
+async def no_tls_yet() -> None:
+    assert not hasattr(TCPSocket, "upgradeToSecure")
+    assert "useSecureTransport" not in inspect.signature(TCPSocket).parameters
+
+
+async def buffered_amount_counts_all() -> None:
+    def check(socket: TCPSocket) -> None:
+        socket.send(bytes(100))
+        assert socket.bufferedAmount == 100
+
+    await with_open_pair(check)
+
+
+async def early_close_counts() -> None:
+    async with MozTCPSocket() as tcp:
+        socket = tcp.open("127.0.0.1", unused_port())
+        socket.close()
+    assert socket.readyState == "closed"
+
+
+async def close_after_half_close() -> None:
+    with listening() as listener:
+        async with MozTCPSocket() as tcp:
+            closed: list[Any] = []
+            socket = tcp.open("127.0.0.1", port_of(listener))
+            socket.onclose = closed.append
+            with await accept(listener) as peer:
+                peer.shutdown(1)
+                assert await blocking(read_all, peer) == b""
+        assert len(closed) == 1
+
+
+async def failures_are_named() -> None:
+    names = []
+    async with MozTCPSocket() as tcp:
+        for host in ("127.0.0.1", "no-such-host.invalid"):
+            socket = tcp.open(host, unused_port())
+            socket.onerror = lambda event: names.append(event.name)
+    assert sorted(names) == ["ConnectionRefusedError", "DomainNotFoundError"]
+
+
+DIFFERENCES = {
+    "`navigator.mozTCPSocket`, for privileged apps": scope_ends_its_sockets,
+    '`binaryType` is `"string"` by default': bytes_by_default,
+    "an options dictionary": keyword_arguments,
+    "`ArrayBuffer`": bytes_like_is_sent,
+    "strings of characters above U+00FF lose their high bytes": high_characters_are_refused,
+    "ports below 1024 are for certified apps": certified_ports,
+    "handlers are functions": async_handlers,
+    "an exception in a handler is reported to the console": handler_exceptions_leave_the_block,
+    "an `error` without a handler is ignored": errors_leave_the_block,
+    "`readyState` is a string": ready_state_is_a_str,
+    "`resume()` without `suspend()` is ignored": resume_unmatched,
+    "`send()` when not open is an error in some states only": send_when_not_open,
+    "`useSecureTransport`, `upgradeToSecure()`": no_tls_yet,
+    "`bufferedAmount` leaves out bytes in flight": buffered_amount_counts_all,
+    "an early `close()` is ignored": early_close_counts,
+    "`onclose` can be missed after the peer's half-close": close_after_half_close,
+    "every early failure is called refused": failures_are_named,
+}
+
+
+def test_every_difference_has_a_check() -> None:
+    assert [row[0] for row in rows("Differences from MDN")] == list(DIFFERENCES)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("check", DIFFERENCES.values(), ids=lambda check: check.__name__)
+async def test_difference(check: Callable[[], Any]) -> None:
+    await check()
