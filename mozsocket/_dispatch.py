@@ -79,7 +79,8 @@ class Dispatcher(EventTarget):
         :param event: an event to deliver before what is due; only while not busy
         """
         if self._busy:
-            return  # it will be seen to after the running handler
+            assert event is None
+            return  # what is due will be seen to after the running handler
         self._busy = True
         rest = None
         for _ in range(TURNS):
