@@ -73,9 +73,9 @@ class TCPServerSocket(Lifetime):
     )
 
     #: A connection has been accepted. Its ``data`` starts when the handler has returned.
-    onconnect = EventHandler[TCPServerSocketEvent]()
+    onconnect: EventHandler[TCPServerSocketEvent] = EventHandler()
     #: The server cannot go on listening.
-    onerror = EventHandler[TCPSocketErrorEvent["TCPServerSocket"]]()
+    onerror: EventHandler[TCPSocketErrorEvent[TCPServerSocket]] = EventHandler()
 
     def __init__(
         self,

@@ -23,12 +23,13 @@ import anyio
 import anyio.lowlevel
 from anyio import TypedAttributeProvider
 from anyio.abc import SocketAttribute
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from ._addresses import display, host_and_port, plain
 from ._connect import connect
 from ._dispatch import TURNS, Signal, turn
 from ._errors import InvalidStateError, explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent, TCPSocketEvent
+from ._inbox import QUEUED_READ_SIZE, Inbox
 from ._lifetime import Lifetime
 from ._options import BinaryType, SocketOptions, check_host, check_port
 from ._state import ReadyState, SendBuffer, SuspendCount, octets
@@ -49,11 +50,6 @@ _CLOSED = ReadyState.CLOSED
 
 READ_SIZE = 122_880
 """Bytes read at once, when they go straight to the handler."""
-
-QUEUED_READ_SIZE = 65_536
-"""Bytes read at once, when they have to be queued: the queue holds :data:`QUEUE_LENGTH` such reads."""
-
-QUEUE_LENGTH = 4
 
 
 class TCPSocket(Lifetime, TypedAttributeProvider):
@@ -92,7 +88,6 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         "_inbox",
         "_opened",
         "_options",
-        "_outbox",
         "_peer_ended",
         "_port",
         "_state",
@@ -102,15 +97,15 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
     )
 
     #: The connection is open. Not for accepted sockets, which are open from the start.
-    onopen = EventHandler[Event["TCPSocket"]]()
+    onopen: EventHandler[Event[TCPSocket]] = EventHandler()
     #: Everything buffered has been handed to the operating system, after a :meth:`send` that gave False.
-    ondrain = EventHandler[Event["TCPSocket"]]()
+    ondrain: EventHandler[Event[TCPSocket]] = EventHandler()
     #: Bytes have arrived.
-    ondata = EventHandler[TCPSocketEvent]()
+    ondata: EventHandler[TCPSocketEvent] = EventHandler()
     #: The connection failed or was lost. ``close`` follows.
-    onerror = EventHandler[TCPSocketErrorEvent["TCPSocket"]]()
+    onerror: EventHandler[TCPSocketErrorEvent[TCPSocket]] = EventHandler()
     #: The connection is closed: the last event, exactly once.
-    onclose = EventHandler[Event["TCPSocket"]]()
+    onclose: EventHandler[Event[TCPSocket]] = EventHandler()
 
     def __init__(
         self,
@@ -147,8 +142,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         self._attempt: anyio.CancelScope | None = None  # to connect
         self._accepted_by: TCPServerSocket | None = None
         self._announcement: Event[Any] | None = None  # the first event: open, or the server's connect
-        self._outbox: MemoryObjectSendStream[bytes] | None = None  # the channel, made when first needed
-        self._inbox: MemoryObjectReceiveStream[bytes] | None = None
+        self._inbox = Inbox()
         self._write_due: Signal | None = None  # made with the writer
         self._flush_scheduled = False  # whether someone will look at the send buffer
         self._peer_ended = False  # whether nothing more will be read
@@ -180,7 +174,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
     @classmethod
     def _adopt(cls, sock: stdlib_socket.socket, peer: Any, options: SocketOptions) -> TCPSocket:
         self = cls.__new__(cls)
-        self._set_up(*_host_and_port(peer), options)
+        self._set_up(*host_and_port(peer), options)
         configure(sock)
         self._transport = Transport(sock)
         return self
@@ -196,7 +190,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         return self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {_display(self._host)}:{self._port} {self._state}>"
+        return f"<{type(self).__name__} {display(self._host)}:{self._port} {self._state}>"
 
     # What MDN documents
 
@@ -266,7 +260,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         :raises InvalidStateError: if the socket is not suspended
         """
         self._suspensions.resume()
-        if self._inbox is not None and not self._suspensions:
+        if self._inbox.used and not self._suspensions:
             self._wake_dispatch()
 
     def close(self) -> None:
@@ -281,7 +275,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
             self._abandon()
         elif self._state is _OPEN:
             self._set_ready_state(_CLOSING)
-            self._discard_queue()
+            self._inbox.discard()
             self._wake_writer()
 
     def closeImmediately(self) -> None:
@@ -294,7 +288,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         elif self._state is not _CLOSED:
             self._set_ready_state(_CLOSING)
             self._buffer.drop()
-            self._discard_queue()
+            self._inbox.discard()
             self._shut()
 
     # What mozsocket adds
@@ -337,8 +331,8 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         sock = self._transport.socket
         attributes: dict[Any, Callable[[], Any]] = {
             SocketAttribute.family: lambda: sock.family,
-            SocketAttribute.local_address: lambda: _plain(sock.getsockname()),
-            SocketAttribute.remote_address: lambda: _plain(sock.getpeername()),
+            SocketAttribute.local_address: lambda: plain(sock.getsockname()),
+            SocketAttribute.remote_address: lambda: plain(sock.getpeername()),
             SocketAttribute.raw_socket: lambda: sock,
         }
         if isinstance(sock.getsockname(), tuple):
@@ -440,9 +434,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         self._buffer.drop()
         self._shut()
         self._set_ready_state(_CLOSED)
-        if self._inbox is not None and self._outbox is not None:
-            self._inbox.close()
-            self._outbox.close()
+        self._inbox.close()
 
     # Reading
 
@@ -494,28 +486,19 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
 
     async def _queue(self, data: bytes) -> None:
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
-        if self._state is not _OPEN:
+        if self._state is not _OPEN or self._inbox.put_nowait(data):
             return
-        if self._outbox is None:
-            self._outbox, self._inbox = anyio.create_memory_object_stream[bytes](QUEUE_LENGTH)
         try:
-            self._outbox.send_nowait(data)
-        except anyio.WouldBlock:
-            try:
-                await self._outbox.send(data)
-            except anyio.BrokenResourceError:
-                return  # closed by the program meanwhile
-            if not self._suspensions:
-                self._wake_dispatch()  # the dispatcher may have been done before there was room
+            await self._inbox.put(data)
+        except anyio.BrokenResourceError:
+            return  # closed by the program meanwhile
+        if not self._suspensions:
+            self._wake_dispatch()  # the dispatcher may have been done before there was room
 
     def _data_event(self, data: bytes) -> TCPSocketEvent:
         if self._options.binaryType == "string":
             return TCPSocketEvent("data", self, data.decode("latin-1"))
         return TCPSocketEvent("data", self, data)
-
-    def _discard_queue(self) -> None:
-        if self._inbox is not None:
-            self._inbox.close()
 
     def _end_of_stream(self) -> None:
         """The peer's end has been reached by the program: what is buffered is sent, then the socket closes."""
@@ -592,7 +575,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         with anyio.move_on_after(self._patience()):
             await self._wait_until(lambda: self._peer_ended)
         if self._suspensions:
-            self._discard_queue()  # the reader may wait for room in it
+            self._inbox.discard()  # the reader may wait for room in it
         self._shut()
 
     def _patience(self) -> float:
@@ -607,20 +590,17 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
             return event
         if self._buffer.take_drain():
             return Event("drain", self)
-        if self._inbox is not None and self._state is _OPEN and not self._suspensions:
-            try:
-                data = self._inbox.receive_nowait()
-            except anyio.WouldBlock:
-                pass
-            else:
-                if data:
-                    return self._data_event(data)
+        if self._state is _OPEN and not self._suspensions:
+            data = self._inbox.take()
+            if data:
+                return self._data_event(data)
+            if data is not None:
                 self._end_of_stream()
         return self._last_event() if self._is_shut() else None
 
     def _last_event(self) -> Event[Any] | None:
         self._set_ready_state(_CLOSED)
-        self._discard_queue()
+        self._inbox.discard()
         if self._failure is not None and not self._error_told:
             self._error_told = True
             if self._has_listener("error") or self._awaiting:
@@ -642,23 +622,3 @@ def _peer_of(sock: object) -> Any:
         return sock.getpeername()
     except OSError as exc:
         raise ValueError(f"from_socket() takes a connected socket: {exc}") from exc
-
-
-def _host_and_port(peer: Any) -> tuple[str, int]:
-    """Of a socket address: a tuple in the Internet, a path or a name among UNIX-domain sockets."""
-    if isinstance(peer, tuple):
-        host, port = _plain(peer)
-        return host, port
-    return (peer if isinstance(peer, str) else repr(peer)), 0
-
-
-def _plain(address: Any) -> Any:
-    """A socket address without the flow label and scope of IPv6, and of an IPv4 peer in its own form."""
-    if not isinstance(address, tuple):
-        return address
-    host, port = address[:2]
-    return host.removeprefix("::ffff:") if "." in host else host, port
-
-
-def _display(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

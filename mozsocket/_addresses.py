@@ -1,0 +1,28 @@
+"""Socket addresses, as the program is shown them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ("display", "host_and_port", "plain")
+
+
+def plain(address: Any) -> Any:
+    """A socket address without the flow label and scope of IPv6, and of an IPv4 peer in its own form."""
+    if not isinstance(address, tuple):
+        return address
+    host, port = address[:2]
+    return host.removeprefix("::ffff:") if "." in host else host, port
+
+
+def host_and_port(address: Any) -> tuple[str, int]:
+    """Of a socket address: a tuple in the Internet, a path or a name, and 0, among UNIX-domain sockets."""
+    if isinstance(address, tuple):
+        host, port = plain(address)
+        return host, port
+    return (address if isinstance(address, str) else repr(address)), 0
+
+
+def display(host: str) -> str:
+    """A host as it stands before a colon and a port."""
+    return f"[{host}]" if ":" in host else host
