@@ -7,16 +7,17 @@ handler and delivers what has become due meanwhile. So reading and writing go on
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._events import Event, EventTarget
+from ._events import Event, EventTarget, Rest
 
 __all__ = ("TURNS", "Dispatcher", "Signal", "turn")
 
@@ -61,7 +62,7 @@ class Dispatcher(EventTarget):
         super().__init__()
         self._tasks: TaskGroup | None = None  # of the tasks of this socket, while it runs
         self._busy = False  # while a handler runs, or the dispatcher has been told to deliver what is due
-        self._rest: Awaitable[None] | None = None  # of the running handler, for the dispatcher to await
+        self._rest: Rest | None = None  # of the running handler, for the dispatcher to await
         self._dispatch_due: Signal | None = None  # made with the dispatcher
         self._handler_task: int | None = None
 
@@ -101,7 +102,7 @@ class Dispatcher(EventTarget):
             self._busy = True
             self._start_dispatch(None)
 
-    def _start_dispatch(self, rest: Awaitable[None] | None) -> None:
+    def _start_dispatch(self, rest: Rest | None) -> None:
         self._rest = rest
         if self._dispatch_due is None:
             assert self._tasks is not None
@@ -125,22 +126,30 @@ class Dispatcher(EventTarget):
             self._busy = False
 
     async def _await_rest(self) -> None:
-        rest, self._rest = self._rest, None
-        if rest is not None:
+        if self._rest is not None:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            rest, self._rest = self._rest, None
             try:
-                await rest
+                await rest.finish()
             except Exception as exc:
                 self._handler_raised(exc)
 
-    def _deliver(self, event: Event[Any]) -> Awaitable[None] | None:
-        """Call the handlers of an event, then flush what they wrote.
+    def _drop_rest(self) -> None:
+        """Called at the end, when the dispatcher may have been cancelled before it began with it."""
+        if self._rest is not None:
+            self._rest.drop()
+
+    def _deliver(self, event: Event[Any]) -> Rest | None:
+        """Call the handlers of an event, then flush what they wrote. Once cancelled, no handler runs any more.
 
         :return: what must be awaited before the next event, if anything
         """
+        if anyio.current_effective_deadline() == -math.inf:
+            return None
         written: list[Callable[[], None]] = []
         turn.written = written
         try:
-            rest: Awaitable[None] | None = event.target._call(event)
+            rest: Rest | None = event.target._call(event)
         except Exception as exc:
             self._handler_raised(exc)
             return None

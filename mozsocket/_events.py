@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
+import anyio.lowlevel
+
 from ._errors import TCPSocketError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ __all__ = (
     "Event",
     "EventHandler",
     "EventTarget",
+    "Rest",
     "TCPServerSocketEvent",
     "TCPSocketErrorEvent",
     "TCPSocketEvent",
@@ -187,17 +190,16 @@ class EventTarget:
     def _has_listener(self, type: str) -> bool:
         return type in self._handlers or bool(self._listeners and self._listeners.get(type))
 
-    def _call(self, event: Event[Any]) -> Awaitable[None] | None:
+    def _call(self, event: Event[Any]) -> Rest | None:
         """Call what listens, in order.
 
-        :return: None when all of it has returned; else what must be awaited for the rest, where a handler was
-            asynchronous
+        :return: None when all of it has returned; else what is left, where a handler was asynchronous
         """
         pending = self._callbacks(event.type)
         for callback in pending:
             result = callback(event)
             if result is not None and not isinstance(result, bool) and isawaitable(result):
-                return _finish(result, event, pending)
+                return Rest(result, event, pending)
         return None
 
     def _callbacks(self, type: str) -> Iterator[Callable[[Any], object]]:
@@ -213,12 +215,34 @@ class EventTarget:
                     yield entry.call
 
 
-async def _finish(awaitable: Awaitable[object], event: Event[Any], pending: Iterator[Callable[[Any], object]]) -> None:
-    await awaitable
-    for callback in pending:
-        result = callback(event)
-        if isawaitable(result):
-            await result
+class Rest:
+    """What is left of calling the listeners of an event: what one of them gave to be awaited, and those after it.
+
+    One of :meth:`finish` and :meth:`drop` is called, once.
+    """
+
+    __slots__ = ("_awaitable", "_event", "_pending")
+
+    def __init__(
+        self, awaitable: Awaitable[object], event: Event[Any], pending: Iterator[Callable[[Any], object]]
+    ) -> None:
+        self._awaitable = awaitable
+        self._event = event
+        self._pending = pending
+
+    async def finish(self) -> None:
+        await self._awaitable
+        for callback in self._pending:
+            await anyio.lowlevel.checkpoint_if_cancelled()  # then no handler runs any more
+            result = callback(self._event)
+            if isawaitable(result):
+                await result
+
+    def drop(self) -> None:
+        """Never mind: a coroutine that is closed does not warn that it was never awaited."""
+        close = getattr(self._awaitable, "close", None)
+        if close is not None:
+            close()
 
 
 def _is_handler(cls: type[EventTarget], name: str) -> bool:

@@ -40,7 +40,8 @@ class Lifetime(Dispatcher):
         self._failure_seen = False
         self._awaiting = 0  # how many tasks would be told of a failure
         self._changed: anyio.Event | None = None  # what they wait for; None while nobody does
-        self._blocks: list[AbstractAsyncContextManager[None]] | None = None  # those entered, outermost first
+        # Those entered by each task, outermost first. None if it was never entered.
+        self._blocks: dict[int, list[AbstractAsyncContextManager[None]]] | None = None
 
     @abstractmethod
     def close(self) -> None: ...
@@ -61,53 +62,53 @@ class Lifetime(Dispatcher):
 
     async def _run_in_scope(self) -> None:
         """For a scope: as a task of a task group, which raises what nobody else was told."""
-        await self._run()
+        try:
+            await self._run()
+        except BaseException:
+            self._log_untold()
+            raise
         self._raise_untold()
 
     async def _run_accepted(self) -> None:
         """For a server: one connection's trouble is logged, and is no trouble of the others."""
-        await self._run()
         try:
-            self._raise_untold()
-        except TCPSocketError as exc:
-            logger.warning("%r was lost: %s", self, exc)
-        except Exception as exc:
-            logger.error("a handler of %r raised %r", self, exc, exc_info=exc)
+            await self._run()
+        finally:
+            self._log_untold()
 
     @asynccontextmanager
     async def _run_in_block(self) -> AsyncIterator[None]:
         """For a block of its own. The body's exception and ours leave it as themselves, not in a group."""
-        body_error: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._run_beside_body, tasks.cancel_scope, name=repr(self))
-            try:
-                yield
-            except Exception as exc:
-                body_error = exc
-                self._abort()
-            else:
-                self.close()
-        if body_error is None:
-            self._raise_untold()
-        else:
-            if self._crash is not None:
-                logger.error("a handler of %r failed beside its block", self, exc_info=self._crash)
-            raise body_error
+        body_error: BaseException | None = None
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._run_beside_body, tasks.cancel_scope, name=repr(self))
+                try:
+                    yield
+                except (Exception, KeyboardInterrupt, SystemExit) as exc:  # but not a cancellation
+                    body_error = exc
+                    self._abort()
+                else:
+                    self.close()
+            if body_error is not None:
+                raise body_error
+        except BaseException:
+            self._log_untold()
+            raise
+        self._raise_untold()
 
     @asynccontextmanager
     async def _end_with_block(self) -> AsyncIterator[None]:
         """For a block within the owner's: it adds only its ending."""
         try:
             yield
-        except Exception:
-            self._abort()
+            self.close()
             await self._wait_until(lambda: self._over)
-            raise
-        except BaseException:  # cancelled: not to wait
+        except BaseException as exc:
             self._abort()
+            if isinstance(exc, Exception):
+                await self._wait_until(lambda: self._over)
             raise
-        self.close()
-        await self._wait_until(lambda: self._over)
 
     async def _run_beside_body(self, body: anyio.CancelScope) -> None:
         await self._run()
@@ -124,30 +125,31 @@ class Lifetime(Dispatcher):
                     self._release()  # before the wait for the other tasks: nothing is held any longer than needed
                 tasks.cancel_scope.cancel()  # those that wait for more to do
         finally:
+            self._drop_rest()
             self._over = True
             self._notify()
 
     async def __aenter__(self: LifetimeT) -> LifetimeT:
         if self._over and self._blocks is not None:
             raise RuntimeError(f"{self!r} has ended: make a new one")
-        if not self._started:
-            self._started = True
-            self._blocks = []
-            block = self._run_in_block()
-        else:
+        if self._blocks is None:
+            self._blocks = {}
+        if self._started:
             self._refuse_in_handler("leaving its block")
             block = self._end_with_block()
+        else:
+            self._started = True
+            block = self._run_in_block()
         await block.__aenter__()
-        if self._blocks is None:
-            self._blocks = []
-        self._blocks.append(block)
+        self._blocks.setdefault(anyio.get_current_task().id, []).append(block)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         assert self._blocks
-        return await self._blocks.pop().__aexit__(exc_type, exc, traceback)
+        block = self._blocks[anyio.get_current_task().id].pop()
+        return await block.__aexit__(exc_type, exc, traceback)
 
     # Failing
 
@@ -158,13 +160,25 @@ class Lifetime(Dispatcher):
             logger.error("another handler of %r failed too", self, exc_info=exc)
         self._abort()
 
+    def _take_untold(self) -> Exception | None:
+        """What went wrong and nobody was told of; whoever takes it tells."""
+        crash, self._crash = self._crash, None
+        if crash is None and self._failure is not None and not self._failure_seen:
+            crash = self._failure
+        self._failure_seen = True
+        return crash
+
     def _raise_untold(self) -> None:
-        """Raise what went wrong, unless someone was told."""
-        if self._crash is not None:
-            raise self._crash
-        if self._failure is not None and not self._failure_seen:
-            self._failure_seen = True
-            raise self._failure
+        error = self._take_untold()
+        if error is not None:
+            raise error
+
+    def _log_untold(self) -> None:
+        error = self._take_untold()
+        if isinstance(error, TCPSocketError):
+            logger.warning("%r was lost: %s", self, error)
+        elif error is not None:
+            logger.error("a handler of %r raised %r", self, error, exc_info=error)
 
     # Waiting
 
@@ -180,11 +194,11 @@ class Lifetime(Dispatcher):
         :raises TCPSocketError: if it will never be so, as the connection failed or was lost
         :raises InvalidStateError: if it will never be so for another reason: it was closed first
         """
-        await anyio.lowlevel.checkpoint()
-        if not (self._started or reached() or missed()):
-            raise RuntimeError(f"{what} waits for {self!r}, which nothing runs: enter it with `async with` first")
         self._awaiting += 1
         try:
+            await anyio.lowlevel.checkpoint()
+            if not (self._started or reached() or missed()):
+                raise RuntimeError(f"{what} waits for {self!r}, which nothing runs: enter it with `async with` first")
             await self._wait_until(lambda: reached() or missed())
         finally:
             self._awaiting -= 1

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+import socket
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ("BinaryType", "SocketOptions", "check_count", "check_flag", "check_host", "check_port")
+__all__ = (
+    "BinaryType",
+    "SocketOptions",
+    "check_count",
+    "check_flag",
+    "check_host",
+    "check_port",
+    "check_stream_socket",
+)
 
 BinaryType = Literal["arraybuffer", "string"]
 
@@ -65,6 +74,18 @@ def check_flag(name: str, value: object) -> None:
     """:raises TypeError: if it is not a bool"""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+
+
+def check_stream_socket(value: object) -> None:
+    """:raises TypeError: if it is not a socket
+    :raises ValueError: if it is closed, or not a stream socket
+    """
+    if not isinstance(value, socket.socket):
+        raise TypeError(f"from_socket() takes a socket.socket, not {type(value).__name__}")
+    if value.fileno() == -1:
+        raise ValueError("from_socket() takes an open socket, not one that is closed")
+    if value.type != socket.SOCK_STREAM:
+        raise ValueError(f"from_socket() takes a stream socket, not one of type {value.type!r}")
 
 
 def _check_seconds(name: str, value: object) -> None:

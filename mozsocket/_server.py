@@ -13,7 +13,15 @@ from ._dispatch import TURNS
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
 from ._lifetime import Lifetime, logger
-from ._options import BinaryType, SocketOptions, check_count, check_flag, check_host, check_port
+from ._options import (
+    BinaryType,
+    SocketOptions,
+    check_count,
+    check_flag,
+    check_host,
+    check_port,
+    check_stream_socket,
+)
 from ._socket import TCPSocket
 
 __all__ = ("TCPServerSocket",)
@@ -134,10 +142,9 @@ class TCPServerSocket(Lifetime):
         :raises TypeError: if it is not a socket
         :raises ValueError: if it is not a listening stream socket
         """
-        if not isinstance(sock, socket.socket):
-            raise TypeError(f"from_socket() takes a socket.socket, not {type(sock).__name__}")
+        check_stream_socket(sock)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ValueError("from_socket() takes a stream socket that listens: call its listen() first")
+            raise ValueError("from_socket() takes a socket that listens: call its listen() first")
         options = SocketOptions(binaryType=binaryType, max_buffered_amount=max_buffered_amount, linger=linger)
         self = cls.__new__(cls)
         address = sock.getsockname()
@@ -180,6 +187,10 @@ class TCPServerSocket(Lifetime):
     async def __aenter__(self) -> TCPServerSocket:
         self._bind()
         return await super().__aenter__()
+
+    def _in_handler(self) -> bool:
+        # The server ends when its connections have, and they when their handlers have returned.
+        return super()._in_handler() or any(connection._in_handler() for connection in self._connections)
 
     def _abort(self) -> None:
         self.close()

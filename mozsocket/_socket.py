@@ -31,7 +31,7 @@ from ._errors import InvalidStateError, explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent, TCPSocketEvent
 from ._inbox import QUEUED_READ_SIZE, Inbox
 from ._lifetime import Lifetime
-from ._options import BinaryType, SocketOptions, check_host, check_port
+from ._options import BinaryType, SocketOptions, check_host, check_port, check_stream_socket
 from ._state import ReadyState, SendBuffer, SuspendCount, octets
 from ._transport import Transport, configure
 
@@ -186,7 +186,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         self = cls._adopt(sock, peer, options)
         self._started = True
         self._accepted_by = server
-        self._state = _OPEN
+        self._set_ready_state(_OPEN)
         return self
 
     def __repr__(self) -> str:
@@ -260,7 +260,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         :raises InvalidStateError: if the socket is not suspended
         """
         self._suspensions.resume()
-        if self._inbox.used and not self._suspensions:
+        if self._inbox.used and self._state is _OPEN and not self._suspensions:
             self._wake_dispatch()
 
     def close(self) -> None:
@@ -613,11 +613,8 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         return None
 
 
-def _peer_of(sock: object) -> Any:
-    if not isinstance(sock, stdlib_socket.socket):
-        raise TypeError(f"from_socket() takes a socket.socket, not {type(sock).__name__}")
-    if sock.type != stdlib_socket.SOCK_STREAM:
-        raise ValueError(f"from_socket() takes a stream socket, not one of type {sock.type!r}")
+def _peer_of(sock: stdlib_socket.socket) -> Any:
+    check_stream_socket(sock)
     try:
         return sock.getpeername()
     except OSError as exc:

@@ -71,12 +71,14 @@ class SendBuffer:
             raise BufferError(
                 f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
             )
-        if data and not self._ended:
+        if self._ended:
+            return True
+        if data:
             self._chunks.append(data)
             self.amount = amount
-            if amount > BUFFER_THRESHOLD:
-                self._drain_owed = True
-                return False
+        if amount > BUFFER_THRESHOLD:
+            self._drain_owed = True
+            return False
         return True
 
     def next_write(self) -> list[bytes | memoryview]:
