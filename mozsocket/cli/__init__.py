@@ -1,0 +1,202 @@
+"""The command line: ``mozsocket demo``, ``connect`` and ``listen``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import click
+
+from .. import BinaryType, MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
+from ._console import Console
+from ._demo import Demo, conclusion
+from ._loop import BACKENDS, INTERRUPTED, ConnectionLost, Failure, complain, installed, run, words
+from ._relay import Relay, echo_back
+from ._trace import ShortTrace, Trace, peer_of
+
+__all__ = ("main",)
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # outside the event loop; click would say "Aborted!"
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mozsocket", message="%(prog)s %(version)s")
+def cli() -> None:
+    """TCP sockets with Mozilla's TCPSocket API: try them out, and use them from a shell."""
+
+
+def main() -> None:
+    cli(prog_name="mozsocket")
+
+
+def loop_options(command: CommandT) -> CommandT:
+    """The options that connect and listen share."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Tell of every event on standard error."),
+        click.option(
+            "--binary-type",
+            type=click.Choice(["arraybuffer", "string"]),
+            default="arraybuffer",
+            show_default=True,
+            help="How data is received within the program: bytes, or str of one character per byte. What goes in"
+            " and out is the same.",
+        ),
+        click.option(
+            "--backend", type=click.Choice(list(BACKENDS)), default="asyncio", show_default=True, help="The event loop."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command(short_help="Connect to a port, and to standard input and output.")
+@click.argument("host")
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.option(
+    "--connect-timeout",
+    type=float,
+    metavar="SECONDS",
+    help="How long to try; by default as long as the operating system does.",
+)
+@loop_options
+def connect(
+    host: str, port: int, connect_timeout: float | None, backend: str, binary_type: BinaryType, verbose: bool
+) -> None:
+    """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
+
+    It ends when all of the input is sent, or when the other side ends the connection.
+    """
+    try:
+        socket = TCPSocket(host, port, binaryType=binary_type, connect_timeout=connect_timeout)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+    console = Console()
+    if run(backend, partial(connect_and_relay, socket, console, Trace(enabled=verbose))):
+        leave(console, INTERRUPTED)
+
+
+async def connect_and_relay(socket: TCPSocket, console: Console, trace: Trace) -> None:
+    trace.watch(socket, "client")
+    async with console.open(), socket:
+        relay = Relay(socket, console, end_with_input=True)
+        try:
+            await socket.opened()
+        except TCPSocketError as exc:
+            raise Failure(f"cannot connect to {peer_of(socket)}: {exc.detail}") from exc
+        await relay.run()
+
+
+def leave(console: Console, status: int) -> None:
+    """Exit after Ctrl-C."""
+    if console.writing:  # pragma: no cover  (nothing is recorded of a process that ends like this)
+        os._exit(status)  # a thread is stuck in a write, for which Python would wait
+    sys.exit(status)
+
+
+@cli.command(short_help="Listen on a port: one connection, several, or an echo server.")
+@click.argument("port", type=click.IntRange(0, 65535))
+@click.option("--host", help="The address to listen on, or its name; by default all of this machine's.")
+@click.option("--echo", is_flag=True, help="Send back what is received, on any number of connections, until Ctrl-C.")
+@click.option("--keep-open", is_flag=True, help="Take further connections, one after another, until Ctrl-C.")
+@loop_options
+def listen(
+    port: int, host: str | None, echo: bool, keep_open: bool, backend: str, binary_type: BinaryType, verbose: bool
+) -> None:
+    """Listen on a PORT, 0 for one that is free, and take one connection.
+
+    Standard input is sent to it, what is received goes to standard output. It ends when the other side ends the
+    connection; the end of the input does not end it.
+    """
+    console, trace = Console(), Trace(enabled=verbose)
+    serve = partial(serve_echo, trace) if echo else partial(serve_relays, trace, console, keep_open)
+    options = {"host": host, "binaryType": binary_type, "max_connections": None if echo else 1}
+    try:
+        interrupted = run(backend, partial(listen_and_serve, trace, serve, port, options))
+    except (OSError, UnicodeError) as exc:
+        raise Failure(f"cannot listen on {host or 'any address'} port {port}: {words(exc)}") from exc
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+    if interrupted:
+        leave(console, 0 if echo else INTERRUPTED)
+
+
+async def listen_and_serve(
+    trace: Trace, serve: Callable[[TCPServerSocket], Awaitable[None]], port: int, options: dict[str, Any]
+) -> None:
+    # Whether ports below 1024 may be listened on, the operating system decides.
+    async with MozTCPSocket(certified=True) as tcp:
+        server = tcp.listen(port, **options)
+        trace.watch(server, "server")
+        click.echo(f"listening on port {server.localPort}", err=True)
+        await serve(server)
+
+
+async def serve_relays(trace: Trace, console: Console, keep_open: bool, server: TCPServerSocket) -> None:
+    """Relay one connection, or one after another."""
+    numbers = itertools.count(1)
+    accepted, relays = anyio.create_memory_object_stream[Relay](math.inf)
+
+    def on_connect(event: TCPServerSocketEvent) -> None:
+        trace.watch(event.socket, f"accepted {next(numbers)}")
+        accepted.send_nowait(Relay(event.socket, console, end_with_input=False))
+        if not keep_open:
+            server.close()
+            accepted.close()
+
+    server.onconnect = on_connect
+    server.onerror = lambda event: accepted.close()
+    with accepted, relays:
+        async with console.open():
+            async for relay in relays:
+                try:
+                    await relay.run()
+                except ConnectionLost as exc:
+                    if not keep_open:
+                        raise
+                    complain(exc.message)
+    await server.closed()  # raises what ended it, if it was not closed here
+
+
+async def serve_echo(trace: Trace, server: TCPServerSocket) -> None:
+    """Send back what is received, as fast as it is taken, on any number of connections."""
+    numbers = itertools.count(1)
+
+    def on_connect(event: TCPServerSocketEvent) -> None:
+        echo_back(event.socket)
+        trace.watch(event.socket, f"accepted {next(numbers)}")
+
+    server.onconnect = on_connect
+    await server.closed()
+
+
+@cli.command(short_help="Show sockets at work on each event loop, and check them.")
+def demo() -> None:
+    """An echo server and a client in one process, on each event loop that is installed.
+
+    Events are told as they happen, and at the end what they prove.
+    """
+    trace = ShortTrace(err=False)
+    claims = {}
+    for backend in filter(installed, BACKENDS):
+        trace.write(f"{backend}:")
+        demo = Demo(trace)
+        if run(backend, demo.run):
+            sys.exit(INTERRUPTED)
+        claims[backend] = demo.claims()
+    trace.write(conclusion(claims))
+    if trace.failure is not None:
+        raise Failure(f"standard output: {words(trace.failure)}")

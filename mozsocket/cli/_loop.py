@@ -1,0 +1,108 @@
+"""Running an event loop for a command, and failing with one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.abc
+import click
+
+if sys.version_info < (3, 11):  # AnyIO depends on the backport
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ("BACKENDS", "INTERRUPTED", "ConnectionLost", "Failure", "complain", "installed", "run", "words")
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+
+BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+class Failure(click.ClickException):
+    """What ends the command with one line on standard error and exit status 1."""
+
+    def show(self, file: Any = None) -> None:
+        complain(self.message)
+
+
+class ConnectionLost(Failure):
+    """What ends one connection."""
+
+
+def complain(message: str) -> None:
+    click.echo(f"mozsocket: error: {message}", err=True)
+
+
+def words(exc: Exception) -> str:
+    """An exception without its class and number."""
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
+
+
+def installed(backend: str) -> bool:
+    return importlib.util.find_spec(backend) is not None
+
+
+def run(backend: str, function: Callable[[], Awaitable[None]]) -> bool:
+    """Run an event loop until a function is done, or Ctrl-C.
+
+    :return: whether it was interrupted
+    :raises Failure: if the backend is not installed, or from the function
+    """
+    if not installed(backend):
+        raise Failure(f"{backend} is not installed: pip install 'mozsocket[{backend}]'")
+    name, options = BACKENDS[backend]
+    try:
+        return anyio.run(run_until_interrupted, function, backend=name, backend_options=options)
+    except KeyboardInterrupt:
+        return True
+    except BaseExceptionGroup as group:
+        exc = first_of(group)
+        if isinstance(exc, KeyboardInterrupt):
+            return True
+        raise exc from exc.__cause__
+
+
+def first_of(exc: BaseException) -> BaseException:
+    """The exception itself, out of the groups that task groups put it in."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+async def run_until_interrupted(function: Callable[[], Awaitable[None]]) -> bool:
+    interrupted = False
+
+    async def watch(task_status: anyio.abc.TaskStatus[None]) -> None:
+        nonlocal interrupted
+        try:
+            with anyio.open_signal_receiver(signal.SIGINT) as signals:
+                task_status.started()
+                async for _ in signals:
+                    interrupted = True
+                    tasks.cancel_scope.cancel()
+        except NotImplementedError:  # pragma: no cover  (asyncio on Windows: KeyboardInterrupt will end the loop)
+            task_status.started()
+
+    async with anyio.create_task_group() as tasks:
+        # Without this Ctrl-C would be an exception anywhere, and there would be a traceback from a handler. Where it
+        # is ignored, as shells have it for a script's background jobs, it stays ignored.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            await tasks.start(call_with_status, watch)
+        await function()
+        tasks.cancel_scope.cancel()
+    return interrupted
+
+
+async def call_with_status(
+    function: Callable[[anyio.abc.TaskStatus[None]], Awaitable[None]], *, task_status: anyio.abc.TaskStatus[None]
+) -> None:
+    await function(task_status)

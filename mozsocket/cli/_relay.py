@@ -1,0 +1,92 @@
+"""Connecting a socket with something else: standard input and output, or itself.
+
+Nothing is read that the other side has no room for: input waits until the socket is drained, the socket is suspended
+while output is written.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from .. import InvalidStateError, TCPSocket, TCPSocketError, TCPSocketErrorEvent, TCPSocketEvent
+from ._console import Console, TerminalText
+from ._loop import ConnectionLost, complain
+from ._trace import peer_of
+
+__all__ = ("Relay", "echo_back")
+
+
+class Relay:
+    """Standard input to a socket, and the socket to standard output.
+
+    :param socket: one whose first data is yet to come
+    :param end_with_input: whether the end of the input closes the socket
+    """
+
+    def __init__(self, socket: TCPSocket, console: Console, *, end_with_input: bool) -> None:
+        self._socket = socket
+        self._console = console
+        self._end_with_input = end_with_input
+        self._failure: TCPSocketError | None = None
+        # One item is enough: the socket is suspended until it is written.
+        self._received_in, self._received = anyio.create_memory_object_stream[bytes](1)
+        socket.ondata = self._on_data
+        socket.onerror = self._on_error
+        socket.onclose = lambda event: self._received_in.close()
+
+    def _on_data(self, event: TCPSocketEvent) -> None:
+        self._socket.suspend()
+        self._received_in.send_nowait(octets(event.data))
+
+    def _on_error(self, event: TCPSocketErrorEvent[TCPSocket]) -> None:
+        self._failure = event.error
+
+    async def run(self) -> None:
+        """Until the socket has closed and all that it received is written.
+
+        :raises ConnectionLost: if it fails
+        :raises Failure: if the input or the output fails, within a group
+        """
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._send_input)
+            await self._write_received()
+            tasks.cancel_scope.cancel()
+        if self._failure is not None:
+            raise ConnectionLost(f"connection with {peer_of(self._socket)}: {self._failure.detail}")
+
+    async def _send_input(self) -> None:
+        try:
+            while chunk := await self._console.peek():
+                has_room = self._socket.send(chunk)
+                self._console.take()
+                if not has_room:
+                    await self._socket.drained()
+            if self._end_with_input:
+                await self._socket.drained()
+                self._socket.close()
+        except (InvalidStateError, TCPSocketError):
+            pass  # it has ended, which its events tell
+
+    async def _write_received(self) -> None:
+        text = TerminalText() if self._console.is_terminal() else None
+        with self._received:
+            async for data in self._received:
+                await self._console.write(data if text is None else text.feed(data).encode())
+                self._socket.resume()
+        if text is not None:
+            await self._console.write(text.feed(b"", final=True).encode())
+
+
+def octets(data: bytes | str) -> bytes:
+    """Received data of either ``binaryType``."""
+    return data.encode("latin-1") if isinstance(data, str) else data
+
+
+def echo_back(socket: TCPSocket) -> None:
+    def on_data(event: TCPSocketEvent) -> None:
+        if not socket.send(event.data):
+            socket.suspend()  # until it is taken
+
+    socket.ondata = on_data
+    socket.ondrain = lambda event: socket.resume()
+    socket.onerror = lambda event: complain(f"connection with {peer_of(socket)}: {event.error.detail}")

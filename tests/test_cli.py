@@ -1,0 +1,973 @@
+"""The command line, as it is used: the program in processes of its own, against blocking sockets and against itself."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import importlib.util
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from mozsocket import TCPSocket, TCPSocketEvent, cli
+from mozsocket.cli._console import TerminalText
+
+from .peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
+
+if sys.version_info < (3, 11):  # AnyIO depends on the backport
+    from exceptiongroup import BaseExceptionGroup
+
+BACKENDS = ("asyncio", "uvloop", "trio")
+MIB = 1 << 20
+LIMIT = 40  # seconds that a process may take
+
+on_each_backend = pytest.mark.parametrize("backend", BACKENDS)
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, terminals and descriptors")
+
+
+@pytest.fixture(autouse=True)
+def not_ignoring_interrupts() -> Iterator[None]:
+    """What is ignored here, as in a background job of a shell, would be ignored by the processes started here."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+class Program:
+    """The program in a process of its own, with pipes that are not buffered."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.stdin: Any = process.stdin
+        self.stdout: Any = process.stdout
+        self.stderr: Any = process.stderr
+
+    def ends(self) -> tuple[int, str]:
+        """Wait for its end.
+
+        :return: the exit status, and what it wrote to standard error
+        """
+        errors = self.stderr.read().decode()
+        return self.process.wait(LIMIT), errors.replace("\r\n", "\n")
+
+    def port(self) -> int:
+        """Wait until it listens."""
+        line = self.stderr.readline().decode()
+        match = re.fullmatch(r"listening on port (\d+)\n", line)
+        assert match, line + self.stderr.read().decode()
+        return int(match[1])
+
+    def reads(self, size: int) -> bytes:
+        """So many bytes of what it writes."""
+        data = bytearray()
+        while len(data) < size:
+            part = self.stdout.read(size - len(data))
+            assert part, f"standard output ended after {len(data)} of {size} bytes"
+            data += part
+        return bytes(data)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+
+@contextmanager
+def program(*args: object, prefix: tuple[str, ...] = (), **options: Any) -> Iterator[Program]:
+    command = [*prefix, sys.executable, "-m", "mozsocket", *map(str, args)]
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    with subprocess.Popen(command, bufsize=0, **options) as process:
+        try:
+            yield Program(process)
+        finally:
+            process.kill()  # if it has not ended, the test has failed
+
+
+@contextmanager
+def dialled(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
+        yield peer
+
+
+@contextmanager
+def connected(*options: object, **streams: Any) -> Iterator[tuple[Program, socket.socket]]:
+    """``connect``, and the blocking socket that it is connected to."""
+    with listening() as listener, program("connect", "127.0.0.1", port_of(listener), *options, **streams) as client:
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(PEER_TIMEOUT)
+            yield client, peer
+
+
+@contextmanager
+def in_thread(function: Callable[..., object], *args: object, **options: object) -> Iterator[None]:
+    thread = threading.Thread(target=function, args=args, kwargs=options)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(LIMIT)
+
+
+def write_all(stream: Any, data: bytes, *, and_close: bool = False) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]
+    if and_close:
+        stream.close()
+
+
+def fill(fd: int, size: int) -> int:
+    """Write until all is written or there has been no room for a second.
+
+    :return: how many bytes were written
+    """
+    os.set_blocking(fd, False)
+    data = bytes(range(256)) * 256
+    written = 0
+    while written < size and select.select([], [fd], [], 1)[1]:
+        start = written % 256
+        written += os.write(fd, data[start : start + min(len(data) - start, size - written)])
+    os.set_blocking(fd, True)
+    return written
+
+
+def is_filling(data: bytes) -> bool:
+    pattern = bytes(range(256))
+    return data == (pattern * (len(data) // 256 + 1))[: len(data)]
+
+
+def invoke(*args: object) -> tuple[int, str]:
+    """Run a command in this process, to be able to change what it finds.
+
+    :return: the exit status and all output
+    """
+    result = CliRunner().invoke(cli.cli, list(map(str, args)), prog_name="mozsocket")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+# The demonstration
+
+
+def test_demo_proves_it_on_each_backend() -> None:
+    with program("demo") as demo:
+        lines = demo.stdout.read().decode().splitlines()
+        assert demo.ends() == (0, "")
+    assert lines[-1] == (
+        "Proved on asyncio, uvloop, trio: 1048576 bytes came back equal to those sent;"
+        " send() gave False and drain fired once all was handed over;"
+        " no data came between suspend() and resume(); close came once, as the last event of each socket."
+    )
+    for name, what, more in [
+        ("client", "open", ""),
+        ("client", r"send\(\)", " +1048576 B: False"),
+        ("client", "drain", ""),
+        ("server", "connect", r" +from \S+ port \d+"),
+        ("client", r"resume\(\)", ""),
+        ("accepted", "close", ""),
+        ("client", "close", ""),
+    ]:
+        found = [line for line in lines if re.fullmatch(rf" *\d+\.\d+ s  {name} +{what}{more}", line.rstrip())]
+        assert len(found) == len(BACKENDS), (name, what)
+    assert sum(int(match[1]) for line in lines if (match := re.search(r" client +data +(\d+) B", line))) == 3 * MIB
+    assert sum(int(match[1]) for line in lines if (match := re.search(r" accepted +data +(\d+) B", line))) == 3 * MIB
+
+
+def test_demo_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "uvloop")
+    status, output = invoke("demo")
+    assert status == 0
+    assert output.splitlines()[-1].startswith("Proved on asyncio, trio: 1048576 bytes")
+
+
+def break_off(socket: TCPSocket) -> None:
+    socket.closeImmediately()
+
+
+def send_back_zeros(socket: TCPSocket) -> None:
+    def on_data(event: TCPSocketEvent) -> None:
+        socket.send(bytes(len(event.data)))
+
+    socket.ondata = on_data
+
+
+@pytest.mark.parametrize(
+    ("echo_back", "wrong"),
+    [
+        (break_off, ["0 bytes came back equal to those sent", "no data came between suspend() and resume()"]),
+        (send_back_zeros, [f"{MIB} bytes came back equal to those sent"]),
+    ],
+)
+def test_demo_tells_what_did_not_hold(
+    monkeypatch: pytest.MonkeyPatch, echo_back: Callable[[TCPSocket], None], wrong: list[str]
+) -> None:
+    monkeypatch.setattr(_demo, "echo_back", echo_back)
+    status, output = invoke("demo")
+    assert status == 1
+    last = output.splitlines()[-1]
+    assert last.startswith("mozsocket: error: this did not hold: ")
+    assert "Proved" not in output
+    for backend in BACKENDS:
+        for claim in wrong:
+            assert f"{backend}: {claim}" in last
+    assert last.count("close came once") == 0
+
+
+def test_demo_misses_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mozsocket._state.BUFFER_THRESHOLD", 2 * MIB)
+    without(monkeypatch, "uvloop", "trio")
+    status, output = invoke("demo")
+    assert status == 1
+    assert output.splitlines()[-1] == (
+        "mozsocket: error: this did not hold: asyncio: send() gave False and drain fired once all was handed over"
+    )
+
+
+def test_demo_ends_when_nothing_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_demo, "echo_back", lambda socket: None)
+    monkeypatch.setattr(_demo, "DEMO_LIMIT", 0.1)
+    status, output = invoke("demo")
+    assert status == 1
+    assert "trio: close came once, as the last event of each socket" in output.splitlines()[-1]
+
+
+@on_posix
+@pytest.mark.parametrize("command", [["demo"], ["listen", "0"]], ids=["demo", "listen"])
+def test_interrupted(command: list[str]) -> None:
+    with program(*command) as running:
+        if command == ["demo"]:
+            running.stdout.readline()
+        else:
+            running.port()
+        running.interrupt()
+        assert running.ends() == (130, "")
+
+
+@on_posix
+def test_demo_with_nobody_to_tell() -> None:
+    with program("demo") as demo:
+        demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.ends() == (1, "mozsocket: error: standard output: Broken pipe\n")
+
+
+# Bytes in and out
+
+
+@on_each_backend
+@pytest.mark.parametrize("binary_type", ["arraybuffer", "string"])
+def test_pipes_both_ways(backend: str, binary_type: str, tmp_path: Path) -> None:
+    there, back = os.urandom(3 * MIB + 1), os.urandom(4 * MIB + 3)
+    (tmp_path / "back").write_bytes(back)
+    options = ("--backend", backend, "--binary-type", binary_type)
+    with (
+        (tmp_path / "back").open("rb") as source,
+        (tmp_path / "there").open("wb") as target,
+        program("listen", 0, "--host", "127.0.0.1", *options, stdin=source, stdout=target) as server,
+        program("connect", "127.0.0.1", server.port(), *options, stdin=subprocess.PIPE) as client,
+    ):
+        with in_thread(write_all, client.stdin, there):
+            assert client.reads(len(back)) == back
+        client.stdin.close()
+        assert client.ends() == (0, "")
+        assert server.ends() == (0, "")
+        assert client.stdout.read() == b""
+    assert (tmp_path / "there").read_bytes() == there
+
+
+@on_each_backend
+def test_connect_sends_all_and_closes(backend: str) -> None:
+    with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        data = os.urandom(2 * MIB)
+        with in_thread(write_all, client.stdin, data, and_close=True):
+            assert read_all(peer) == data
+        peer.close()
+        assert client.ends() == (0, "")
+
+
+@on_each_backend
+def test_connect_ends_with_its_peer(backend: str) -> None:
+    with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        data = os.urandom(2 * MIB)
+        peer.settimeout(None)
+        stream = peer.makefile("wb", 0)
+        peer.close()  # with the stream
+        with in_thread(write_all, stream, data, and_close=True):
+            assert client.stdout.read() == data
+        assert client.ends() == (0, "")
+
+
+@on_each_backend
+@pytest.mark.parametrize("stdin", [subprocess.DEVNULL, subprocess.PIPE], ids=["null", "empty"])
+def test_listen_is_not_ended_by_its_input(backend: str, stdin: int) -> None:
+    with program("listen", 0, "--backend", backend, stdin=stdin) as server:
+        if server.stdin is not None:
+            server.stdin.close()
+        with dialled(server.port()) as peer:
+            for letter in (b"a", b"b", b"c"):
+                peer.sendall(letter)
+                assert server.reads(1) == letter
+        assert server.ends() == (0, "")
+
+
+def test_listen_takes_one_connection() -> None:
+    with program("listen", 0) as server:
+        port = server.port()
+        with dialled(port) as peer:
+            peer.sendall(b"a")
+            assert server.reads(1) == b"a"
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT)
+        assert server.ends() == (0, "")
+
+
+@on_each_backend
+def test_output_that_is_not_read_holds_the_peer_back(backend: str) -> None:
+    with program("listen", 0, "--backend", backend) as server:
+        with dialled(server.port()) as peer:
+            sent = fill(peer.fileno(), 64 * MIB)
+            assert sent < 48 * MIB
+        data = server.stdout.read()  # the peer has ended meanwhile: nothing is lost
+        assert len(data) == sent and is_filling(data)
+        assert server.ends() == (0, "")
+
+
+@on_each_backend
+@on_posix
+def test_endless_input_ends_with_the_connection(backend: str) -> None:
+    with open("/dev/zero", "rb") as zeros, connected("--backend", backend, stdin=zeros) as (client, peer):
+        read_exactly(peer, MIB)
+        peer.shutdown(socket.SHUT_WR)
+        assert not any(read_all(peer))
+        assert client.ends() == (0, "")
+
+
+@on_each_backend
+@on_posix
+def test_a_peer_that_does_not_read_holds_the_input_back(backend: str) -> None:
+    with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        written = fill(client.stdin.fileno(), 64 * MIB)
+        assert written < 48 * MIB
+        client.stdin.close()
+        data = read_all(peer)
+        assert len(data) == written and is_filling(data)
+        peer.close()
+        assert client.ends() == (0, "")
+
+
+@on_posix
+def test_files_that_others_made_non_blocking() -> None:
+    read_end, write_end = os.pipe()
+    out_read, out_write = os.pipe()
+    for fd in (read_end, out_write):
+        os.set_blocking(fd, False)
+    with (
+        open(write_end, "wb", 0) as source,
+        open(out_read, "rb", 0) as target,
+        connected(stdin=read_end, stdout=out_write) as (client, peer),
+    ):
+        os.close(read_end)
+        os.close(out_write)
+        source.write(b"first")
+        assert read_exactly(peer, 5) == b"first"
+        sent = fill(peer.fileno(), 16 * MIB)  # more than the pipe can hold
+        received = bytearray()
+        while len(received) < sent:
+            received += target.read(MIB)
+        assert is_filling(bytes(received))
+        data = os.urandom(MIB)
+        with in_thread(write_all, source, data, and_close=True):
+            assert read_all(peer) == data
+        peer.close()
+        assert client.ends() == (0, "")
+
+
+# Several connections
+
+
+@on_each_backend
+def test_keep_open_takes_one_after_another(backend: str) -> None:
+    with program("listen", 0, "--keep-open", "--backend", backend, stdin=subprocess.PIPE) as server:
+        port = server.port()
+        with dialled(port) as first, dialled(port) as second:
+            first.sendall(b"one")
+            assert server.reads(3) == b"one"
+            second.sendall(b"two")
+            server.stdin.write(b"to the first")
+            assert read_exactly(first, 12) == b"to the first"
+            first.sendall(b"more")
+            assert server.reads(4) == b"more"  # the second is not heard before the first has ended
+            first.close()
+            assert server.reads(3) == b"two"
+            server.stdin.write(b"to the second")
+            assert read_exactly(second, 13) == b"to the second"
+        with dialled(port) as third:
+            reset(third)
+        assert server.stderr.readline().startswith(b"mozsocket: error: connection with 127.0.0.1 port ")
+        with dialled(port) as fourth:
+            fourth.sendall(b"four")
+            assert server.reads(4) == b"four"
+        if sys.platform != "win32":
+            server.interrupt()
+            assert server.ends() == (130, "")
+
+
+@on_posix
+def test_keep_open_leaves_others_waiting() -> None:
+    with program("listen", 0, "--keep-open", "-v") as server:
+        port = server.port()
+        with dialled(port) as first, dialled(port) as second:
+            second.sendall(b"second")
+            first.sendall(b"one")
+            assert server.reads(3) == b"one"
+            first.close()
+            assert server.reads(6) == b"second"
+            server.interrupt()
+            status, errors = server.ends()
+    assert status == 130
+    assert events_of((0, errors)) == [
+        "server connect from 127.0.0.1 port N",
+        "accepted 1 data 3 B",
+        "accepted 1 close",
+        "server connect from 127.0.0.1 port N",
+        "accepted 2 data 6 B",
+    ]
+
+
+@on_each_backend
+def test_keep_open_loses_no_input_between_connections(backend: str, tmp_path: Path) -> None:
+    data = os.urandom(16 * MIB)
+    (tmp_path / "input").write_bytes(data)
+    with (
+        (tmp_path / "input").open("rb") as source,
+        program("listen", 0, "--keep-open", "--backend", backend, stdin=source) as server,
+    ):
+        port = server.port()
+        received = b""
+        for _ in range(2):
+            with dialled(port) as peer:
+                received += read_exactly(peer, MIB)
+                peer.shutdown(socket.SHUT_WR)
+                received += read_all(peer)
+        with dialled(port) as peer:
+            assert received + read_exactly(peer, len(data) - len(received)) == data
+
+
+@on_each_backend
+@pytest.mark.parametrize("binary_type", ["arraybuffer", "string"])
+def test_echo_serves_several(backend: str, binary_type: str) -> None:
+    with program("listen", 0, "--echo", "--backend", backend, "--binary-type", binary_type) as server:
+        port = server.port()
+        with dialled(port) as first, dialled(port) as second, dialled(port) as third:
+            for peer in (third, second, first):
+                data = os.urandom(3 * MIB)
+                with in_thread(peer.sendall, data):
+                    assert read_exactly(peer, len(data)) == data
+            second.sendall(b"the end")
+            second.shutdown(socket.SHUT_WR)
+            assert read_all(second) == b"the end"
+            reset(third)
+            assert re.fullmatch(
+                rb"mozsocket: error: connection with 127\.0\.0\.1 port \d+: Connection reset by peer\n",
+                server.stderr.readline(),
+            )
+            first.sendall(b"still here")
+            assert read_exactly(first, 10) == b"still here"
+            if sys.platform != "win32":
+                server.interrupt()
+                assert server.ends() == (0, "")
+                assert server.stdout.read() == b""
+
+
+@on_each_backend
+def test_echo_holds_back_a_peer_that_does_not_read(backend: str) -> None:
+    with program("listen", 0, "--echo", "--backend", backend) as server, dialled(server.port()) as peer:
+        sent = fill(peer.fileno(), 64 * MIB)
+        assert sent < 48 * MIB
+        peer.shutdown(socket.SHUT_WR)
+        data = read_all(peer)
+        assert len(data) == sent and is_filling(data)
+
+
+# Errors
+
+
+def fails(message: str, *args: object, **options: Any) -> None:
+    with program(*args, **options) as failing:
+        assert failing.ends() == (1, f"mozsocket: error: {message}\n")
+
+
+@on_each_backend
+def test_refused(backend: str) -> None:
+    port = unused_port()
+    message = f"cannot connect to 127.0.0.1 port {port}: Connection refused"
+    fails(message, "connect", "127.0.0.1", port, "--backend", backend)
+
+
+def test_unknown_host() -> None:
+    with program("connect", "nosuch.invalid", 80) as client:
+        status, errors = client.ends()
+    assert status == 1
+    assert re.fullmatch(r"mozsocket: error: cannot connect to nosuch.invalid port 80: [^\n]+\n", errors)
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b"])
+def test_unknown_host_to_listen_on(host: str) -> None:
+    with program("listen", 0, "--host", host) as server:
+        status, errors = server.ends()
+    assert status == 1
+    assert re.fullmatch(rf"mozsocket: error: cannot listen on {re.escape(host)} port 0: [^\n]+\n", errors)
+
+
+@on_each_backend
+def test_port_in_use(backend: str) -> None:
+    with listening() as listener:
+        port = port_of(listener)
+        message = f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+        fails(message, "listen", port, "--host", "127.0.0.1", "--backend", backend)
+
+
+@pytest.mark.parametrize("option", ["--keep-open", "--echo"])
+def test_a_server_that_cannot_go_on(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    def accept(self: socket.socket) -> Any:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    status, output = invoke("listen", 0, option)
+    assert status == 1
+    assert output.splitlines()[1:] == ["mozsocket: error: cannot listen on any address port 0: Invalid argument"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a full backlog lets no one in")
+@on_each_backend
+def test_connect_timeout(backend: str) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        port = port_of(listener)
+        crowd = [socket.socket() for _ in range(4)]
+        try:
+            for waiting in crowd:
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.1", port))
+            message = f"cannot connect to 127.0.0.1 port {port}: not connected within 0.2 seconds"
+            fails(message, "connect", "127.0.0.1", port, "--connect-timeout", 0.2, "--backend", backend)
+        finally:
+            for waiting in crowd:
+                waiting.close()
+
+
+@on_each_backend
+def test_reset(backend: str) -> None:
+    with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        peer.sendall(b"before")
+        assert client.reads(6) == b"before"
+        port = port_of(peer)
+        reset(peer)
+        assert client.ends() == (
+            1,
+            f"mozsocket: error: connection with 127.0.0.1 port {port}: Connection reset by peer\n",
+        )
+
+
+@on_each_backend
+def test_reset_while_output_is_not_read(backend: str) -> None:
+    with program("listen", 0, "--backend", backend) as server:
+        with dialled(server.port()) as peer:
+            sent = fill(peer.fileno(), 64 * MIB)
+            port = port_of(peer)
+            reset(peer)
+        data = server.stdout.read()
+        assert 0 < len(data) < sent and is_filling(data)
+        assert server.ends() == (
+            1,
+            f"mozsocket: error: connection with 127.0.0.1 port {port}: Connection reset by peer\n",
+        )
+
+
+@on_each_backend
+@on_posix
+def test_reset_while_the_first_output_is_not_read(backend: str) -> None:
+    read_end, write_end = os.pipe()
+    filling = fill(write_end, MIB)
+    with (
+        open(read_end, "rb", 0) as output,
+        program("listen", 0, "-v", "--backend", backend, stdout=write_end) as server,
+        dialled(server.port()) as peer,
+    ):
+        os.close(write_end)
+        peer.sendall(b"first")
+        lines = [server.stderr.readline()]
+        while not lines[-1].endswith(b" data      5 B\n"):
+            lines.append(server.stderr.readline())
+        peer.sendall(b"second")
+        reset(peer)
+        while b" close" not in lines[-1]:
+            lines.append(server.stderr.readline())
+        assert len(output.read(filling)) == filling
+        assert output.read() == b"first"
+        status, errors = server.ends()
+    assert status == 1
+    assert re.fullmatch(r"mozsocket: error: connection with [^\n]+: Connection reset by peer\n", errors)
+
+
+@on_each_backend
+@on_posix
+def test_nobody_reads_the_output(backend: str) -> None:
+    with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        client.stdout.close()
+        peer.sendall(b"for nobody")
+        assert client.ends() == (1, "mozsocket: error: standard output: Broken pipe\n")
+
+
+@on_posix
+def test_nobody_reads_the_output_of_keep_open() -> None:
+    with program("listen", 0, "--keep-open") as server:
+        server.stdout.close()
+        with dialled(server.port()) as peer:
+            peer.sendall(b"for nobody")
+            assert server.ends() == (1, "mozsocket: error: standard output: Broken pipe\n")
+
+
+@on_posix
+def test_nobody_reads_the_trace() -> None:
+    """The trace is a matter of its own: the connection is served all the same."""
+    read_end, write_end = os.pipe()
+    with connected("-v", stdin=subprocess.PIPE, stderr=write_end) as (client, peer):
+        os.close(write_end)
+        os.close(read_end)
+        peer.sendall(b"data")
+        assert client.reads(4) == b"data"
+        peer.close()
+        assert client.process.wait(LIMIT) == 0
+
+
+@on_posix
+def test_input_that_cannot_be_read(tmp_path: Path) -> None:
+    with (tmp_path / "write only").open("wb") as file, connected(stdin=file) as (client, _):
+        assert client.ends() == (1, "mozsocket: error: standard input: Bad file descriptor\n")
+
+
+@on_posix
+def test_closed_input() -> None:
+    """The descriptor's number is then another file's, such as the connection's own."""
+    with listening() as listener:
+        without_input = ("sh", "-c", 'exec "$@" <&-', "sh")
+        with program("connect", "127.0.0.1", port_of(listener), prefix=without_input) as client:
+            peer, _ = listener.accept()
+            with peer:
+                assert read_all(peer) == b""
+            assert client.ends() == (0, "")
+
+
+@on_posix
+def test_closed_output() -> None:
+    without_output = ("sh", "-c", 'exec "$@" >&-', "sh")
+    with program("listen", 0, prefix=without_output) as server, dialled(server.port()) as peer:
+        peer.sendall(b"for nobody")
+        assert server.ends() == (1, "mozsocket: error: standard output: it is closed\n")
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Have it find no such modules."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, package=None: None if name in modules else find_spec(name, package)
+    )
+
+
+@pytest.mark.parametrize("command", [("connect", "localhost", 1), ("listen", 0)])
+@pytest.mark.parametrize("backend", ["uvloop", "trio"])
+def test_backend_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, command: tuple[object, ...], backend: str
+) -> None:
+    without(monkeypatch, backend)
+    assert invoke(*command, "--backend", backend) == (
+        1,
+        f"mozsocket: error: {backend} is not installed: pip install 'mozsocket[{backend}]'\n",
+    )
+
+
+def run_python(code: str) -> tuple[int, str]:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=False)
+    return result.returncode, result.stderr
+
+
+def test_click_is_not_installed() -> None:
+    code = "import sys; sys.modules['click'] = None; import mozsocket.__main__ as m; m.main()"
+    message = "mozsocket: error: the command line needs `pip install 'mozsocket[cli]'`\n"
+    assert run_python(code) == (1, message)
+
+
+def test_another_module_that_is_missing_is_no_matter_of_click() -> None:
+    code = "import sys; sys.modules['select'] = None; import mozsocket.__main__ as m; m.main()"
+    status, errors = run_python(code)
+    assert status == 1
+    assert "ModuleNotFoundError" in errors and "pip install" not in errors
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("connect", "localhost"),
+        ("connect", "localhost", 0),
+        ("connect", "localhost", 65536),
+        ("connect", "localhost", "http"),
+        ("connect", "", 80),
+        ("connect", "localhost", 80, "--connect-timeout", "nan"),
+        ("connect", "localhost", 80, "--connect-timeout", -1),
+        ("connect", "localhost", 80, "--backend", "curio"),
+        ("connect", "localhost", 80, "--binary-type", "blob"),
+        ("listen", -1),
+        ("listen", 65536),
+        ("listen", 0, "--host", ""),
+        ("serve",),
+    ],
+)
+def test_usage_errors(args: tuple[object, ...]) -> None:
+    status, output = invoke(*args)
+    assert status == 2
+    assert output.startswith("Usage: mozsocket") and "Error: " in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", [(), ("demo",), ("connect",), ("listen",)])
+def test_help(command: tuple[str, ...], option: str) -> None:
+    status, output = invoke(*command, option)
+    assert status == 0
+    assert output.startswith(" ".join(["Usage: mozsocket", *command]))
+
+
+def test_version() -> None:
+    assert invoke("--version") == (0, f"mozsocket {importlib.metadata.version('mozsocket')}\n")
+
+
+def test_imports_no_event_loop() -> None:
+    """They are not installed everywhere, and AnyIO imports the one that is used."""
+    code = "import sys, mozsocket.cli; print([n for n in ('asyncio', 'trio', 'uvloop') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
+    assert "trio" not in result.stdout and "uvloop" not in result.stdout
+
+
+# Ctrl-C
+
+
+@on_each_backend
+@on_posix
+def test_interrupted_connection(backend: str) -> None:
+    with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        peer.sendall(b"data")
+        assert client.reads(4) == b"data"
+        client.interrupt()
+        assert client.ends() == (130, "")
+        assert read_all(peer) == b""
+
+
+@on_each_backend
+@on_posix
+def test_interrupted_while_output_is_not_read(backend: str) -> None:
+    with program("listen", 0, "--backend", backend) as server, dialled(server.port()) as peer:
+        fill(peer.fileno(), 64 * MIB)
+        server.interrupt()
+        assert server.ends() == (130, "")
+
+
+@on_posix
+def test_ignored_interrupts_stay_ignored() -> None:
+    with program("listen", 0, prefix=("sh", "-c", "trap '' INT; exec \"$@\"", "sh")) as server:
+        with dialled(server.port()) as peer:
+            server.interrupt()
+            peer.sendall(b"data")
+            assert server.reads(4) == b"data"
+        assert server.ends() == (0, "")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_interrupt_where_signals_cannot_be_watched(monkeypatch: pytest.MonkeyPatch, grouped: bool) -> None:
+    """On Windows asyncio has no signal handlers: KeyboardInterrupt leaves the event loop, in a group or not."""
+
+    async def interrupted() -> None: ...
+
+    def anyio_run(*args: Any, **options: Any) -> bool:
+        raise BaseExceptionGroup("", [KeyboardInterrupt()]) if grouped else KeyboardInterrupt
+
+    monkeypatch.setattr("anyio.run", anyio_run)
+    assert run("asyncio", interrupted) is True
+
+
+# The trace
+
+
+@on_each_backend
+def test_verbose(backend: str) -> None:
+    with program("listen", 0, "-v", "--backend", backend) as server:
+        port = server.port()
+        with program("connect", "127.0.0.1", port, "-v", "--backend", backend, stdin=subprocess.PIPE) as client:
+            client.stdin.write(b"hello")
+            assert server.reads(5) == b"hello"
+            client.stdin.close()
+            assert events_of(client.ends()) == ["client open", "client close"]
+        assert events_of(server.ends()) == [
+            "server connect from 127.0.0.1 port N",
+            "accepted 1 data 5 B",
+            "accepted 1 close",
+        ]
+
+
+def test_verbose_tells_of_errors() -> None:
+    with program("connect", "127.0.0.1", unused_port(), "--verbose") as client:
+        status, errors = client.ends()
+    trace, message = errors.splitlines()[:-1], errors.splitlines()[-1]
+    assert status == 1 and message.startswith("mozsocket: error: ")
+    assert events_of((0, "\n".join(trace))) == [
+        "client error ConnectionRefusedError: Connection refused",
+        "client close",
+    ]
+
+
+def test_verbose_echo() -> None:
+    with program("listen", 0, "--echo", "-v") as server, dialled(server.port()) as peer:
+        data = bytes(MIB)
+        with in_thread(peer.sendall, data):
+            assert read_exactly(peer, MIB) == data
+        lines: list[str] = []
+        while not (lines and lines[-1].endswith("drain")):
+            lines.append(server.stderr.readline().decode().rstrip())
+    found = events_of((0, "\n".join(lines)))
+    assert re.fullmatch(r"accepted 1 data \d+ B", found[1])
+    assert found[-1] == "accepted 1 drain"
+
+
+def events_of(ended: tuple[int, str]) -> list[str]:
+    """The lines of a trace, without the time."""
+    status, errors = ended
+    assert status == 0
+    matches = [re.fullmatch(r" *\d+\.\d{4} s  (.*)", line) for line in errors.splitlines()]
+    assert all(matches), errors
+    return [re.sub("port [0-9]+", "port N", " ".join(match[1].split())) for match in matches if match]
+
+
+# What a terminal is shown
+
+
+def shown(*chunks: bytes) -> str:
+    text = TerminalText()
+    return "".join([text.feed(chunk) for chunk in chunks]) + text.feed(b"", final=True)
+
+
+@pytest.mark.parametrize("code", [*range(32), *range(0x7F, 0xA0)])
+def test_control_characters_are_escaped(code: int) -> None:
+    expected = chr(code) if chr(code) in "\n\t" else f"\\x{code:02x}"
+    assert shown(b"a" + chr(code).encode() + b"b") == f"a{expected}b"
+
+
+def test_other_text_is_shown_as_it_is() -> None:
+    text = "".join(map(chr, [*range(32, 127), *range(0xA0, 0x2FF)])) + "\u20ac\U0001f600"
+    assert shown(text.encode()) == text
+
+
+def test_text_may_be_split_anywhere() -> None:
+    text = "é€\U0001f600\r\n\x1b\r\x85"
+    data = text.encode()
+    expected = "é€\U0001f600\r\n\\x1b\\x0d\\x85"
+    for i in range(len(data) + 1):
+        for j in range(i, len(data) + 1):
+            assert shown(data[:i], data[i:j], data[j:]) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\xff\xfe", r"\xff\xfe"),
+        (b"\xc3", r"\xc3"),  # cut off at the end
+        (b"\xe2\x82", r"\xe2\x82"),
+        (b"\xc3(", r"\xc3("),
+        (b"\xed\xa0\x80", r"\xed\xa0\x80"),  # a surrogate
+        (b"\x9b31m", r"\x9b31m"),  # a control character in Latin-1, which some terminals heed
+        (b"\r", r"\x0d"),
+        (b"\r\r\n", "\\x0d\r\n"),
+        (b"\n\r", "\n\\x0d"),
+        (b"hidden\rshown", r"hidden\x0dshown"),
+    ],
+)
+def test_what_is_no_text_is_escaped(data: bytes, expected: str) -> None:
+    assert shown(data) == expected
+    assert shown(*(data[i : i + 1] for i in range(len(data)))) == expected
+
+
+def test_what_can_be_judged_is_shown_at_once() -> None:
+    text = TerminalText()
+    assert text.feed("aé".encode()) == "aé"
+    assert text.feed(b"b\xc3") == "b"
+    assert text.feed(b"\xa9\r") == "é"
+    assert text.feed(b"\n") == "\r\n"
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A terminal that changes nothing itself: its end for us, and that for the program."""
+    tty = pytest.importorskip("tty")
+    ours, its = os.openpty()
+    tty.setraw(its)
+    yield ours, its
+    os.close(ours)
+    os.close(its)
+
+
+@on_each_backend
+@pytest.mark.parametrize("binary_type", ["arraybuffer", "string"])
+def test_escapes_on_a_terminal(terminal: tuple[int, int], backend: str, binary_type: str) -> None:
+    ours, its = terminal
+    options = ("--backend", backend, "--binary-type", binary_type)
+    with program("listen", 0, *options, stdout=its) as server:
+        with dialled(server.port()) as peer:
+            peer.sendall(b"\x1b]0;title\x07caf\xc3\xa9\r\n")
+            assert read_terminal(ours, "\\x1b]0;title\\x07café\r\n")
+            peer.sendall(b"one \xe2\x82")
+            assert read_terminal(ours, "one ")
+            peer.sendall(b"\xac\xff\r")
+            assert read_terminal(ours, "€\\xff")
+        assert read_terminal(ours, "\\x0d")  # it was the last
+        assert server.ends() == (0, "")
+
+
+def read_terminal(fd: int, expected: str) -> bool:
+    data = b""
+    while len(data) < len(expected.encode()):
+        assert select.select([fd], [], [], PEER_TIMEOUT)[0], data
+        data += os.read(fd, 1024)
+    return data.decode() == expected
+
+
+def test_does_not_escape_elsewhere() -> None:
+    data = bytes(range(256)) + b"\r"
+    with program("listen", 0) as server:
+        with dialled(server.port()) as peer:
+            peer.sendall(data)
+        assert server.stdout.read() == data
+        assert server.ends() == (0, "")
+
+
+@on_posix
+def test_input_from_a_terminal_ends_with_ctrl_d() -> None:
+    ours, its = os.openpty()
+    try:
+        with connected(stdin=its) as (client, peer):
+            os.write(ours, b"hello\n")
+            assert read_exactly(peer, 6) == b"hello\n"
+            os.write(ours, b"\x04")
+            assert read_all(peer) == b""
+            peer.close()
+            assert client.ends() == (0, "")
+    finally:
+        os.close(ours)
+        os.close(its)
