@@ -73,14 +73,13 @@ async def _resolve(host: str, port: int) -> list[tuple[int, SockAddr]]:
         pass
     else:
         return [(family, address) for family, _, _, _, address in found]
-    return [
-        (family, address) for family, _, _, _, address in await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    ]
+    answer = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if not answer:  # AnyIO leaves out what this Python has no sockets for
+        raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address of a family that can be used here")
+    return [(family, address) for family, _, _, _, address in answer]
 
 
-def _interleave(
-    found: list[tuple[int, SockAddr]],
-) -> list[tuple[int, SockAddr]]:
+def _interleave(found: list[tuple[int, SockAddr]]) -> list[tuple[int, SockAddr]]:
     """Alternate between the families, beginning with that which the resolver prefers (RFC 8305, section 4)."""
     first = [entry for entry in found if entry[0] == found[0][0]]
     others = [entry for entry in found if entry[0] != found[0][0]]

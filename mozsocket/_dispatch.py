@@ -71,13 +71,17 @@ class Dispatcher(EventTarget):
         """The event that is due now, which counts as delivered; None if there is none."""
 
     @abstractmethod
+    def _is_due(self) -> bool:
+        """Whether there may be such an event."""
+
+    @abstractmethod
     def _handler_raised(self, exc: Exception) -> None:
         """Called with what a handler raised."""
 
     def _pump(self, event: Event[Any] | None = None) -> None:
         """Deliver what is due, here and now; to be called from a task of the socket's own, never by its user.
 
-        :param event: an event to deliver before what is due; only while not busy
+        :param event: an event to deliver before what is due; only while not busy, and if its handlers are functions
         """
         if self._busy:
             assert event is None
@@ -86,6 +90,8 @@ class Dispatcher(EventTarget):
         rest = None
         for _ in range(TURNS):
             if event is None:
+                if self._async_types and self._is_due():
+                    break  # the dispatcher takes it, so that an asynchronous handler begins while it is still so
                 event = self._next_event()
                 if event is None:
                     self._busy = False
@@ -99,15 +105,15 @@ class Dispatcher(EventTarget):
     def _wake_dispatch(self) -> None:
         """Have what is due delivered soon; may be called from anywhere."""
         if not self._busy:
-            self._busy = True
             self._start_dispatch(None)
+            self._busy = True
 
     def _start_dispatch(self, rest: Rest | None) -> None:
         self._rest = rest
         if self._dispatch_due is None:
             assert self._tasks is not None
-            self._dispatch_due = Signal()
             self._tasks.start_soon(self._dispatch, name=f"dispatcher of {self!r}")
+            self._dispatch_due = Signal()
         self._dispatch_due.set()
 
     async def _dispatch(self) -> None:
@@ -133,6 +139,10 @@ class Dispatcher(EventTarget):
                 await rest.finish()
             except Exception as exc:
                 self._handler_raised(exc)
+            except anyio.get_cancelled_exc_class() as exc:
+                if _is_cancelled():
+                    raise
+                self._handler_raised(_stray(exc))
 
     def _drop_rest(self) -> None:
         """Called at the end, when the dispatcher may have been cancelled before it began with it."""
@@ -144,7 +154,7 @@ class Dispatcher(EventTarget):
 
         :return: what must be awaited before the next event, if anything
         """
-        if anyio.current_effective_deadline() == -math.inf:
+        if _is_cancelled():
             return None
         written: list[Callable[[], None]] = []
         turn.written = written
@@ -152,6 +162,9 @@ class Dispatcher(EventTarget):
             rest: Rest | None = event.target._call(event)
         except Exception as exc:
             self._handler_raised(exc)
+            return None
+        except anyio.get_cancelled_exc_class() as exc:  # a function that is not asynchronous cannot be cancelled
+            self._handler_raised(_stray(exc))
             return None
         else:
             return rest
@@ -163,3 +176,14 @@ class Dispatcher(EventTarget):
     def _in_handler(self) -> bool:
         """Whether the current task is running one of this socket's handlers."""
         return self._busy and anyio.get_current_task().id == self._handler_task
+
+
+def _is_cancelled() -> bool:
+    return anyio.current_effective_deadline() == -math.inf
+
+
+def _stray(exc: BaseException) -> Exception:
+    """For a cancellation that was not ours, such as that of a future whose result a handler took."""
+    error = RuntimeError(f"a handler raised {type(exc).__name__}, though nothing had cancelled it")
+    error.__cause__ = exc
+    return error

@@ -44,37 +44,43 @@ class TCPSocketError(OSError):
     :ivar message: the class of the error: ``"Network"``, ``"SecurityProtocol"`` or ``"SecurityCertificate"``
     :ivar errorCode: the ``errno`` (of a name that was not found, the resolver's code); 0 where there is none
     :ivar detail: the failure in words
+    :ivar peer: the host and port that it happened with, as ``"localhost:25"``; empty if there is none
 
     Its ``__cause__`` is the exception it was made from; where several addresses were tried, the group of all.
     """
 
-    def __init__(self, name: str, message: str, errorCode: int, detail: str) -> None:
+    def __init__(self, name: str, message: str, errorCode: int, detail: str, peer: str = "") -> None:
         super().__init__(errorCode, detail)
         self.name = name
         self.message = message
         self.errorCode = errorCode
         self.detail = detail
+        self.peer = peer
 
-    def __reduce__(self) -> tuple[type[TCPSocketError], tuple[str, str, int, str]]:
-        return type(self), (self.name, self.message, self.errorCode, self.detail)
+    def __reduce__(self) -> tuple[type[TCPSocketError], tuple[str, str, int, str, str]]:
+        return type(self), (self.name, self.message, self.errorCode, self.detail, self.peer)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.detail}"
+        return f"{self.name}: {self.detail}" + (f" ({self.peer})" if self.peer else "")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self}>"
 
     def again(self) -> TCPSocketError:
         """A fresh copy: an exception raised in several tasks would gather the tracebacks of all of them."""
-        copy = type(self)(self.name, self.message, self.errorCode, self.detail)
+        copy = type(self)(self.name, self.message, self.errorCode, self.detail, self.peer)
         copy.__cause__ = self.__cause__
         return copy
 
 
-def explain(exc: BaseException) -> TCPSocketError:
+def explain(exc: BaseException, peer: str = "") -> TCPSocketError:
     """The error that the program is told of, with ``exc`` as its cause.
 
     :param exc: an :exc:`OSError`, a :exc:`UnicodeError` (a host name that IDNA forbids), or a group of them
+    :param peer: the host and port that it happened with
     """
     telling = min(_leaves(exc), key=lambda leaf: _TELLING.index(_name(leaf)))
-    error = TCPSocketError(_name(telling), "Network", _code(telling), _detail(telling))
+    error = TCPSocketError(_name(telling), "Network", _code(telling), _detail(telling), peer)
     error.__cause__ = exc
     return error
 

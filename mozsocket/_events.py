@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import anyio.lowlevel
@@ -59,7 +59,7 @@ class TCPSocketEvent(Event["TCPSocket"]):
         no particular length: TCP keeps no boundaries between messages
     """
 
-    data: bytes | Any
+    data: Any
 
     def _details(self) -> str:
         start = self.data[:20]
@@ -130,11 +130,13 @@ class EventHandler(Generic[EventT]):
         return self if target is None else target._handlers.get(self._name[2:])
 
     def __set__(self, target: EventTarget, handler: Callable[[EventT], object] | None) -> None:
+        type_ = self._name[2:]
         if handler is None:
-            target._handlers.pop(self._name[2:], None)
+            target._handlers.pop(type_, None)
         else:
             _require_callable(self._name, handler)
-            target._handlers[self._name[2:]] = handler
+            target._handlers[type_] = handler
+        target._note_async(type_)
 
 
 class _Listener(NamedTuple):
@@ -145,11 +147,19 @@ class _Listener(NamedTuple):
 class EventTarget:
     """What events are dispatched to (DOM): one handler of each type, then the listeners in order of adding."""
 
-    __slots__ = ("_handlers", "_listeners")
+    __slots__ = ("_async_types", "_handlers", "_listeners")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in vars(cls):
+            inherited = getattr(super(cls, cls), name, None)
+            if isinstance(inherited, EventHandler) and not isinstance(vars(cls)[name], EventHandler):
+                raise TypeError(f"{cls.__name__}.{name} would hide the attribute: assign {name} in __init__() instead")
 
     def __init__(self) -> None:
         self._handlers: dict[str, Callable[[Any], object]] = {}
         self._listeners: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
+        self._async_types: frozenset[str] = frozenset()  # those which an `async def` function listens to
 
     def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None:
         """Have a function called with each event of a type, after the ``on…`` handler and the listeners added before.
@@ -169,6 +179,7 @@ class EventTarget:
         listeners = self._listeners.setdefault(type, [])
         if not any(entry.call == listener for entry in listeners):
             listeners.append(_Listener(listener, once))
+            self._note_async(type)
 
     def removeEventListener(self, type: str, listener: Callable[[Any], object]) -> None:
         """Take back :meth:`addEventListener`. Removing a listener that is not there does nothing (DOM).
@@ -179,8 +190,9 @@ class EventTarget:
         """
         self._check_type(type)
         if self._listeners is not None:
-            listeners = self._listeners.get(type, [])
-            listeners[:] = [entry for entry in listeners if entry.call != listener]
+            for entry in tuple(self._listeners.get(type, ())):
+                if entry.call == listener:
+                    self._remove(type, entry)
 
     def _check_type(self, type_: str) -> None:
         types = [name[2:] for name in dir(type(self)) if _is_handler(type(self), name)]
@@ -203,16 +215,32 @@ class EventTarget:
         return None
 
     def _callbacks(self, type: str) -> Iterator[Callable[[Any], object]]:
+        # Those added meanwhile wait for the next event, those removed meanwhile are not called any more (DOM).
+        entries = tuple(self._listeners.get(type, ())) if self._listeners is not None else ()
         handler = self._handlers.get(type)
         if handler is not None:
             yield handler
-        if self._listeners is not None:
-            # Those added meanwhile wait for the next event, those removed meanwhile are not called any more (DOM).
-            for entry in tuple(self._listeners.get(type, ())):
-                if entry in self._listeners[type]:
-                    if entry.once:
-                        self._listeners[type].remove(entry)
-                    yield entry.call
+        for entry in entries:
+            assert self._listeners is not None
+            if any(entry is current for current in self._listeners[type]):
+                if entry.once:
+                    self._remove(type, entry)
+                yield entry.call
+
+    def _remove(self, type: str, entry: _Listener) -> None:
+        assert self._listeners is not None
+        self._listeners[type].remove(entry)
+        self._note_async(type)
+
+    def _note_async(self, type: str) -> None:
+        """Note whether an event of the type has to be delivered by a task that can await its handlers."""
+        calls = [entry.call for entry in (self._listeners or {}).get(type, ())]
+        if type in self._handlers:
+            calls.append(self._handlers[type])
+        if any(map(_is_async, calls)):
+            self._async_types |= {type}
+        else:
+            self._async_types -= {type}
 
 
 class Rest:
@@ -240,9 +268,12 @@ class Rest:
 
     def drop(self) -> None:
         """Never mind: a coroutine that is closed does not warn that it was never awaited."""
-        close = getattr(self._awaitable, "close", None)
-        if close is not None:
-            close()
+        if iscoroutine(self._awaitable):
+            self._awaitable.close()
+
+
+def _is_async(function: Callable[[Any], object]) -> bool:
+    return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def _is_handler(cls: type[EventTarget], name: str) -> bool:

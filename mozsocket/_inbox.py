@@ -16,6 +16,7 @@ LENGTH = 4
 
 class Inbox:
     """A memory-object channel of reads, ``b""`` for the peer's end; made when it is first needed, as most never are.
+    True while something is queued.
 
     :ivar used: whether anything was ever queued
     """
@@ -55,6 +56,9 @@ class Inbox:
             return self._receiver.receive_nowait()
         except (anyio.WouldBlock, anyio.ClosedResourceError):
             return None
+
+    def __bool__(self) -> bool:
+        return self.used and self._receiver.statistics().current_buffer_used > 0
 
     def discard(self) -> None:
         """Forget what is queued, and let who waits for room go."""

@@ -128,6 +128,7 @@ class Lifetime(Dispatcher):
             self._drop_rest()
             self._over = True
             self._notify()
+        await self._let_awaiters_know()
 
     async def __aenter__(self: LifetimeT) -> LifetimeT:
         if self._over and self._blocks is not None:
@@ -147,8 +148,11 @@ class Lifetime(Dispatcher):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        assert self._blocks
-        block = self._blocks[anyio.get_current_task().id].pop()
+        assert self._blocks is not None
+        blocks = self._blocks.get(anyio.get_current_task().id)
+        if not blocks:
+            raise RuntimeError(f"the block of {self!r} is left in another task than it was entered in")
+        block = blocks.pop()
         return await block.__aexit__(exc_type, exc, traceback)
 
     # Failing
@@ -208,6 +212,11 @@ class Lifetime(Dispatcher):
             raise InvalidStateError(f"{what}: {self!r} was closed first")
         self._failure_seen = True
         raise self._failure.again()
+
+    async def _let_awaiters_know(self) -> None:
+        """Let those who wait, and have been notified, raise what they will: then it is known who was told."""
+        while self._awaiting:
+            await anyio.lowlevel.checkpoint()
 
     async def _change(self) -> None:
         if self._changed is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -91,5 +90,5 @@ def check_stream_socket(value: object) -> None:
 def _check_seconds(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if value < 0 or math.isnan(value):
+    if not value >= 0:  # nor is NaN
         raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value}")

@@ -23,6 +23,7 @@ from ._options import (
     check_stream_socket,
 )
 from ._socket import TCPSocket
+from ._transport import Watched
 
 __all__ = ("TCPServerSocket",)
 
@@ -117,7 +118,7 @@ class TCPServerSocket(Lifetime):
         self._port = port
         self._max_connections = max_connections
         self._options = options
-        self._bound: list[socket.socket] = []
+        self._bound: list[Watched] = []
         self._connections: set[TCPSocket] = set()
         self._closed = False
         self._error_told = False
@@ -150,7 +151,7 @@ class TCPServerSocket(Lifetime):
         address = sock.getsockname()
         self._set_up(address[1] if isinstance(address, tuple) else 0, max_connections, options)
         sock.setblocking(False)
-        self._bound = [sock]
+        self._bound = [Watched(sock)]
         return self
 
     def __repr__(self) -> str:
@@ -165,10 +166,9 @@ class TCPServerSocket(Lifetime):
         """Stop listening. Accepted sockets live on. Closing twice does no harm."""
         if not self._closed:
             self._closed = True
-            for sock in self._bound:
-                if self._tasks is not None:
-                    anyio.notify_closing(sock)
-                sock.close()
+            for listener in self._bound:
+                _stop_listening(listener.socket)
+                listener.close()
             self._notify()
 
     async def closed(self) -> None:
@@ -181,8 +181,9 @@ class TCPServerSocket(Lifetime):
     def _bind(self) -> None:
         """:raises OSError: if the port cannot be listened on"""
         if not self._bound and not self._closed:
-            self._bound = _listen(self._host, self._port, self._backlog, self._reuse_port)
-            self._port = self._bound[0].getsockname()[1]
+            bound = _listen(self._host, self._port, self._backlog, self._reuse_port)
+            self._port = bound[0].getsockname()[1]
+            self._bound = [Watched(sock) for sock in bound]
 
     async def __aenter__(self) -> TCPServerSocket:
         self._bind()
@@ -204,22 +205,22 @@ class TCPServerSocket(Lifetime):
 
     async def _live(self) -> None:
         assert self._tasks is not None
-        for sock in self._bound:
+        for listener in self._bound:
             if not self._closed:
-                self._tasks.start_soon(self._accept_from, sock, name=f"accept loop of {self!r}")
+                self._tasks.start_soon(self._accept_from, listener, name=f"accept loop of {self!r}")
         await self._wait_until(lambda: self._closed and not self._connections and not self._busy)
 
     def _release(self) -> None:
         self.close()
 
-    async def _accept_from(self, listener: socket.socket) -> None:
+    async def _accept_from(self, listener: Watched) -> None:
         turns = 0
         try:
             while not self._closed:
                 if self._is_full():
                     await self._wait_until(lambda: self._closed or not self._is_full())
-                elif not await self._accept_one(listener):
-                    await anyio.wait_readable(listener)
+                elif not await self._accept_one(listener.socket):
+                    await listener.wait_readable()
                 turns += 1
                 if turns % TURNS == 0:
                     await anyio.lowlevel.checkpoint()
@@ -237,7 +238,7 @@ class TCPServerSocket(Lifetime):
                 logger.error("%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
                 await anyio.sleep(ACCEPT_PAUSE)
             elif exc.errno not in _LOST:
-                self._fail(exc)
+                await self._fail(exc)
         else:
             self._welcome(sock, peer)
         return True
@@ -262,15 +263,19 @@ class TCPServerSocket(Lifetime):
     def _is_full(self) -> bool:
         return self._max_connections is not None and len(self._connections) >= self._max_connections
 
-    def _fail(self, exc: OSError) -> None:
+    async def _fail(self, exc: OSError) -> None:
         assert self._tasks is not None
         self._failure = explain(exc)
-        self._failure_seen = self._has_listener("error") or self._awaiting > 0
         self.close()
-        if self._failure_seen:
+        if self._has_listener("error"):
+            self._failure_seen = True
             self._wake_dispatch()
-        else:
+        await self._let_awaiters_know()
+        if not self._failure_seen:
             self._tasks.cancel_scope.cancel()  # for the block's owner to be told now, not when the last connection ends
+
+    def _is_due(self) -> bool:
+        return self._failure is not None and not self._error_told
 
     def _next_event(self) -> Event[Any] | None:
         if self._failure is None or self._error_told:
@@ -278,6 +283,14 @@ class TCPServerSocket(Lifetime):
             return None
         self._error_told = True
         return TCPSocketErrorEvent("error", self, self._failure)
+
+
+def _stop_listening(sock: socket.socket) -> None:
+    """Where the system can (Linux), at once: the socket itself is closed when the accept loop has woken."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
 def _listen(host: str | None, port: int, backlog: int, reuse_port: bool) -> list[socket.socket]:

@@ -39,6 +39,8 @@ if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import ExceptionGroup
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from ._server import TCPServerSocket
 
 __all__ = ("TCPSocket",)
@@ -50,6 +52,9 @@ _CLOSED = ReadyState.CLOSED
 
 READ_SIZE = 122_880
 """Bytes read at once, when they go straight to the handler."""
+
+FAILURE_PATIENCE = 1
+"""Seconds to wait, when nothing more can be sent, for what the peer sent before; as a rule it is there."""
 
 
 class TCPSocket(Lifetime, TypedAttributeProvider):
@@ -190,7 +195,10 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         return self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {display(self._host)}:{self._port} {self._state}>"
+        return f"<{type(self).__name__} {self._peer()} {self._state}>"
+
+    def _peer(self) -> str:
+        return f"{display(self._host)}:{self._port}"
 
     # What MDN documents
 
@@ -224,7 +232,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         """Bytes given to :meth:`send` and not yet handed to the operating system."""
         return self._buffer.amount
 
-    def send(self, data: Any, byteOffset: int = 0, byteLength: int | None = None) -> bool:
+    def send(self, data: Buffer | str, byteOffset: int = 0, byteLength: int | None = None) -> bool:
         """Send data, or buffer it to be sent as soon as the peer takes it.
 
         :param data: bytes-like (copied if it is mutable), or a ``str`` of characters up to U+00FF, one a byte
@@ -233,7 +241,8 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         :return: False if more than 65536 bytes are now buffered. That is a hint: the data is taken all the same, and
             ``drain`` will fire when all of it is handed over
         :raises InvalidStateError: if the socket is not open
-        :raises BufferError: if more than ``max_buffered_amount`` bytes would be buffered; nothing is taken then
+        :raises BufferError: if more than ``max_buffered_amount`` bytes would be buffered; nothing is taken then, and
+            ``drain`` will fire when there is room again
         :raises TypeError: if the data is of another type
         :raises ValueError: if an offset is negative or a character above U+00FF
         """
@@ -241,10 +250,9 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
             data = octets(data, byteOffset, byteLength)
         if self._state is not _OPEN:
             raise self._not_open("send()")
-        below_threshold = self._buffer.append(data)
         if not self._flush_scheduled:
             self._schedule_flush()
-        return below_threshold
+        return self._buffer.append(data)
 
     def suspend(self) -> None:
         """Stop ``data`` events, and through TCP the peer. Suspensions count. Allowed while connecting.
@@ -253,6 +261,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         ``error`` do not wait.
         """
         self._suspensions.suspend()
+        self._notify()  # the writer, after a failure
 
     def resume(self) -> None:
         """Take back one :meth:`suspend`.
@@ -274,9 +283,9 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         if self._state is _CONNECTING:
             self._abandon()
         elif self._state is _OPEN:
+            self._wake_writer()
             self._set_ready_state(_CLOSING)
             self._inbox.discard()
-            self._wake_writer()
 
     def closeImmediately(self) -> None:
         """Close the connection without sending what is buffered and without waiting for the peer; ``close`` fires.
@@ -356,7 +365,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
     def _fail(self, exc: BaseException) -> None:
         """The connection failed or was lost: nothing more can be sent. The first failure is the one that counts."""
         if self._failure is None:
-            self._failure = explain(exc)
+            self._failure = explain(exc, self._peer())
         self._buffer.drop()
         self._notify()
 
@@ -453,7 +462,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         turns = 0
         looked_again = False
         while not transport.closed:
-            direct = not (self._busy or self._suspensions)
+            direct = not (self._busy or self._suspensions or "data" in self._async_types)
             size = READ_SIZE if direct else QUEUED_READ_SIZE
             data = transport.receive(size)
             if data is None and looked_again:
@@ -486,14 +495,15 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
 
     async def _queue(self, data: bytes) -> None:
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
-        if self._state is not _OPEN or self._inbox.put_nowait(data):
+        if self._state is not _OPEN:
             return
-        try:
-            await self._inbox.put(data)
-        except anyio.BrokenResourceError:
-            return  # closed by the program meanwhile
+        if not self._inbox.put_nowait(data):
+            try:
+                await self._inbox.put(data)
+            except anyio.BrokenResourceError:
+                return  # closed by the program meanwhile
         if not self._suspensions:
-            self._wake_dispatch()  # the dispatcher may have been done before there was room
+            self._wake_dispatch()  # even if it was busy just now: it may have been done before there was room
 
     def _data_event(self, data: bytes) -> TCPSocketEvent:
         if self._options.binaryType == "string":
@@ -512,11 +522,11 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
 
     def _schedule_flush(self) -> None:
         """Have what is buffered sent: when the running handler returns, or else by the writer."""
-        self._flush_scheduled = True
         if turn.written is not None:
             turn.written.append(self._flush)
         else:
             self._wake_writer()
+        self._flush_scheduled = True
 
     def _flush(self) -> None:
         if self._send_buffered() and self._state is _OPEN and self._failure is None:
@@ -549,8 +559,8 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         if self._tasks is None:
             return  # closed before it began
         if self._write_due is None:
-            self._write_due = Signal()
             self._tasks.start_soon(self._write, name=f"writer of {self!r}")
+            self._write_due = Signal()
         self._write_due.set()
 
     async def _write(self) -> None:
@@ -572,15 +582,24 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
         self._transport.send_eof()
         # What the peer has sent meanwhile is read on: discarded after a close, as closing with unread input would
         # destroy what the peer has yet to read (RST); delivered after a failure, as it may tell the reason.
-        with anyio.move_on_after(self._patience()):
-            await self._wait_until(lambda: self._peer_ended)
-        if self._suspensions:
-            self._inbox.discard()  # the reader may wait for room in it
+        if self._failure is None:
+            with anyio.move_on_after(self._options.linger):
+                await self._wait_until(lambda: self._peer_ended)
+        else:
+            await self._wait_for_the_rest()
         self._shut()
 
-    def _patience(self) -> float:
-        """Seconds to wait for the peer's end when ours has come."""
-        return 0 if self._failure is not None and self._suspensions else self._options.linger
+    async def _wait_for_the_rest(self) -> None:
+        """After a failure, wait until all that had come is read, however slow the handlers; an error waits no longer
+        if the program suspends, nor if nothing comes though nothing holds it up.
+        """
+        waiting = True
+        while waiting:
+            with anyio.move_on_after(FAILURE_PATIENCE) as limit:
+                await self._wait_until(lambda: self._peer_ended or bool(self._suspensions))
+            waiting = limit.cancelled_caught and (self._busy or bool(self._inbox))
+        if self._suspensions:
+            self._inbox.discard()  # the reader may wait for room in it
 
     # Dispatching
 
@@ -598,13 +617,20 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
                 self._end_of_stream()
         return self._last_event() if self._is_shut() else None
 
+    def _is_due(self) -> bool:
+        return (
+            self._announcement is not None
+            or self._buffer.drain_due
+            or (self._is_shut() and not self._close_told)
+            or (self._state is _OPEN and not self._suspensions and bool(self._inbox))
+        )
+
     def _last_event(self) -> Event[Any] | None:
         self._set_ready_state(_CLOSED)
         self._inbox.discard()
         if self._failure is not None and not self._error_told:
             self._error_told = True
-            if self._has_listener("error") or self._awaiting:
-                self._failure_seen = True
+            self._failure_seen = self._failure_seen or self._has_listener("error")
             return TCPSocketErrorEvent("error", self, self._failure)
         if not self._close_told:
             self._close_told = True

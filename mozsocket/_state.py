@@ -4,6 +4,7 @@ The rules, each of which is one line below:
 
 - A socket goes from connecting to open, closing and closed; it may leave out any, and never goes back.
 - ``send()`` gives False, and a ``drain`` is owed, once more than 65536 bytes are buffered.
+- ``send()`` beyond the limit takes nothing, and a ``drain`` is owed, if one can come.
 - An owed ``drain`` is due when nothing is buffered. If more was buffered before it was taken, it is due later.
 - Suspensions count: as often resumed as suspended.
 """
@@ -64,15 +65,16 @@ class SendBuffer:
         """Take data to be sent.
 
         :return: False if more than :data:`BUFFER_THRESHOLD` bytes are now buffered: a drain is owed
-        :raises BufferError: if that would be more than the limit; nothing is taken
+        :raises BufferError: if that would be more than the limit; nothing is taken, but a drain is owed
         """
+        if self._ended:
+            return True
         amount = self.amount + len(data)
         if self._limit is not None and amount > self._limit:
+            self._drain_owed = self._drain_owed or self.amount > 0
             raise BufferError(
                 f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
             )
-        if self._ended:
-            return True
         if data:
             self._chunks.append(data)
             self.amount = amount

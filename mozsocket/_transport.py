@@ -10,7 +10,7 @@ import socket
 
 import anyio
 
-__all__ = ("Transport", "configure")
+__all__ = ("Transport", "Watched", "configure")
 
 
 def configure(sock: socket.socket) -> None:
@@ -23,19 +23,59 @@ def configure(sock: socket.socket) -> None:
             pass
 
 
-class Transport:
-    """A connected socket, owned: :meth:`close` closes it.
+class Watched:
+    """A socket that tasks wait for, owned: :meth:`close` closes it.
 
     :ivar socket: the socket
     :ivar closed: whether it has been closed
     """
 
-    __slots__ = ("_waited_for", "closed", "socket")
+    __slots__ = ("_waiting", "closed", "socket")
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.closed = False
-        self._waited_for = False
+        self._waiting = 0  # how many tasks wait
+
+    async def wait_readable(self) -> None:
+        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
+        self._waiting += 1
+        try:
+            await anyio.wait_readable(self.socket)
+        finally:
+            self._waited()
+
+    async def wait_writable(self) -> None:
+        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
+        self._waiting += 1
+        try:
+            await anyio.wait_writable(self.socket)
+        finally:
+            self._waited()
+
+    def _waited(self) -> None:
+        self._waiting -= 1
+        if self.closed and not self._waiting:
+            self.socket.close()
+
+    def close(self) -> None:
+        """Close the socket, and wake who waits for it.
+
+        Its number must not be another's before they have woken, as they then give up waiting for that number. So it
+        is the last of them that closes it.
+        """
+        if not self.closed:
+            self.closed = True
+            if self._waiting:
+                anyio.notify_closing(self.socket)
+            else:
+                self.socket.close()
+
+
+class Transport(Watched):
+    """A connected socket, for bytes."""
+
+    __slots__ = ()
 
     def receive(self, size: int) -> bytes | None:
         """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
@@ -62,27 +102,9 @@ class Transport:
         except (BlockingIOError, InterruptedError):
             return 0
 
-    async def wait_readable(self) -> None:
-        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
-        self._waited_for = True
-        await anyio.wait_readable(self.socket)
-
-    async def wait_writable(self) -> None:
-        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
-        self._waited_for = True
-        await anyio.wait_writable(self.socket)
-
     def send_eof(self) -> None:
         """Tell the peer that no more will come (FIN)."""
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the connection is lost already, which the next read tells
-
-    def close(self) -> None:
-        """Close the socket, and wake who waits for it."""
-        if not self.closed:
-            self.closed = True
-            if self._waited_for:
-                anyio.notify_closing(self.socket)
-            self.socket.close()

@@ -22,7 +22,9 @@ import pytest
 from click.testing import CliRunner
 
 from mozsocket import TCPSocket, TCPSocketEvent, cli
+from mozsocket.cli import _demo
 from mozsocket.cli._console import TerminalText
+from mozsocket.cli._loop import run
 
 from .peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
 
@@ -829,7 +831,7 @@ def test_verbose_tells_of_errors() -> None:
     trace, message = errors.splitlines()[:-1], errors.splitlines()[-1]
     assert status == 1 and message.startswith("mozsocket: error: ")
     assert events_of((0, "\n".join(trace))) == [
-        "client error ConnectionRefusedError: Connection refused",
+        "client error ConnectionRefusedError: Connection refused (127.0.0.1:N)",
         "client close",
     ]
 
@@ -853,7 +855,7 @@ def events_of(ended: tuple[int, str]) -> list[str]:
     assert status == 0
     matches = [re.fullmatch(r" *\d+\.\d{4} s  (.*)", line) for line in errors.splitlines()]
     assert all(matches), errors
-    return [re.sub("port [0-9]+", "port N", " ".join(match[1].split())) for match in matches if match]
+    return [re.sub("(port |:)[0-9]+", r"\1N", " ".join(match[1].split())) for match in matches if match]
 
 
 # What a terminal is shown

@@ -184,7 +184,7 @@ async def test_wrong_data_takes_nothing(role: str, listener: stdlib_socket.socke
         socket, _, peer = await connected(tcp, role, listener)
         for data in (5, None, [1, 2]):
             with pytest.raises(TypeError, match="takes a bytes-like object or a str, not"):
-                socket.send(data)
+                socket.send(data)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"character 1 is U\+20AC"):
             socket.send("1€")
         with pytest.raises(ValueError, match="byteOffset must not be negative"):
