@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from ._events import Event, EventTarget, Rest
 
-__all__ = ("TURNS", "Dispatcher", "Signal", "turn")
+__all__ = ("TURNS", "Dispatcher", "Signal", "is_cancelled", "turn")
 
 TURNS = 32
 """Turns of a busy loop after which it lets other tasks run."""
@@ -56,11 +56,12 @@ turn = _Turn()
 class Dispatcher(EventTarget):
     """An event target that delivers the events of one connection in order, one at a time."""
 
-    __slots__ = ("_busy", "_dispatch_due", "_handler_task", "_rest", "_tasks")
+    __slots__ = ("_busy", "_dispatch_due", "_handler_task", "_rest", "_scopes", "_tasks")
 
     def __init__(self) -> None:
         super().__init__()
         self._tasks: TaskGroup | None = None  # of the tasks of this socket, while it runs
+        self._scopes: tuple[anyio.CancelScope, ...] = ()  # its own, and its owners'
         self._busy = False  # while a handler runs, or the dispatcher has been told to deliver what is due
         self._rest: Rest | None = None  # of the running handler, for the dispatcher to await
         self._dispatch_due: Signal | None = None  # made with the dispatcher
@@ -87,19 +88,17 @@ class Dispatcher(EventTarget):
             assert event is None
             return  # what is due will be seen to after the running handler
         self._busy = True
-        rest = None
+        rest = self._deliver(event) if event is not None else None
         for _ in range(TURNS):
+            if rest is not None or (self._async_types and self._is_due()):
+                break  # the dispatcher takes it, so that an asynchronous handler begins while it is still so
+            delivered, event = event, self._next_event()
             if event is None:
-                if self._async_types and self._is_due():
-                    break  # the dispatcher takes it, so that an asynchronous handler begins while it is still so
-                event = self._next_event()
-                if event is None:
-                    self._busy = False
-                    return
+                self._busy = False
+                return
+            if delivered is not None and is_cancelled():
+                return  # by a handler, before any checkpoint could tell
             rest = self._deliver(event)
-            if rest is not None:
-                break
-            event = None
         self._start_dispatch(rest)
 
     def _wake_dispatch(self) -> None:
@@ -126,6 +125,7 @@ class Dispatcher(EventTarget):
             while (event := self._next_event()) is not None:
                 self._rest = self._deliver(event)
                 await self._await_rest()
+                await anyio.lowlevel.checkpoint_if_cancelled()
                 turns += 1
                 if turns % TURNS == 0:
                     await anyio.lowlevel.checkpoint()
@@ -140,7 +140,7 @@ class Dispatcher(EventTarget):
             except Exception as exc:
                 self._handler_raised(exc)
             except anyio.get_cancelled_exc_class() as exc:
-                if _is_cancelled():
+                if is_cancelled():
                     raise
                 self._handler_raised(_stray(exc))
 
@@ -150,12 +150,13 @@ class Dispatcher(EventTarget):
             self._rest.drop()
 
     def _deliver(self, event: Event[Any]) -> Rest | None:
-        """Call the handlers of an event, then flush what they wrote. Once cancelled, no handler runs any more.
+        """Call the handlers of an event, then flush what they wrote. Once the owner is cancelled, none runs any more.
 
         :return: what must be awaited before the next event, if anything
         """
-        if _is_cancelled():
-            return None
+        for scope in self._scopes:
+            if scope.cancel_called:
+                return None
         written: list[Callable[[], None]] = []
         turn.written = written
         try:
@@ -178,7 +179,8 @@ class Dispatcher(EventTarget):
         return self._busy and anyio.get_current_task().id == self._handler_task
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
+    """Whether any scope around the current task is cancelled. Not for the hot paths: it takes microseconds."""
     return anyio.current_effective_deadline() == -math.inf
 
 

@@ -60,19 +60,19 @@ class Lifetime(Dispatcher):
 
     # Running. There are three owners, which differ in whom they tell what went wrong.
 
-    async def _run_in_scope(self) -> None:
+    async def _run_in_scope(self, scope: anyio.CancelScope) -> None:
         """For a scope: as a task of a task group, which raises what nobody else was told."""
         try:
-            await self._run()
+            await self._run(scope)
         except BaseException:
             self._log_untold()
             raise
         self._raise_untold()
 
-    async def _run_accepted(self) -> None:
+    async def _run_accepted(self, *scopes: anyio.CancelScope) -> None:
         """For a server: one connection's trouble is logged, and is no trouble of the others."""
         try:
-            await self._run()
+            await self._run(*scopes)
         finally:
             self._log_untold()
 
@@ -111,14 +111,15 @@ class Lifetime(Dispatcher):
             raise
 
     async def _run_beside_body(self, body: anyio.CancelScope) -> None:
-        await self._run()
+        await self._run(body)
         if self._crash is not None:
             body.cancel()
 
-    async def _run(self) -> None:
+    async def _run(self, *owners: anyio.CancelScope) -> None:
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
+                self._scopes = (tasks.cancel_scope, *owners)
                 try:
                     await self._live()
                 finally:

@@ -127,11 +127,11 @@ class MozTCPSocket:
     def _run(self, member: TCPSocket | TCPServerSocket, tasks: TaskGroup) -> None:
         member._started = True
         self._members.add(member)
-        tasks.start_soon(self._run_member, member, name=repr(member))
+        tasks.start_soon(self._run_member, member, tasks.cancel_scope, name=repr(member))
 
-    async def _run_member(self, member: TCPSocket | TCPServerSocket) -> None:
+    async def _run_member(self, member: TCPSocket | TCPServerSocket, scope: anyio.CancelScope) -> None:
         try:
-            await member._run_in_scope()
+            await member._run_in_scope(scope)
         finally:
             self._members.discard(member)
 

@@ -255,7 +255,7 @@ class TCPServerSocket(Lifetime):
 
     async def _serve(self, connection: TCPSocket) -> None:
         try:
-            await connection._run_accepted()
+            await connection._run_accepted(*self._scopes)
         finally:
             self._connections.discard(connection)
             self._notify()

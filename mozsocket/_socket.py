@@ -9,6 +9,16 @@ Three tasks at most, in the socket's own task group::
 The reader is there from the connect to the end. While no handler runs and nothing is queued it calls the handler
 itself. The writer and the dispatcher are started when there is first something for them: what the operating system
 would not take at once or was sent outside a handler, and an asynchronous handler.
+
+Every end of a connection goes through the closing of its transport, after which ``error``, if there was a failure, and
+``close`` are due. It is closed
+
+- by ``closeImmediately()``, and so when a handler has raised: at once;
+- when the peer's end has been delivered: at once if nothing is buffered, else by the writer when all is sent;
+- after ``close()``: by the writer, when all is sent and the peer has ended too, or ``linger`` is over;
+- when reading fails: at once;
+- when writing fails: by the writer, when what the peer had sent has been delivered;
+- when the owner is cancelled: at once, and nothing is delivered any more.
 """
 
 from __future__ import annotations
@@ -26,7 +36,7 @@ from anyio.abc import SocketAttribute
 
 from ._addresses import display, host_and_port, plain
 from ._connect import connect
-from ._dispatch import TURNS, Signal, turn
+from ._dispatch import TURNS, Signal, is_cancelled, turn
 from ._errors import InvalidStateError, explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent, TCPSocketEvent
 from ._inbox import QUEUED_READ_SIZE, Inbox
@@ -477,7 +487,7 @@ class TCPSocket(Lifetime, TypedAttributeProvider):
                 if not data:
                     return
                 turns += 1
-                if len(data) == size and turns % TURNS:
+                if len(data) == size and turns % TURNS and not is_cancelled():
                     continue
             # The answer to what a handler has sent is often here by the event loop's next turn, and a turn costs far
             # less than to have the operating system tell.

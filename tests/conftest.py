@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import anyio
 import anyio.lowlevel
 import hypothesis
 import pytest
+
+from .peers import listening, port_of
 
 hypothesis.settings.register_profile("default", deadline=None)  # a shared machine may pause anywhere
 hypothesis.settings.load_profile("default")
@@ -32,6 +35,32 @@ LOOPS = {
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     value: tuple[str, dict[str, Any]] = request.param
     return value
+
+
+@pytest.fixture(params=["client", "server"])
+def role(request: pytest.FixtureRequest) -> str:
+    """For what is the same whether the program opened the socket or accepted it."""
+    return str(request.param)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A blocking socket that listens on loopback."""
+    with listening() as sock:
+        yield sock
+
+
+@pytest.fixture
+def clogged() -> Iterator[int]:
+    """A port of loopback that lets no further connection be made, and refuses none."""
+    with listening(backlog=0) as listener:
+        waiting = [socket.socket() for _ in range(8)]
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield port_of(listener)
+        for sock in waiting:
+            sock.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

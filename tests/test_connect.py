@@ -66,12 +66,6 @@ def silent(host: str = LOOPBACK) -> Iterator[tuple[str, int]]:
 
 
 @pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with listening() as sock:
-        yield sock
-
-
-@pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[_connect.Address]:
     """The addresses that are tried, in order."""
     tried = []

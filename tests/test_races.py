@@ -8,7 +8,6 @@ import fcntl
 import socket as stdlib_socket
 import sys
 import termios
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -24,7 +23,6 @@ from .peers import (
     blocking,
     connected,
     dial,
-    listening,
     port_of,
     read_all,
     reset,
@@ -34,12 +32,6 @@ from .peers import (
 pytestmark = pytest.mark.anyio
 
 MANY = 8 << 20  # bytes that no kernel buffers between two sockets of this machine
-
-
-@pytest.fixture
-def listener() -> Iterator[stdlib_socket.socket]:
-    with listening() as sock:
-        yield sock
 
 
 async def test_reopening_when_the_old_connection_is_stuck(listener: stdlib_socket.socket) -> None:

@@ -9,7 +9,7 @@ import gc
 import math
 import socket as stdlib_socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -27,7 +27,6 @@ from .peers import (
     blocking,
     connected,
     dial,
-    listening,
     port_of,
     read_all,
     read_exactly,
@@ -42,30 +41,6 @@ if sys.version_info < (3, 11):
 pytestmark = pytest.mark.anyio
 
 LOOPBACK = "127.0.0.1"
-
-
-@pytest.fixture
-def listener() -> Iterator[stdlib_socket.socket]:
-    with listening() as sock:
-        yield sock
-
-
-@pytest.fixture
-def clogged() -> Iterator[int]:
-    """A port of loopback that lets no further connection be made, and refuses none."""
-    with listening(backlog=0) as listener:
-        waiting = [stdlib_socket.socket() for _ in range(8)]
-        for sock in waiting:
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-        yield port_of(listener)
-        for sock in waiting:
-            sock.close()
-
-
-@pytest.fixture(params=["client", "server"])
-def role(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 # The block

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket as stdlib_socket
 from array import array
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -22,7 +21,6 @@ from .peers import (
     blocking,
     connected,
     dial,
-    listening,
     port_of,
     read_all,
     read_exactly,
@@ -35,35 +33,6 @@ pytestmark = pytest.mark.anyio
 
 MANY = 8 << 20  # bytes that no kernel buffers between two sockets of this machine
 SOME = os.urandom(1 << 20)
-
-
-@pytest.fixture
-def listener() -> Iterator[stdlib_socket.socket]:
-    with listening() as sock:
-        yield sock
-
-
-@pytest.fixture(params=["client", "server"])
-def role(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def clogged() -> Iterator[int]:
-    """A port of loopback that lets no further connection be made, and refuses none."""
-    with listening(backlog=0) as listener:
-        waiting = []
-        while True:
-            client = stdlib_socket.socket()
-            waiting.append(client)
-            client.settimeout(0.3)
-            try:
-                client.connect(listener.getsockname())
-            except TimeoutError:
-                break
-        yield port_of(listener)
-        for client in waiting:
-            client.close()
 
 
 # Opening
