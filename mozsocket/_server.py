@@ -155,7 +155,8 @@ class TCPServerSocket(Lifetime):
         return self
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} :{self._port} {'closed' if self._closed else 'listening'}>"
+        state = "closed" if self._closed else "listening" if self._bound else "not entered"
+        return f"<{type(self).__name__} :{self._port} {state}>"
 
     @property
     def localPort(self) -> int:
