@@ -1,8 +1,9 @@
 """One event at a time: which is due, and who calls the handlers.
 
-A handler that is a plain function is called by the task that has something to tell, with no task switch. One that
-returns an awaitable is handed to the dispatcher, a task that is started when it is first needed: it awaits the
-handler and delivers what has become due meanwhile. So reading and writing go on beside a slow handler.
+A handler that is a plain function is called by the task that has something to tell, with no task switch. The events
+of an asynchronous one are left to the dispatcher, a task that is started when it is first needed: it awaits the
+handler and delivers what has become due meanwhile. So reading and writing go on beside a slow handler. What a plain
+function gives to be awaited, which nobody can foresee, is handed to it too.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Three tasks at most, in the socket's own task group::
 
     reader ──data──▶ memory-object channel ──▶ dispatcher ──▶ handlers
     writer ──drain─▶        (bounded)                         │ send()
-      ▲──────────────── send buffer ◀────────────────────────-┘
+      ▲──────────────── send buffer ◀─────────────────────────┘
 
 The reader is there from the connect to the end. While no handler runs and nothing is queued it calls the handler
 itself. The writer and the dispatcher are started when there is first something for them: what the operating system

@@ -9,6 +9,7 @@ from __future__ import annotations
 import anyio
 
 from .. import InvalidStateError, TCPSocket, TCPSocketError, TCPSocketErrorEvent, TCPSocketEvent
+from .._state import octets
 from ._console import Console, TerminalText
 from ._loop import ConnectionLost, complain
 from ._trace import peer_of
@@ -36,7 +37,7 @@ class Relay:
 
     def _on_data(self, event: TCPSocketEvent) -> None:
         self._socket.suspend()
-        self._received_in.send_nowait(octets(event.data))
+        self._received_in.send_nowait(octets(event.data, 0, None))
 
     def _on_error(self, event: TCPSocketErrorEvent[TCPSocket]) -> None:
         self._failure = event.error
@@ -75,11 +76,6 @@ class Relay:
                 self._socket.resume()
         if text is not None:
             await self._console.write(text.feed(b"", final=True).encode())
-
-
-def octets(data: bytes | str) -> bytes:
-    """Received data of either ``binaryType``."""
-    return data.encode("latin-1") if isinstance(data, str) else data
 
 
 def echo_back(socket: TCPSocket) -> None:
