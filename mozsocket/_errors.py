@@ -1,13 +1,15 @@
 """The public exceptions, and the one place that turns an exception into an error name.
 
 The names are those of Gecko's ``TCPSocketErrorEvent``. A name says what happened; its class, which MDN calls the
-``message``, says to which layer: ``"Network"`` here, the security classes with TLS.
+``message``, says to what: ``"Network"``, to the connection; ``"SecurityCertificate"``, the peer's certificate was not
+accepted here; ``"SecurityProtocol"``, anything else that TLS fails for, as when the peer did not accept ours.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import sys
 from collections.abc import Iterator
 
@@ -32,6 +34,64 @@ _TELLING = (
     "DomainNotFoundError",
 )
 
+# What OpenSSL says of a certificate (openssl/x509_vfy.h), by the number of the verification error.
+_CERTIFICATE_NAMES = {
+    **dict.fromkeys((9, 10), "SecurityExpiredCertificateError"),  # not yet valid; expired
+    23: "SecurityRevokedCertificateError",
+    # No issuer, self-signed, or a chain whose issuers may not issue it.
+    **dict.fromkeys(
+        (2, 18, 19, 20, 21, 22, 24, 25, 27, 28, 29, 30, 31, 32, 79), "SecurityUntrustedCertificateIssuerError"
+    ),
+    26: "SecurityInadequateKeyUsageError",  # not for servers, or not for clients
+    # Keys and signatures that are too weak for the context's security level.
+    **dict.fromkeys((66, 67, 68, 76), "SecurityCertificateSignatureAlgorithmDisabledError"),
+    **dict.fromkeys((62, 63, 64), "SecurityCertificateDomainMismatchError"),  # host name, e-mail address, IP address
+    # It cannot be read, its signature is wrong, or it is not made as RFC 5280 demands.
+    **dict.fromkeys((4, 6, 7, 13, 14, 77, 78, *range(80, 95)), "SecurityBadCertificateError"),
+}
+
+# What else OpenSSL says (openssl/sslerr.h), by the reason's mnemonic: its number, and the name. Above 1000 it is the
+# alert that the peer has sent (RFC 8446, section 6), so what is said of a certificate there is said of ours.
+_REASONS = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": (199, "SecurityNoCertificateError"),
+    "SSLV3_ALERT_NO_CERTIFICATE": (1041, "SecurityNoCertificateError"),
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": (1116, "SecurityNoCertificateError"),
+    "SSLV3_ALERT_BAD_CERTIFICATE": (1042, "SecurityBadCertificateError"),
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": (1043, "SecurityUnsupportedCertificateTypeError"),
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": (1044, "SecurityRevokedCertificateError"),
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": (1045, "SecurityExpiredCertificateError"),
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": (1046, "SecurityBadCertificateError"),
+    "TLSV1_ALERT_UNKNOWN_CA": (1048, "SecurityUntrustedCertificateIssuerError"),
+    "NO_PROTOCOLS_AVAILABLE": (191, "SecurityUnsupportedTLSVersionError"),
+    "UNSUPPORTED_PROTOCOL": (258, "SecurityUnsupportedTLSVersionError"),
+    "WRONG_SSL_VERSION": (266, "SecurityUnsupportedTLSVersionError"),
+    "VERSION_TOO_LOW": (396, "SecurityUnsupportedTLSVersionError"),
+    "TLSV1_ALERT_PROTOCOL_VERSION": (1070, "SecurityUnsupportedTLSVersionError"),
+    "UNEXPECTED_EOF_WHILE_READING": (294, "NetworkInterruptError"),
+    # Those of no name of their own.
+    "HTTP_REQUEST": (156, "SecurityError"),
+    "NO_SHARED_CIPHER": (193, "SecurityError"),
+    "PACKET_LENGTH_TOO_LONG": (198, "SecurityError"),
+    "NO_APPLICATION_PROTOCOL": (235, "SecurityError"),
+    "UNEXPECTED_MESSAGE": (244, "SecurityError"),
+    "WRONG_VERSION_NUMBER": (267, "SecurityError"),
+    "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": (281, "SecurityError"),
+    "BAD_RECORD_TYPE": (443, "SecurityError"),
+    "SSLV3_ALERT_UNEXPECTED_MESSAGE": (1010, "SecurityError"),
+    "SSLV3_ALERT_BAD_RECORD_MAC": (1020, "SecurityError"),
+    "TLSV1_ALERT_RECORD_OVERFLOW": (1022, "SecurityError"),
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": (1040, "SecurityError"),
+    "SSLV3_ALERT_ILLEGAL_PARAMETER": (1047, "SecurityError"),
+    "TLSV1_ALERT_ACCESS_DENIED": (1049, "SecurityError"),
+    "TLSV1_ALERT_DECODE_ERROR": (1050, "SecurityError"),
+    "TLSV1_ALERT_DECRYPT_ERROR": (1051, "SecurityError"),
+    "TLSV1_ALERT_INSUFFICIENT_SECURITY": (1071, "SecurityError"),
+    "TLSV1_ALERT_INTERNAL_ERROR": (1080, "SecurityError"),
+    "TLSV1_UNRECOGNIZED_NAME": (1112, "SecurityError"),
+}
+
+_MAYBE_PLAINTEXT = frozenset({"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "WRONG_VERSION_NUMBER"})
+
 
 class InvalidStateError(RuntimeError):
     """A method was called in a ready state that does not allow it (W3C: ``InvalidStateError``)."""
@@ -42,23 +102,42 @@ class TCPSocketError(OSError):
 
     :ivar name: what happened, such as ``"ConnectionRefusedError"`` (Gecko's names)
     :ivar message: the class of the error: ``"Network"``, ``"SecurityProtocol"`` or ``"SecurityCertificate"``
-    :ivar errorCode: the ``errno`` (of a name that was not found, the resolver's code); 0 where there is none
+    :ivar errorCode: the ``errno`` (of a name that was not found, the resolver's code); of ``"SecurityCertificate"``
+        OpenSSL's verification error, of ``"SecurityProtocol"`` its reason; 0 where there is none
     :ivar detail: the failure in words
     :ivar peer: the host and port that it happened with, as ``"localhost:25"``; empty if there is none
+    :ivar peer_certificates: of ``"SecurityCertificate"`` what the peer has shown, each in DER: its own certificate,
+        then those that vouch for it; else empty
 
     Its ``__cause__`` is the exception it was made from; where several addresses were tried, the group of all.
     """
 
-    def __init__(self, name: str, message: str, errorCode: int, detail: str, peer: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        message: str,
+        errorCode: int,
+        detail: str,
+        peer: str = "",
+        peer_certificates: tuple[bytes, ...] = (),
+    ) -> None:
         super().__init__(errorCode, detail)
         self.name = name
         self.message = message
         self.errorCode = errorCode
         self.detail = detail
         self.peer = peer
+        self.peer_certificates = peer_certificates
 
-    def __reduce__(self) -> tuple[type[TCPSocketError], tuple[str, str, int, str, str]]:
-        return type(self), (self.name, self.message, self.errorCode, self.detail, self.peer)
+    def __reduce__(self) -> tuple[type[TCPSocketError], tuple[str, str, int, str, str, tuple[bytes, ...]]]:
+        return type(self), (
+            self.name,
+            self.message,
+            self.errorCode,
+            self.detail,
+            self.peer,
+            self.peer_certificates,
+        )
 
     def __str__(self) -> str:
         return f"{self.name}: {self.detail}" + (f" ({self.peer})" if self.peer else "")
@@ -68,19 +147,23 @@ class TCPSocketError(OSError):
 
     def again(self) -> TCPSocketError:
         """A fresh copy: an exception raised in several tasks would gather the tracebacks of all of them."""
-        copy = type(self)(self.name, self.message, self.errorCode, self.detail, self.peer)
+        class_, arguments = self.__reduce__()
+        copy = class_(*arguments)
         copy.__cause__ = self.__cause__
         return copy
 
 
-def explain(exc: BaseException, peer: str = "") -> TCPSocketError:
+def explain(exc: BaseException, peer: str = "", certificates: tuple[bytes, ...] = ()) -> TCPSocketError:
     """The error that the program is told of, with ``exc`` as its cause.
 
     :param exc: an :exc:`OSError`, a :exc:`UnicodeError` (a host name that IDNA forbids), or a group of them
     :param peer: the host and port that it happened with
+    :param certificates: what the peer has shown, for an error that is about them
     """
-    telling = min(_leaves(exc), key=lambda leaf: _TELLING.index(_name(leaf)))
-    error = TCPSocketError(_name(telling), "Network", _code(telling), _detail(telling), peer)
+    telling = min(_leaves(exc), key=_rank)
+    name, code = _name_and_code(telling)
+    shown = certificates if isinstance(telling, ssl.SSLCertVerificationError) else ()
+    error = TCPSocketError(name, _class(name, telling), code, _detail(telling), peer, shown)
     error.__cause__ = exc
     return error
 
@@ -93,9 +176,31 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
         yield exc
 
 
-def _name(exc: BaseException) -> str:
+def _rank(exc: BaseException) -> int:
+    name, _ = _name_and_code(exc)
+    return _TELLING.index(name) if name in _TELLING else -1
+
+
+def _class(name: str, exc: BaseException) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return "SecurityCertificate"
+    return "SecurityProtocol" if name.startswith("Security") else "Network"
+
+
+def _name_and_code(exc: BaseException) -> tuple[str, int]:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return _CERTIFICATE_NAMES.get(exc.verify_code, "SecurityError"), exc.verify_code
+    if isinstance(exc, ssl.SSLEOFError):
+        return _REASONS["UNEXPECTED_EOF_WHILE_READING"][::-1]
+    if isinstance(exc, ssl.SSLError):
+        code, name = _REASONS.get(exc.reason, (exc.errno or 0, "SecurityError"))
+        return name, code
     if isinstance(exc, (socket.gaierror, UnicodeError)):
-        return "DomainNotFoundError"
+        return "DomainNotFoundError", exc.errno if isinstance(exc, OSError) and exc.errno else socket.EAI_NONAME
+    return _network_name(exc), _errno(exc)
+
+
+def _network_name(exc: BaseException) -> str:
     if isinstance(exc, ConnectionRefusedError):
         return "ConnectionRefusedError"
     if isinstance(exc, TimeoutError):
@@ -105,14 +210,28 @@ def _name(exc: BaseException) -> str:
     return "NetworkError"
 
 
-def _code(exc: BaseException) -> int:
+def _errno(exc: BaseException) -> int:
     if isinstance(exc, OSError) and exc.errno is not None:
         return exc.errno
-    if isinstance(exc, UnicodeError):
-        return socket.EAI_NONAME
     return errno.ETIMEDOUT if isinstance(exc, TimeoutError) else 0
 
 
 def _detail(exc: BaseException) -> str:
+    if isinstance(exc, ssl.SSLError):
+        return _security_detail(exc)
     strerror = exc.strerror if isinstance(exc, OSError) else None
     return strerror or str(exc) or type(exc).__name__
+
+
+def _security_detail(exc: ssl.SSLError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the peer's certificate is not accepted: {exc.verify_message}"
+    if isinstance(exc, ssl.SSLEOFError):
+        return "the peer ended the connection without close_notify"
+    reason = exc.reason or ""
+    words = reason.lower().replace("_", " ") or exc.strerror or type(exc).__name__
+    if reason in _MAYBE_PLAINTEXT:
+        return f"TLS failed: {words} (does the peer speak TLS?)"
+    if _REASONS.get(reason, (0,))[0] > 1000 or "ALERT" in reason:
+        return f"the peer refused TLS: {words}"
+    return f"TLS failed: {words}"

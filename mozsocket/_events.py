@@ -37,7 +37,7 @@ EventT = TypeVar("EventT", bound="Event[Any]")
 class Event(Generic[TargetT]):
     """Something that happened to a socket. Immutable.
 
-    :ivar type: ``"open"``, ``"drain"``, ``"data"``, ``"error"``, ``"close"`` or ``"connect"``
+    :ivar type: ``"open"``, ``"secure"``, ``"drain"``, ``"data"``, ``"error"``, ``"close"`` or ``"connect"``
     :ivar target: the socket, or the server, that it happened to
     """
 
@@ -100,7 +100,7 @@ class TCPSocketErrorEvent(Event[TargetT]):
 
     @property
     def errorCode(self) -> int:
-        """The ``errno``, or the resolver's code; 0 where there is none."""
+        """The number of what happened, see :class:`TCPSocketError`; 0 where there is none."""
         return self.error.errorCode
 
     def _details(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,7 +14,11 @@ __all__ = (
     "check_flag",
     "check_host",
     "check_port",
+    "check_role",
+    "check_server_hostname",
+    "check_ssl_context",
     "check_stream_socket",
+    "identity",
 )
 
 BinaryType = Literal["arraybuffer", "string"]
@@ -28,6 +33,11 @@ class SocketOptions:
     local_host: str | None = None
     max_buffered_amount: int | None = None
     linger: float = 5
+    useSecureTransport: bool = False
+    ssl_context: ssl.SSLContext | None = None
+    server_hostname: str | None = None
+    handshake_timeout: float = 30
+    tls_standard_compatible: bool = True
 
     def __post_init__(self) -> None:
         if self.binaryType not in get_args(BinaryType):
@@ -39,6 +49,12 @@ class SocketOptions:
         if self.max_buffered_amount is not None:
             check_count("max_buffered_amount", self.max_buffered_amount, 1)
         _check_seconds("linger", self.linger)
+        check_flag("useSecureTransport", self.useSecureTransport)
+        check_ssl_context(self.ssl_context)
+        if self.server_hostname is not None:
+            check_server_hostname(self.server_hostname)
+        _check_seconds("handshake_timeout", self.handshake_timeout)
+        check_flag("tls_standard_compatible", self.tls_standard_compatible)
 
 
 def check_host(name: str, value: object) -> None:
@@ -73,6 +89,51 @@ def check_flag(name: str, value: object) -> None:
     """:raises TypeError: if it is not a bool"""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+
+
+def check_ssl_context(value: object) -> None:
+    """:raises TypeError: if it is neither None nor an SSLContext"""
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(value).__name__}")
+
+
+def check_role(context: ssl.SSLContext, *, server_side: bool) -> None:
+    """:raises ValueError: if a context is for the other side of TLS"""
+    wrong, way = (
+        (ssl.PROTOCOL_TLS_CLIENT, "a server needs one made by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)")
+        if server_side
+        else (ssl.PROTOCOL_TLS_SERVER, "a client needs one made by ssl.create_default_context()")
+    )
+    if context.protocol is wrong:
+        raise ValueError(f"ssl_context is for the other side of TLS: {way}")
+
+
+def check_server_hostname(value: object) -> None:
+    """:raises TypeError: if it is not a str
+    :raises ValueError: if it cannot be the name, or the address, in a certificate
+    """
+    check_host("server_hostname", value)
+    if str(value).startswith("."):
+        raise ValueError(f"server_hostname must not begin with a dot: {value!r}")
+    identity(str(value))
+
+
+def identity(host: str) -> str | None:
+    """The name or address that the peer's certificate must be for; None if there is none to check.
+
+    A name is encoded as it is looked up, by IDNA 2008. Left to itself, :mod:`ssl` would encode it by IDNA 2003, and
+    accept a certificate for another name: for "faß.example" that of "fass.example".
+
+    :raises UnicodeError: if the name cannot be one
+    """
+    if ":" in host:  # an IPv6 address, without its zone
+        return host.partition("%")[0]
+    name = host.removesuffix(".")
+    if name.isascii():
+        return name or None
+    import idna  # AnyIO depends on it
+
+    return idna.encode(name, uts46=True).decode("ascii")
 
 
 def check_stream_socket(value: object) -> None:

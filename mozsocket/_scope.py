@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from types import TracebackType
 
 import anyio
@@ -53,6 +54,11 @@ class MozTCPSocket:
         local_host: str | None = None,
         max_buffered_amount: int | None = None,
         linger: float = 5,
+        useSecureTransport: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+        handshake_timeout: float = 30,
+        tls_standard_compatible: bool = True,
     ) -> TCPSocket:
         """Open a connection (MDN: ``open``). It returns at once, and connects when the caller next awaits.
 
@@ -70,6 +76,11 @@ class MozTCPSocket:
             local_host=local_host,
             max_buffered_amount=max_buffered_amount,
             linger=linger,
+            useSecureTransport=useSecureTransport,
+            ssl_context=ssl_context,
+            server_hostname=server_hostname,
+            handshake_timeout=handshake_timeout,
+            tls_standard_compatible=tls_standard_compatible,
         )
         self._run(socket, tasks)
         return socket
@@ -85,6 +96,10 @@ class MozTCPSocket:
         reuse_port: bool = False,
         max_buffered_amount: int | None = None,
         linger: float = 5,
+        useSecureTransport: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        handshake_timeout: float = 30,
+        tls_standard_compatible: bool = True,
     ) -> TCPServerSocket:
         """Listen on a port (MDN: ``listen``). It listens when the call returns.
 
@@ -105,6 +120,10 @@ class MozTCPSocket:
             reuse_port=reuse_port,
             max_buffered_amount=max_buffered_amount,
             linger=linger,
+            useSecureTransport=useSecureTransport,
+            ssl_context=ssl_context,
+            handshake_timeout=handshake_timeout,
+            tls_standard_compatible=tls_standard_compatible,
         )
         if 0 < port < 1024 and not self._certified:
             raise PermissionError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ from ._options import (
     check_flag,
     check_host,
     check_port,
+    check_role,
     check_stream_socket,
 )
 from ._socket import TCPSocket
@@ -64,6 +66,12 @@ class TCPServerSocket(Lifetime):
     :param reuse_port: let other sockets listen on the same port, which share the connections (``SO_REUSEPORT``)
     :param max_buffered_amount: of the accepted sockets, as of :class:`TCPSocket`
     :param linger: of the accepted sockets, as of :class:`TCPSocket`
+    :param useSecureTransport: whether to use TLS from the first byte: ``connect`` fires after the handshake. It needs
+        an ``ssl_context``. A connection whose handshake fails is logged
+    :param ssl_context: the certificate, what is demanded of clients, ALPN; for TLS from the first byte, and for
+        :meth:`TCPSocket.upgradeToSecure` of the accepted sockets
+    :param handshake_timeout: seconds that a TLS handshake may take
+    :param tls_standard_compatible: of the accepted sockets, as of :class:`TCPSocket`
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument is out of range
     """
@@ -97,6 +105,10 @@ class TCPServerSocket(Lifetime):
         reuse_port: bool = False,
         max_buffered_amount: int | None = None,
         linger: float = 5,
+        useSecureTransport: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        handshake_timeout: float = 30,
+        tls_standard_compatible: bool = True,
     ) -> None:
         check_port(port, lowest=0)
         if host is not None:
@@ -105,7 +117,15 @@ class TCPServerSocket(Lifetime):
         check_flag("reuse_port", reuse_port)
         if reuse_port and not hasattr(socket, "SO_REUSEPORT"):  # pragma: no cover  (Windows)
             raise ValueError("reuse_port: this system has no SO_REUSEPORT")
-        options = SocketOptions(binaryType=binaryType, max_buffered_amount=max_buffered_amount, linger=linger)
+        options = SocketOptions(
+            binaryType=binaryType,
+            max_buffered_amount=max_buffered_amount,
+            linger=linger,
+            useSecureTransport=useSecureTransport,
+            ssl_context=ssl_context,
+            handshake_timeout=handshake_timeout,
+            tls_standard_compatible=tls_standard_compatible,
+        )
         self._set_up(port, max_connections, options)
         self._host = host
         self._backlog = backlog or _MAX_BACKLOG
@@ -115,6 +135,10 @@ class TCPServerSocket(Lifetime):
         super().__init__()
         if max_connections is not None:
             check_count("max_connections", max_connections, 1)
+        if options.ssl_context is not None:
+            check_role(options.ssl_context, server_side=True)
+        elif options.useSecureTransport:
+            raise ValueError("useSecureTransport=True: a server needs an ssl_context with a certificate")
         self._port = port
         self._max_connections = max_connections
         self._options = options
@@ -132,21 +156,30 @@ class TCPServerSocket(Lifetime):
         max_connections: int | None = None,
         max_buffered_amount: int | None = None,
         linger: float = 5,
+        useSecureTransport: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        handshake_timeout: float = 30,
+        tls_standard_compatible: bool = True,
     ) -> TCPServerSocket:
         """Adopt a listening stream socket, which belongs to the TCPServerSocket from then on.
 
         :param sock: a ``SOCK_STREAM`` socket that listens
-        :param binaryType: as of :class:`TCPServerSocket`
-        :param max_connections: as of :class:`TCPServerSocket`
-        :param max_buffered_amount: as of :class:`TCPServerSocket`
-        :param linger: as of :class:`TCPServerSocket`
-        :raises TypeError: if it is not a socket
-        :raises ValueError: if it is not a listening stream socket
+        :param binaryType: as of :class:`TCPServerSocket`, and so are the others
+        :raises TypeError: if it is not a socket, or an argument is of the wrong type
+        :raises ValueError: if it is not a listening stream socket, or an argument is out of range
         """
         check_stream_socket(sock)
         if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ValueError("from_socket() takes a socket that listens: call its listen() first")
-        options = SocketOptions(binaryType=binaryType, max_buffered_amount=max_buffered_amount, linger=linger)
+        options = SocketOptions(
+            binaryType=binaryType,
+            max_buffered_amount=max_buffered_amount,
+            linger=linger,
+            useSecureTransport=useSecureTransport,
+            ssl_context=ssl_context,
+            handshake_timeout=handshake_timeout,
+            tls_standard_compatible=tls_standard_compatible,
+        )
         self = cls.__new__(cls)
         address = sock.getsockname()
         self._set_up(address[1] if isinstance(address, tuple) else 0, max_connections, options)

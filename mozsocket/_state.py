@@ -11,6 +11,7 @@ The rules, each of which is one line below:
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from enum import Enum
 
@@ -83,14 +84,16 @@ class SendBuffer:
             return False
         return True
 
-    def next_write(self) -> list[bytes | memoryview]:
-        """What to hand over next, in one call: some large chunks as they are, or many small ones joined."""
+    def next_write(self, limit: int = sys.maxsize) -> list[bytes | memoryview]:
+        """What to hand over next, in one call: some large chunks as they are, or many small ones joined.
+
+        :param limit: how many bytes at most
+        """
         chunks = self._chunks
         if len(chunks) > 1 and len(chunks[0]) < _JOIN_BELOW:
             chunks.appendleft(b"".join(self._pop_small()))
-        if len(chunks) <= _VECTOR:
-            return list(chunks)
-        return [chunks[i] for i in range(_VECTOR)]
+        first = list(chunks) if len(chunks) <= _VECTOR else [chunks[i] for i in range(_VECTOR)]
+        return first if self.amount <= limit else _cut(first, limit)
 
     def _pop_small(self) -> list[bytes | memoryview]:
         chunks = self._chunks
@@ -135,6 +138,17 @@ class SendBuffer:
         self._chunks.clear()
         self.amount = 0
         self._drain_owed = False
+
+
+def _cut(chunks: list[bytes | memoryview], limit: int) -> list[bytes | memoryview]:
+    """The first bytes of some chunks."""
+    first: list[bytes | memoryview] = []
+    for chunk in chunks:
+        if len(chunk) >= limit:
+            return [*first, memoryview(chunk)[:limit]]
+        first.append(chunk)
+        limit -= len(chunk)
+    return first
 
 
 class SuspendCount:

@@ -7,8 +7,14 @@ instead of an exception's cost to every caller, so that the callers read straigh
 from __future__ import annotations
 
 import socket
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import anyio
+from anyio.abc import SocketAttribute
+
+from ._addresses import plain
 
 __all__ = ("Transport", "Watched", "configure")
 
@@ -77,6 +83,9 @@ class Transport(Watched):
 
     __slots__ = ()
 
+    send_limit = sys.maxsize
+    """How many bytes it takes at once."""
+
     def receive(self, size: int) -> bytes | None:
         """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
 
@@ -102,9 +111,35 @@ class Transport(Watched):
         except (BlockingIOError, InterruptedError):
             return 0
 
-    def send_eof(self) -> None:
-        """Tell the peer that no more will come (FIN)."""
+    def flush(self) -> bool:
+        """Hand over what the transport has to send besides: nothing.
+
+        :return: whether nothing of it is left
+        """
+        return True
+
+    def send_eof(self) -> bool:
+        """Tell the peer that no more will come (FIN).
+
+        :return: whether that is done
+        """
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the connection is lost already, which the next read tells
+        return True
+
+    @property
+    def attributes(self) -> dict[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes of the connection."""
+        sock = self.socket
+        attributes: dict[Any, Callable[[], Any]] = {
+            SocketAttribute.family: lambda: sock.family,
+            SocketAttribute.local_address: lambda: plain(sock.getsockname()),
+            SocketAttribute.remote_address: lambda: plain(sock.getpeername()),
+            SocketAttribute.raw_socket: lambda: sock,
+        }
+        if isinstance(sock.getsockname(), tuple):
+            attributes[SocketAttribute.local_port] = lambda: sock.getsockname()[1]
+            attributes[SocketAttribute.remote_port] = lambda: sock.getpeername()[1]
+        return attributes

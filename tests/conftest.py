@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import anyio.lowlevel
 import hypothesis
 import pytest
 
+from .certificates import VERSIONS
 from .peers import listening, port_of
 
 hypothesis.settings.register_profile("default", deadline=None)  # a shared machine may pause anywhere
@@ -41,6 +43,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 def role(request: pytest.FixtureRequest) -> str:
     """For what is the same whether the program opened the socket or accepted it."""
     return str(request.param)
+
+
+@pytest.fixture(params=[pytest.param(value, id=name) for name, value in VERSIONS.items()])
+def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
+    """For what is the same in each version of TLS."""
+    value: ssl.TLSVersion = request.param
+    return value
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ The test calls them in a worker thread with :func:`blocking`, so that the event 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import anyio.to_thread
 from typing_extensions import TypeVarTuple, Unpack
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
+
+from .certificates import client_context, server_context
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -95,7 +98,7 @@ class Recorder:
     :ivar events: all of them
     """
 
-    TYPES = ("open", "drain", "data", "error", "close")
+    TYPES = ("open", "secure", "drain", "data", "error", "close")
 
     def __init__(self, target: TCPSocket) -> None:
         self.events: list[Any] = []
@@ -179,6 +182,36 @@ async def connected(
     else:
         accepting = Accepting(tcp.listen(0, host="127.0.0.1", **options))
         peer = await dial(accepting.server.localPort)
+        socket_, recorder = await accepting.first()
+        accepting.server.close()
+    return socket_, recorder, peer
+
+
+async def secure(peer: socket.socket, context: ssl.SSLContext, *, server_side: bool = False) -> ssl.SSLSocket:
+    """A blocking socket after a TLS handshake, done in a thread. It takes the place of the one it is given."""
+    name = None if server_side else "localhost"
+    return await blocking(lambda: context.wrap_socket(peer, server_side=server_side, server_hostname=name))
+
+
+async def securely_connected(
+    tcp: MozTCPSocket, role: str, listener: socket.socket, version: ssl.TLSVersion | None = None, **options: Any
+) -> tuple[TCPSocket, Recorder, ssl.SSLSocket]:
+    """As :func:`connected`, with TLS from the start.
+
+    :param version: the only version of TLS that is spoken
+    """
+    options["useSecureTransport"] = True
+    if role == "client":
+        options.setdefault("ssl_context", client_context(version=version))
+        options.setdefault("server_hostname", "localhost")
+        socket_ = tcp.open("127.0.0.1", port_of(listener), **options)
+        recorder = Recorder(socket_)
+        peer = await secure(await accept(listener), server_context(version=version), server_side=True)
+        await socket_.opened()
+    else:
+        options.setdefault("ssl_context", server_context(version=version))
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1", **options))
+        peer = await secure(await dial(accepting.server.localPort), client_context(version=version))
         socket_, recorder = await accepting.first()
         accepting.server.close()
     return socket_, recorder, peer

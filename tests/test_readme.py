@@ -14,7 +14,19 @@ import pytest
 import mozsocket
 from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSocket, TCPSocket
 
-from .peers import accept, blocking, dial, listening, port_of, read_all, read_exactly, unused_port
+from .certificates import client_context, server_context
+from .peers import (
+    accept,
+    blocking,
+    connected,
+    dial,
+    listening,
+    port_of,
+    read_all,
+    read_exactly,
+    secure,
+    unused_port,
+)
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -92,6 +104,25 @@ async def echoes(peer: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_starttls(capsys: pytest.CaptureFixture[str]) -> None:
+    main = example("STARTTLS")["main"]
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(main, "localhost", port_of(listener), client_context())
+            with await accept(listener) as peer:
+                peer.sendall(b"220 localhost ESMTP\r\n")
+                assert await blocking(read_exactly, peer, 16) == b"EHLO localhost\r\n"
+                peer.sendall(b"250-localhost\r\n250 STARTTLS\r\n")
+                assert await blocking(read_exactly, peer, 10) == b"STARTTLS\r\n"
+                peer.sendall(b"220 ready\r\n")
+                with await secure(peer, server_context(), server_side=True) as secured:
+                    assert await blocking(read_exactly, secured, 16) == b"EHLO localhost\r\n"
+                    secured.sendall(b"250-localhost\r\n250 SIZE\r\n")
+                    assert await blocking(read_all, secured) == b""
+    assert capsys.readouterr().out == "secure\n250-localhost\n250 SIZE\n"
+
+
+@pytest.mark.anyio
 async def test_without_handlers(capsys: pytest.CaptureFixture[str]) -> None:
     main = example("Without handlers")["main"]
     with listening() as listener:
@@ -150,10 +181,12 @@ def test_options_named_are_those_there_are(number: int, functions: list[Callable
 
 
 def test_error_names_are_those_there_are() -> None:
-    from mozsocket._errors import _TELLING
+    from mozsocket._errors import _CERTIFICATE_NAMES, _REASONS, _TELLING
 
-    text = " ".join(section("The interface").split())
-    assert set(re.findall(r"`(\w+Error)`", text.split("Gecko's:")[1].split(". ")[0])) == set(_TELLING)
+    network, certificate, protocol = (set(re.findall(r"`(\w+Error)`", names)) for _, names in rows("Errors"))
+    assert network == set(_TELLING)
+    assert certificate == {*_CERTIFICATE_NAMES.values(), "SecurityError"}
+    assert protocol <= {name for _, name in _REASONS.values()} <= network | certificate | protocol
 
 
 # The differences from MDN: for each row of the table a check, and for each check a row.
@@ -245,9 +278,40 @@ async def send_when_not_open() -> None:
         TCPSocket("localhost", 1).send(b"")
 
 
-async def no_tls_yet() -> None:
-    assert not hasattr(TCPSocket, "upgradeToSecure")
-    assert "useSecureTransport" not in inspect.signature(TCPSocket).parameters
+async def secure_is_told() -> None:
+    with listening() as listener:
+        async with MozTCPSocket() as tcp:
+            socket, recorder, peer = await connected(tcp, "client", listener)
+            socket.upgradeToSecure(ssl_context=client_context(), server_hostname="localhost")
+            with await secure(peer, server_context(), server_side=True):
+                await recorder.until("secure")
+                socket.close()
+
+
+async def upgrade_takes_options() -> None:
+    parameters = inspect.signature(TCPSocket.upgradeToSecure).parameters
+    assert list(parameters) == ["self", "ssl_context", "server_hostname", "leftover"]
+
+
+async def servers_upgrade() -> None:
+    with listening() as listener:
+        async with MozTCPSocket() as tcp:
+            socket, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
+            socket.upgradeToSecure()
+            with await secure(peer, client_context()):
+                await recorder.until("secure")
+                socket.close()
+
+
+async def closing_sends_what_waits_for_tls() -> None:
+    with listening() as listener:
+        async with MozTCPSocket() as tcp:
+            socket, _, peer = await connected(tcp, "client", listener)
+            socket.upgradeToSecure(ssl_context=client_context(), server_hostname="localhost")
+            socket.send(b"secret")
+            socket.close()
+            with await secure(peer, server_context(), server_side=True) as secured:
+                assert await blocking(read_all, secured) == b"secret"
 
 
 async def buffered_amount_counts_all() -> None:
@@ -299,7 +363,10 @@ DIFFERENCES = {
     "`readyState` is a string": ready_state_is_a_str,
     "`resume()` without `suspend()` is ignored": resume_unmatched,
     "`send()` when not open is an error in some states only": send_when_not_open,
-    "`useSecureTransport`, `upgradeToSecure()`": no_tls_yet,
+    "no event tells that TLS is up after `upgradeToSecure()`": secure_is_told,
+    "`upgradeToSecure()` takes nothing": upgrade_takes_options,
+    "`upgradeToSecure()` is the client's": servers_upgrade,
+    "data sent after a pending upgrade is dropped by `close()`": closing_sends_what_waits_for_tls,
     "`bufferedAmount` leaves out bytes in flight": buffered_amount_counts_all,
     "an early `close()` is ignored": early_close_counts,
     "`onclose` can be missed after the peer's half-close": close_after_half_close,

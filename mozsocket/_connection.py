@@ -1,0 +1,457 @@
+"""How a connection begins, reads, writes and ends.
+
+Three tasks at most, in the socket's own task group::
+
+    reader ──data──▶ memory-object channel ──▶ dispatcher ──▶ handlers
+    writer ──drain─▶        (bounded)                         │ send()
+      ▲──────────────── send buffer ◀─────────────────────────┘
+
+The reader is there from the connect to the end. While no handler runs and nothing is queued it calls the handler
+itself. The writer and the dispatcher are started when there is first something for them: what the operating system
+would not take at once or was sent outside a handler, and an asynchronous handler.
+
+Every end of a connection goes through the closing of its transport, after which ``error``, if there was a failure, and
+``close`` are due. It is closed
+
+- by ``closeImmediately()``, and so when a handler has raised: at once;
+- when the peer's end has been delivered: at once if nothing is buffered, else by the writer when all is sent;
+- after ``close()``: by the writer, when all is sent and the peer has ended too, or ``linger`` is over;
+- when reading fails: at once;
+- when writing fails: by the writer, when what the peer had sent has been delivered;
+- when the owner is cancelled: at once, and nothing is delivered any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from ._addresses import display
+from ._connect import connect
+from ._dispatch import TURNS, Signal, is_cancelled, turn
+from ._errors import InvalidStateError, explain
+from ._events import Event
+from ._inbox import QUEUED_READ_SIZE, Inbox
+from ._lifetime import Lifetime
+from ._options import SocketOptions, check_role, identity
+from ._state import ReadyState, SendBuffer, SuspendCount
+from ._tls import TLSTransport, default_context
+from ._transport import Transport, configure
+
+if sys.version_info < (3, 11):  # AnyIO depends on the backport
+    from exceptiongroup import ExceptionGroup
+
+__all__ = ("Connection",)
+
+_CONNECTING = ReadyState.CONNECTING
+_OPEN = ReadyState.OPEN
+_CLOSING = ReadyState.CLOSING
+_CLOSED = ReadyState.CLOSED
+
+READ_SIZE = 122_880
+"""Bytes read at once, when they go straight to the handler."""
+
+FAILURE_PATIENCE = 1
+"""Seconds to wait, when nothing more can be sent, for what the peer sent before; as a rule it is there."""
+
+
+class Connection(Lifetime):
+    """What a :class:`TCPSocket` does. What it offers, and which event is due, is there."""
+
+    __slots__ = (
+        "_announcement",
+        "_attempt",
+        "_buffer",
+        "_close_told",
+        "_flush_scheduled",
+        "_host",
+        "_inbox",
+        "_opened",
+        "_options",
+        "_peer_ended",
+        "_port",
+        "_server_side",
+        "_state",
+        "_suspensions",
+        "_tls",
+        "_transport",
+        "_write_due",
+    )
+
+    def __init__(self, host: str, port: int, options: SocketOptions) -> None:
+        super().__init__()
+        self._host = host
+        self._port = port
+        self._options = options
+        self._state = _CONNECTING
+        self._opened = False
+        self._server_side: bool | None = False  # its role in TLS; None if the context decides
+        self._buffer = SendBuffer(options.max_buffered_amount)
+        self._suspensions = SuspendCount()
+        self._transport: Transport | TLSTransport | None = None
+        self._tls: TLSTransport | None = None  # the same, once TLS is wanted
+        self._attempt: anyio.CancelScope | None = None  # to connect
+        self._announcement: Event[Any] | None = None  # of a change of state: open, the server's connect, or secure
+        self._inbox = Inbox()
+        self._write_due: Signal | None = None  # made with the writer
+        self._flush_scheduled = False  # whether someone will look at the send buffer
+        self._peer_ended = False  # whether nothing more will be read
+        self._close_told = False  # whether the last event has been delivered
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._peer()} {self._state}>"
+
+    def _peer(self) -> str:
+        return f"{display(self._host)}:{self._port}"
+
+    @abstractmethod
+    def _opening_event(self) -> Event[Any]:
+        """The event that tells of the connection."""
+
+    @abstractmethod
+    def _data_event(self, data: bytes) -> Event[Any]:
+        """The event that delivers data."""
+
+    # The ready state
+
+    def _set_ready_state(self, state: ReadyState) -> None:
+        if self._state.precedes(state):
+            self._state = state
+            self._opened = self._opened or state is _OPEN
+            self._notify()
+
+    def _not_open(self, what: str) -> InvalidStateError:
+        error = InvalidStateError(f"{what} on a socket that is {self._state}: it must be open")
+        error.__cause__ = self._failure
+        return error
+
+    def _fail(self, exc: BaseException) -> None:
+        """The connection failed or was lost: nothing more can be sent. The first failure is the one that counts."""
+        if self._failure is None:
+            shown = (
+                self._tls.shown_certificates() if isinstance(exc, ssl.SSLCertVerificationError) and self._tls else ()
+            )
+            self._failure = explain(exc, self._peer(), shown)
+        self._buffer.drop()
+        self._notify()
+
+    def _shut(self) -> None:
+        """Close the transport, whatever is still to be told."""
+        if self._transport is not None:
+            self._transport.close()
+        self._notify()
+
+    def _abandon(self) -> None:
+        """Close before there is a connection."""
+        self._set_ready_state(_CLOSING)
+        if self._attempt is not None:
+            self._attempt.cancel()
+        elif not self._started:
+            self._over = True
+            self._shut()
+
+    # Life
+
+    async def _live(self) -> None:
+        if await self._establish():
+            self._pump()
+            await self._read()
+            self._peer_ended = True
+            self._notify()
+            await self._wait_until(self._is_shut)
+        self._pump()
+        await self._wait_until(lambda: self._close_told and not self._busy)
+
+    async def _establish(self) -> bool:
+        """Bring about the connection and announce it.
+
+        :return: whether there is one that the program still wants
+        """
+        if self._state is _CONNECTING and (self._transport is None or self._options.useSecureTransport):
+            await self._connect()
+        if self._state is _CONNECTING and self._failure is None:
+            self._set_ready_state(_OPEN)
+        if self._state is _OPEN:
+            self._announcement = self._opening_event()
+        else:  # it failed, or was closed meanwhile
+            self._shut()
+        return self._state is _OPEN
+
+    async def _connect(self) -> None:
+        with anyio.CancelScope() as self._attempt:
+            try:
+                with _time_limit(self._options.connect_timeout, "not connected"):
+                    if self._transport is None:
+                        sock = await connect(self._host, self._port, self._options.local_host)
+                        configure(sock)
+                        self._transport = Transport(sock)
+                    if self._options.useSecureTransport:
+                        await self._shake_hands()
+            except (OSError, UnicodeError, ExceptionGroup) as exc:
+                self._fail(exc)
+                if isinstance(exc, ssl.SSLError) and self._tls is not None:
+                    await self._tls.part()
+
+    async def _shake_hands(self) -> None:
+        self._transport = self._tls = self._make_tls()
+        with _time_limit(self._options.handshake_timeout, "no TLS handshake"):
+            await self._tls.handshake()
+
+    # TLS
+
+    def _make_tls(self, context: ssl.SSLContext | None = None, server_hostname: str | None = None) -> TLSTransport:
+        """TLS over the transport there is, behind what is buffered.
+
+        :raises ValueError: if there is no context, or it is for the other side
+        """
+        assert isinstance(self._transport, Transport)
+        context = context or self._options.ssl_context
+        if context is None:
+            if self._server_side:
+                raise ValueError(
+                    "upgradeToSecure() on an accepted socket needs an ssl_context, its own or the server's"
+                )
+            context = default_context()
+        server_side = self._server_side
+        if server_side is None:
+            server_side = context.protocol is ssl.PROTOCOL_TLS_SERVER
+        check_role(context, server_side=server_side)
+        return TLSTransport(
+            self._transport,
+            context,
+            server_side=server_side,
+            server_hostname=identity(server_hostname or self._options.server_hostname or self._host),
+            standard_compatible=self._options.tls_standard_compatible,
+            plaintext=self._buffer.amount,
+            wake_writer=self._wake_writer,
+            on_established=self._on_established,
+        )
+
+    def _upgrade(self, tls: TLSTransport, leftover: bytes) -> None:
+        """Go on in TLS, to which all belongs that is not delivered yet."""
+        assert self._tasks is not None
+        self._tasks.start_soon(self._limit_handshake, tls, name=f"handshake of {self!r}")
+        if not self._flush_scheduled:
+            self._schedule_flush()
+        if leftover:
+            tls.feed(leftover)
+        while (data := self._inbox.take()) is not None:
+            tls.feed(data)
+        self._transport = self._tls = tls
+
+    def _on_established(self) -> None:
+        if self._state is _OPEN:  # not before the first event
+            self._announcement = Event("secure", self)
+            self._wake_dispatch()
+        self._notify()
+
+    async def _limit_handshake(self, tls: TLSTransport) -> None:
+        try:
+            with _time_limit(self._options.handshake_timeout, "no TLS handshake"):
+                await self._wait_until(lambda: tls.established or tls.closed)
+        except TimeoutError as exc:
+            await self._lose(exc)
+
+    def _is_secure(self) -> bool:
+        return self._tls is not None and self._tls.established
+
+    def _is_shut(self) -> bool:
+        return self._transport is None or self._transport.closed
+
+    def _release(self) -> None:
+        self._buffer.drop()
+        self._shut()
+        self._set_ready_state(_CLOSED)
+        self._inbox.close()
+
+    # Reading
+
+    async def _read(self) -> None:
+        """Read until the peer's end, a failure, or the transport is closed."""
+        try:
+            await self._read_until_end()
+        except OSError as exc:
+            if isinstance(exc, ssl.SSLEOFError) and self._state is not _OPEN and self._is_secure():
+                return  # whatever the peer left out, nobody wants: it is as any end
+            await self._lose(exc)
+        except anyio.ClosedResourceError:
+            pass
+
+    async def _lose(self, exc: OSError) -> None:
+        """End the connection, of which nothing more can be had."""
+        if self._state is _OPEN or self._buffer.amount:
+            self._fail(exc)
+        if isinstance(exc, ssl.SSLError) and self._tls is not None:
+            await self._tls.part()
+        self._shut()
+
+    async def _read_until_end(self) -> None:
+        turns = 0
+        looked_again = False
+        assert self._transport is not None
+        while not (transport := self._transport).closed:  # upgradeToSecure() replaces it
+            direct = not (self._busy or self._suspensions or "data" in self._async_types)
+            size = READ_SIZE if direct else QUEUED_READ_SIZE
+            data = transport.receive(size)
+            if data is None and looked_again:
+                await transport.wait_readable()
+                looked_again = False
+                continue
+            if data is not None:
+                if direct:
+                    self._take(data)
+                else:
+                    await self._queue(data)
+                if not data:
+                    return
+                turns += 1
+                if len(data) == size and turns % TURNS and not is_cancelled():
+                    continue
+            # The answer to what a handler has sent is often here by the event loop's next turn, and a turn costs far
+            # less than to have the operating system tell.
+            await anyio.lowlevel.checkpoint()
+            looked_again = True
+
+    def _take(self, data: bytes) -> None:
+        """Deliver what was read, now."""
+        if self._state is not _OPEN:
+            pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
+        elif data:
+            self._pump(self._data_event(data))
+        else:
+            self._end_of_stream()
+
+    async def _queue(self, data: bytes) -> None:
+        """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
+        if self._state is not _OPEN:
+            return
+        if not self._inbox.put_nowait(data):
+            try:
+                await self._inbox.put(data)
+            except anyio.BrokenResourceError:
+                return  # closed by the program meanwhile
+        if not self._suspensions:
+            self._wake_dispatch()  # even if it was busy just now: it may have been done before there was room
+
+    def _end_of_stream(self) -> None:
+        """The peer's end has been reached by the program: what is buffered is sent, then the socket closes."""
+        self._set_ready_state(_CLOSING)
+        assert self._transport is not None
+        if self._flush_scheduled or self._failure is not None or not self._transport.send_eof():
+            self._wake_writer()
+        else:
+            self._shut()
+
+    # Writing
+
+    def _schedule_flush(self) -> None:
+        """Have what is buffered sent: when the running handler returns, or else by the writer."""
+        if turn.written is not None:
+            turn.written.append(self._flush)
+        else:
+            self._wake_writer()
+        self._flush_scheduled = True
+
+    def _flush(self) -> None:
+        if self._send_buffered() and self._state is _OPEN and self._failure is None:
+            self._flush_scheduled = False
+            if self._buffer.drain_due:
+                self._wake_dispatch()
+        else:
+            self._wake_writer()
+
+    def _send_buffered(self) -> bool:
+        """Hand over what the operating system takes now.
+
+        :return: whether nothing is left to wait for
+        """
+        buffer, transport = self._buffer, self._transport
+        assert transport is not None
+        try:
+            while buffer.amount and not transport.closed:
+                chunks = buffer.next_write(transport.send_limit)
+                count = transport.send(chunks)
+                buffer.advance(count)
+                if count < sum(map(len, chunks)):
+                    return False
+            if self._failure is None and not transport.closed and not transport.flush():
+                return False
+        except OSError as exc:
+            self._fail(exc)
+        self._notify()
+        return True
+
+    def _wake_writer(self) -> None:
+        if self._tasks is None:
+            return  # closed before it began
+        if self._write_due is None:
+            self._tasks.start_soon(self._write, name=f"writer of {self!r}")
+            self._write_due = Signal()
+        self._write_due.set()
+
+    async def _write(self) -> None:
+        """The writer: hands over what has to wait, and ends the connection once there is nothing more to send."""
+        try:
+            await self._write_until_end()
+            await self._part()
+        except anyio.ClosedResourceError:
+            return
+        self._shut()
+
+    async def _write_until_end(self) -> None:
+        assert self._write_due is not None and self._transport is not None
+        while True:
+            await self._write_due.wait()
+            while not self._send_buffered():
+                await anyio.lowlevel.checkpoint()  # see _read_until_end()
+                if not self._send_buffered():
+                    await self._transport.wait_writable()
+            self._flush_scheduled = False
+            self._pump()
+            if self._failure is not None or (self._state is not _OPEN and not self._buffer.amount):
+                return
+
+    async def _part(self) -> None:
+        """Tell the peer of the end and read on what it has sent meanwhile.
+
+        That is discarded after a close, as closing with unread input would destroy what the peer has yet to read
+        (RST). It is delivered after a failure, as it may tell the reason.
+        """
+        assert self._transport is not None
+        if self._failure is None:
+            with anyio.move_on_after(self._options.linger):
+                while not self._transport.send_eof():
+                    await self._transport.wait_writable()
+                await self._wait_until(lambda: self._peer_ended)
+        else:
+            self._transport.send_eof()
+            await self._wait_for_the_rest()
+
+    async def _wait_for_the_rest(self) -> None:
+        """After a failure, wait until all that had come is read, however slow the handlers; an error waits no longer
+        if the program suspends, nor if nothing comes though nothing holds it up.
+        """
+        waiting = True
+        while waiting:
+            with anyio.move_on_after(FAILURE_PATIENCE) as limit:
+                await self._wait_until(lambda: self._peer_ended or bool(self._suspensions))
+            waiting = limit.cancelled_caught and (self._busy or bool(self._inbox))
+        if self._suspensions:
+            self._inbox.discard()  # the reader may wait for room in it
+
+
+@contextmanager
+def _time_limit(seconds: float | None, what: str) -> Iterator[None]:
+    """:raises TimeoutError: if the block takes longer"""
+    with anyio.move_on_after(seconds) as limit:
+        yield
+    if limit.cancelled_caught:
+        raise TimeoutError(errno.ETIMEDOUT, f"{what} within {seconds} seconds")

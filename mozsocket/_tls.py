@@ -1,0 +1,386 @@
+"""TLS over the same transport: the engine, and what it is given to check the peer by.
+
+:class:`ssl.SSLObject` encrypts and decrypts between memory and two buffers; here is what carries those to and from the
+transport. It knows nothing of tasks: the reader and the writer drive it as they drive a plain transport, and each may
+do so while the other waits. What TLS answers by itself, in a handshake, a renegotiation or a KeyUpdate, goes into the
+same queue of records as what the program sends, so that the order is always that in which they were encrypted.
+"""
+
+from __future__ import annotations
+
+import functools
+import ssl
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+from anyio.streams.tls import TLSAttribute
+
+from ._transport import Transport
+
+__all__ = ("TLSTransport", "default_context")
+
+BATCH_SIZE = 262_144
+"""Bytes encrypted at once, to be handed over in one call."""
+
+RECORD_SIZE = 16_384
+"""Bytes in a record at most (RFC 8446, section 5.1)."""
+
+READ_SIZE = 65_536
+"""Bytes read at once during a handshake."""
+
+FAILURE_PATIENCE = 1
+"""Seconds that a peer is given to read why TLS failed: to close with unread input would destroy the alert (RST)."""
+
+
+@functools.cache
+def default_context() -> ssl.SSLContext:
+    """The context of a client that names none: it checks certificates and host names, by the system's authorities.
+
+    To make one takes some 10 ms and a megabyte, so they share it.
+    """
+    return ssl.create_default_context()
+
+
+def _ignore() -> None:
+    pass
+
+
+def _cut_off() -> ssl.SSLEOFError:
+    # OpenSSL is not told of the end of stream, as after that it would not encrypt any more.
+    return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection without close_notify")
+
+
+class TLSTransport:
+    """Encrypts what goes through a transport, and has the same methods.
+
+    While the handshake lasts, :meth:`receive` drives it and gives nothing, and :meth:`send` takes nothing.
+
+    :param transport: what it goes through
+    :param context: keys, certificates and what is demanded of the peer
+    :param server_side: whether this is the server's side of TLS
+    :param server_hostname: what the peer's certificate must be for, in the client's role
+    :param standard_compatible: whether an end of stream without close_notify is an error
+    :param plaintext: how many bytes of what is sent first go before TLS, as they are
+    :param wake_writer: called when TLS has something to send that the operating system does not take at once
+    :ivar established: whether the handshake is done
+    """
+
+    __slots__ = (
+        "_begun",
+        "_broken",
+        "_eof",
+        "_eof_sent",
+        "_error",
+        "_incoming",
+        "_object",
+        "_on_established",
+        "_outgoing",
+        "_peer_ended",
+        "_plaintext",
+        "_progress",
+        "_sealed",
+        "_standard_compatible",
+        "_transport",
+        "_unsent",
+        "_wake_writer",
+        "established",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None,
+        standard_compatible: bool,
+        plaintext: int = 0,
+        wake_writer: Callable[[], None] = _ignore,
+        on_established: Callable[[], None] = _ignore,
+    ) -> None:
+        self._transport = transport
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=None if server_side else server_hostname,
+        )
+        self._standard_compatible = standard_compatible
+        self._plaintext = plaintext
+        self._wake_writer = wake_writer
+        self._on_established = on_established
+        self.established = False
+        self._begun = False  # whether there has been a step of the handshake
+        self._sealed = 0  # bytes of the program's that are encrypted, and not yet handed over whole
+        self._unsent = memoryview(b"")  # the rest of the records being handed over
+        self._eof = False  # whether the peer has ended the transport
+        self._peer_ended = False  # whether it has ended TLS, as it should before
+        self._error: ssl.SSLError | None = None  # what the next receive() raises
+        self._broken = False  # whether TLS has failed: nothing is decrypted any more
+        self._eof_sent = False
+        self._progress: anyio.Event | None = None  # what the writer waits for, when it needs more of the peer
+
+    # Receiving
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer that were read before; ``b""`` is its end."""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._eof = True
+
+    def receive(self, size: int) -> bytes | None:
+        """What has arrived, of as many records as it came in, at most ``size`` bytes; ``b""`` at the peer's end, None
+        if nothing is there yet.
+
+        :raises ssl.SSLError: if TLS fails; after that, what still comes is discarded
+        :raises OSError: if the connection was lost
+        """
+        if self._broken:
+            return b"" if self._transport.receive(size) == b"" else None
+        try:
+            data = self._open(size)
+            if data is None and self._fill(size):
+                data = self._open(size)
+        finally:
+            self._answer()
+            self._let_writer_look()
+        return data
+
+    def _fill(self, size: int) -> bool:
+        """Read once; further reads have to wait for the event loop's next turn, whatever the peer sends."""
+        data = self._transport.receive(size)
+        if data is not None:
+            self.feed(data)
+        return data is not None
+
+    def _open(self, size: int) -> bytes | None:
+        if not self.established:
+            self._shake_hands()
+            return None
+        data = self._decrypt(size)
+        if data:
+            return data
+        if self._error is not None:
+            self._broken = True
+            raise self._error
+        if self._eof and not self._peer_ended:
+            if self._standard_compatible:
+                raise _cut_off()
+            self._peer_ended = True
+        return b"" if self._peer_ended else None
+
+    def _decrypt(self, size: int) -> bytes:
+        """What is in the records that are here, up to the peer's end or an error, which is for the next call."""
+        parts = []
+        # That there is nothing, an exception would tell as well, but it takes a microsecond or two.
+        while size and not self._peer_ended and (self._incoming.pending or self._object.pending()):
+            try:
+                part = self._object.read(min(size, RECORD_SIZE))
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLZeroReturnError:
+                part = b""
+            except ssl.SSLError as exc:
+                self._error = exc
+                break
+            parts.append(part)
+            size -= len(part)
+            self._peer_ended = not part
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _answer(self) -> None:
+        """Hand over what TLS has to say for itself; what is not taken at once, and any failure, is the writer's."""
+        if self._outgoing.pending:
+            try:
+                done = self.flush()
+            except OSError:
+                done = False
+            if not done:
+                self._wake_writer()
+
+    # Sending
+
+    @property
+    def send_limit(self) -> int:
+        """How many bytes it takes at once."""
+        return self._plaintext or BATCH_SIZE
+
+    def send(self, chunks: list[bytes | memoryview]) -> int:
+        """Encrypt bytes and hand them to the operating system.
+
+        It takes all of them or none, and remembers what it has encrypted: the next call has to begin with them again.
+
+        :return: how many of them are handed over; 0 if there was no room, or the handshake is not done
+        :raises OSError: if the connection was lost
+        """
+        if self._plaintext:
+            count = self._transport.send(chunks)
+            self._plaintext -= count
+            return count
+        if not self._sealed:
+            self._seal(chunks)
+        if not self.flush():
+            return 0
+        count, self._sealed = self._sealed, 0
+        return count
+
+    def _seal(self, chunks: list[bytes | memoryview]) -> None:
+        if not self.established:
+            return
+        try:
+            for chunk in chunks:
+                self._sealed += self._object.write(chunk)
+        except ssl.SSLWantReadError:
+            pass  # a renegotiation has begun, which needs more of the peer
+        except ssl.SSLError:
+            self._broken = True
+            raise
+
+    def flush(self) -> bool:
+        """Hand over the records that are ready, beginning the handshake if nothing goes before it.
+
+        :return: whether nothing of it is left
+        :raises ssl.SSLError: if the handshake fails
+        :raises OSError: if the connection was lost
+        """
+        if self._plaintext:
+            return False
+        if not self._begun:
+            self._shake_hands()
+        while True:
+            if not self._unsent:
+                if not self._outgoing.pending:
+                    return True
+                self._unsent = memoryview(self._outgoing.read())
+            count = self._transport.send([self._unsent])
+            self._unsent = self._unsent[count:]
+            if self._unsent:
+                return False
+
+    def send_eof(self) -> bool:
+        """Tell the peer that no more will come: close_notify or, after a failure, what went wrong, and FIN.
+
+        :return: whether that is done
+        """
+        if self.established and not (self._eof_sent or self._broken):
+            try:
+                self._object.unwrap()
+            except ssl.SSLError:
+                pass  # it wants the peer's close_notify too, for which we do not wait
+        self._eof_sent = self._begun = True
+        try:
+            return self.flush() and self._transport.send_eof()
+        except OSError:
+            return True  # the connection is lost already, which the next read tells
+
+    # The handshake
+
+    async def handshake(self) -> None:
+        """Do the handshake, while nobody else uses the transport.
+
+        :raises ssl.SSLError: if it fails
+        :raises OSError: if the connection was lost
+        """
+        while True:
+            self._shake_hands()
+            while not self.flush():
+                await self._transport.wait_writable()
+            if self.established:
+                return
+            while not self._fill(READ_SIZE):
+                await self._transport.wait_readable()
+
+    def _shake_hands(self) -> None:
+        """Take the handshake as far as the peer's bytes allow."""
+        self._begun = True
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            if self._eof:
+                raise _cut_off() from None
+            return
+        except ssl.SSLError:
+            self._broken = True
+            raise
+        self.established = True
+        self._on_established()
+
+    def shown_certificates(self) -> tuple[bytes, ...]:
+        """The certificates that the peer has sent, trusted or not, in DER: its own, then those that vouch for it."""
+        if sys.version_info >= (3, 13):
+            return tuple(self._object.get_unverified_chain())
+        chain = self._object._sslobj.get_unverified_chain()  # type: ignore[attr-defined]  # not yet public
+        return tuple(ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in chain or ())
+
+    async def part(self) -> None:
+        """After a failure of TLS, tell the peer of it, and let it close first."""
+        self.send_eof()
+        with anyio.move_on_after(FAILURE_PATIENCE):
+            while (data := self._transport.receive(READ_SIZE)) != b"":
+                if data is None:
+                    await self._transport.wait_readable()
+                else:
+                    await anyio.lowlevel.checkpoint()
+
+    # As a transport
+
+    @property
+    def closed(self) -> bool:
+        return self._transport.closed
+
+    def close(self) -> None:
+        self._transport.close()
+        self._wake_writer = self._on_established = _ignore
+        self._let_writer_look()
+
+    async def wait_readable(self) -> None:
+        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
+        if self._incoming.pending:
+            await anyio.lowlevel.checkpoint()
+        else:
+            await self._transport.wait_readable()
+
+    async def wait_writable(self) -> None:
+        """Wait for what holds up sending: the operating system or, in a handshake, the peer.
+
+        :raises anyio.ClosedResourceError: if it is closed meanwhile
+        """
+        if self._plaintext or self._unsent or self._outgoing.pending:
+            await self._transport.wait_writable()
+            return
+        if not self.closed:
+            self._progress = anyio.Event()
+            await self._progress.wait()
+        if self.closed:
+            raise anyio.ClosedResourceError
+
+    def _let_writer_look(self) -> None:
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+
+    @property
+    def attributes(self) -> dict[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes of the connection, those of TLS once the handshake is done."""
+        attributes = self._transport.attributes
+        if self.established:
+            tls = self._object
+            attributes |= {
+                TLSAttribute.alpn_protocol: tls.selected_alpn_protocol,
+                TLSAttribute.channel_binding_tls_unique: tls.get_channel_binding,
+                TLSAttribute.cipher: tls.cipher,
+                TLSAttribute.peer_certificate: lambda: tls.getpeercert(False),
+                TLSAttribute.peer_certificate_binary: lambda: tls.getpeercert(True),
+                TLSAttribute.server_side: lambda: tls.server_side,
+                TLSAttribute.shared_ciphers: lambda: tls.shared_ciphers() if tls.server_side else None,
+                TLSAttribute.ssl_object: lambda: tls,
+                TLSAttribute.standard_compatible: lambda: self._standard_compatible,
+                TLSAttribute.tls_version: tls.version,
+            }
+        return attributes
