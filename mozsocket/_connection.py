@@ -59,8 +59,50 @@ _CLOSED = ReadyState.CLOSED
 READ_SIZE = 122_880
 """Bytes read at once, when they go straight to the handler."""
 
+LOOKS = 3
+"""Turns of the event loop for which to look for an answer: when both ends are in one process it is here by then."""
+
+MAX_SKIP = 63
+"""How often, where that was in vain, it is left out before it is tried again."""
+
 FAILURE_PATIENCE = 1
 """Seconds to wait, when nothing more can be sent, for what the peer sent before; as a rule it is there."""
+
+
+class Eagerness:
+    """Whether to look again for more to read, before the operating system is asked to tell.
+
+    The answer to what a handler has sent is often here within a few turns of the event loop, and a turn costs far less
+    than to have the operating system tell. Where it is not, as with a distant peer, that is tried ever less often.
+    """
+
+    __slots__ = ("_limit", "_looks", "_skip", "_skipped")
+
+    def __init__(self) -> None:
+        self._limit = 0  # how many looks there may be now
+        self._looks = 0  # how many there have been since something was read
+        self._skip = self._skipped = 1  # how many times not to look, and did not
+
+    def found(self) -> None:
+        """Something was read."""
+        if self._looks:
+            self._skip = self._looks = 0
+        if self._skipped < self._skip:
+            self._skipped += 1
+            self._limit = 0
+        else:
+            self._skipped = 0
+            self._limit = LOOKS
+
+    def look(self) -> bool:
+        """Whether to look again at the next turn of the event loop."""
+        if self._looks < self._limit:
+            self._looks += 1
+            return True
+        if self._looks:
+            self._skip = min(2 * self._skip + 1, MAX_SKIP)
+            self._looks = self._limit = 0
+        return False
 
 
 class Connection(Lifetime):
@@ -72,12 +114,14 @@ class Connection(Lifetime):
         "_buffer",
         "_close_told",
         "_flush_scheduled",
+        "_half_closed",
         "_host",
         "_inbox",
         "_opened",
         "_options",
         "_peer_ended",
         "_port",
+        "_reading",
         "_server_side",
         "_state",
         "_suspensions",
@@ -103,6 +147,8 @@ class Connection(Lifetime):
         self._inbox = Inbox()
         self._write_due: Signal | None = None  # made with the writer
         self._flush_scheduled = False  # whether someone will look at the send buffer
+        self._reading = False  # while the reader delivers what it has read
+        self._half_closed = False  # whether the peer has been told of our end, and the reader is to end the connection
         self._peer_ended = False  # whether nothing more will be read
         self._close_told = False  # whether the last event has been delivered
 
@@ -237,8 +283,7 @@ class Connection(Lifetime):
 
     def _upgrade(self, tls: TLSTransport, leftover: bytes) -> None:
         """Go on in TLS, to which all belongs that is not delivered yet."""
-        assert self._tasks is not None
-        self._tasks.start_soon(self._limit_handshake, tls, name=f"handshake of {self!r}")
+        self._spawn("handshake", self._limit_handshake, tls)
         if not self._flush_scheduled:
             self._schedule_flush()
         if leftover:
@@ -278,12 +323,17 @@ class Connection(Lifetime):
         """Read until the peer's end, a failure, or the transport is closed."""
         try:
             await self._read_until_end()
+            if self._half_closed:
+                with anyio.move_on_after(self._options.linger):
+                    await self._read_until_end()
         except OSError as exc:
-            if isinstance(exc, ssl.SSLEOFError) and self._state is not _OPEN and self._is_secure():
-                return  # whatever the peer left out, nobody wants: it is as any end
-            await self._lose(exc)
+            # After the program's end the peer's is as good as any, even cut off.
+            if not (isinstance(exc, ssl.SSLEOFError) and self._state is not _OPEN and self._is_secure()):
+                await self._lose(exc)
         except anyio.ClosedResourceError:
             pass
+        if self._half_closed:
+            self._shut()
 
     async def _lose(self, exc: OSError) -> None:
         """End the connection, of which nothing more can be had."""
@@ -294,17 +344,15 @@ class Connection(Lifetime):
         self._shut()
 
     async def _read_until_end(self) -> None:
+        """Read until the peer's end or the transport is closed, or until ours has been sent."""
+        eagerness = Eagerness()
         turns = 0
-        looked_again = False
+        lingering = self._half_closed
         assert self._transport is not None
-        while not (transport := self._transport).closed:  # upgradeToSecure() replaces it
+        while self._half_closed is lingering and not (transport := self._transport).closed:
             direct = not (self._busy or self._suspensions or "data" in self._async_types)
             size = READ_SIZE if direct else QUEUED_READ_SIZE
             data = transport.receive(size)
-            if data is None and looked_again:
-                await transport.wait_readable()
-                looked_again = False
-                continue
             if data is not None:
                 if direct:
                     self._take(data)
@@ -313,21 +361,24 @@ class Connection(Lifetime):
                 if not data:
                     return
                 turns += 1
+                eagerness.found()
                 if len(data) == size and turns % TURNS and not is_cancelled():
                     continue
-            # The answer to what a handler has sent is often here by the event loop's next turn, and a turn costs far
-            # less than to have the operating system tell.
-            await anyio.lowlevel.checkpoint()
-            looked_again = True
+            if eagerness.look():
+                await anyio.lowlevel.checkpoint()
+            elif not (transport := self._transport).closed:  # upgradeToSecure() may have replaced it
+                await transport.wait_readable()
 
     def _take(self, data: bytes) -> None:
         """Deliver what was read, now."""
+        self._reading = True
         if self._state is not _OPEN:
             pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
         elif data:
             self._pump(self._data_event(data))
         else:
             self._end_of_stream()
+        self._reading = False
 
     async def _queue(self, data: bytes) -> None:
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
@@ -344,8 +395,7 @@ class Connection(Lifetime):
     def _end_of_stream(self) -> None:
         """The peer's end has been reached by the program: what is buffered is sent, then the socket closes."""
         self._set_ready_state(_CLOSING)
-        assert self._transport is not None
-        if self._flush_scheduled or self._failure is not None or not self._transport.send_eof():
+        if self._flush_scheduled or self._failure is not None or not self._half_close():
             self._wake_writer()
         else:
             self._shut()
@@ -361,12 +411,23 @@ class Connection(Lifetime):
         self._flush_scheduled = True
 
     def _flush(self) -> None:
-        if self._send_buffered() and self._state is _OPEN and self._failure is None:
+        sent = self._send_buffered() and self._failure is None
+        if sent and self._state is _OPEN:
             self._flush_scheduled = False
             if self._buffer.drain_due:
                 self._wake_dispatch()
+        elif sent and self._reading and self._half_close():
+            self._half_closed = True
         else:
             self._wake_writer()
+
+    def _half_close(self) -> bool:
+        """Tell the peer that no more will come.
+
+        :return: whether that is done
+        """
+        assert self._transport is not None
+        return self._transport.closed or self._transport.send_eof()
 
     def _send_buffered(self) -> bool:
         """Hand over what the operating system takes now.
@@ -393,7 +454,7 @@ class Connection(Lifetime):
         if self._tasks is None:
             return  # closed before it began
         if self._write_due is None:
-            self._tasks.start_soon(self._write, name=f"writer of {self!r}")
+            self._spawn("writer", self._write)
             self._write_due = Signal()
         self._write_due.set()
 
@@ -428,7 +489,7 @@ class Connection(Lifetime):
         assert self._transport is not None
         if self._failure is None:
             with anyio.move_on_after(self._options.linger):
-                while not self._transport.send_eof():
+                while not self._half_close():
                     await self._transport.wait_writable()
                 await self._wait_until(lambda: self._peer_ended)
         else:
@@ -451,6 +512,9 @@ class Connection(Lifetime):
 @contextmanager
 def _time_limit(seconds: float | None, what: str) -> Iterator[None]:
     """:raises TimeoutError: if the block takes longer"""
+    if seconds is None:
+        yield
+        return
     with anyio.move_on_after(seconds) as limit:
         yield
     if limit.cancelled_caught:

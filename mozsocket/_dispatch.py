@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 import threading
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._events import Event, EventTarget, Rest
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 __all__ = ("TURNS", "Dispatcher", "Signal", "is_cancelled", "turn")
 
@@ -57,11 +62,12 @@ turn = _Turn()
 class Dispatcher(EventTarget):
     """An event target that delivers the events of one connection in order, one at a time."""
 
-    __slots__ = ("_busy", "_dispatch_due", "_handler_task", "_rest", "_scopes", "_tasks")
+    __slots__ = ("_busy", "_dispatch_due", "_handler_task", "_rest", "_scopes", "_spawned", "_tasks")
 
     def __init__(self) -> None:
         super().__init__()
         self._tasks: TaskGroup | None = None  # of the tasks of this socket, while it runs
+        self._spawned = False  # whether there has been one
         self._scopes: tuple[anyio.CancelScope, ...] = ()  # its own, and its owners'
         self._busy = False  # while a handler runs, or the dispatcher has been told to deliver what is due
         self._rest: Rest | None = None  # of the running handler, for the dispatcher to await
@@ -111,10 +117,15 @@ class Dispatcher(EventTarget):
     def _start_dispatch(self, rest: Rest | None) -> None:
         self._rest = rest
         if self._dispatch_due is None:
-            assert self._tasks is not None
-            self._tasks.start_soon(self._dispatch, name=f"dispatcher of {self!r}")
+            self._spawn("dispatcher", self._dispatch)
             self._dispatch_due = Signal()
         self._dispatch_due.set()
+
+    def _spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
+        """Start a task of the socket's own, which ends with it."""
+        assert self._tasks is not None
+        self._tasks.start_soon(function, *args, name=f"{what} of {self!r}")
+        self._spawned = True
 
     async def _dispatch(self) -> None:
         assert self._dispatch_due is not None

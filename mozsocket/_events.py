@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from inspect import isawaitable, iscoroutine, iscoroutinefunction
+from inspect import CO_COROUTINE, isawaitable, iscoroutine, iscoroutinefunction
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import anyio.lowlevel
@@ -273,6 +274,8 @@ class Rest:
 
 
 def _is_async(function: Callable[[Any], object]) -> bool:
+    if isinstance(function, FunctionType):  # as a rule, and `inspect` takes its time
+        return bool(function.__code__.co_flags & CO_COROUTINE)
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 

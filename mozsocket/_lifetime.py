@@ -124,7 +124,8 @@ class Lifetime(Dispatcher):
                     await self._live()
                 finally:
                     self._release()  # before the wait for the other tasks: nothing is held any longer than needed
-                tasks.cancel_scope.cancel()  # those that wait for more to do
+                if self._spawned:
+                    tasks.cancel_scope.cancel()  # those that wait for more to do
         finally:
             self._drop_rest()
             self._over = True

@@ -238,10 +238,9 @@ class TCPServerSocket(Lifetime):
             connection.close()
 
     async def _live(self) -> None:
-        assert self._tasks is not None
         for listener in self._bound:
             if not self._closed:
-                self._tasks.start_soon(self._accept_from, listener, name=f"accept loop of {self!r}")
+                self._spawn("accept loop", self._accept_from, listener)
         await self._wait_until(lambda: self._closed and not self._connections and not self._busy)
 
     def _release(self) -> None:
@@ -278,14 +277,13 @@ class TCPServerSocket(Lifetime):
         return True
 
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
-        assert self._tasks is not None
         if not self._has_listener("connect"):
             logger.warning("%r has no onconnect: the connection from %s is closed", self, peer)
             sock.close()
             return
         connection = TCPSocket._accept(sock, peer, self._options, self)
         self._connections.add(connection)
-        self._tasks.start_soon(self._serve, connection, name=repr(connection))
+        self._spawn("connection", self._serve, connection)
 
     async def _serve(self, connection: TCPSocket) -> None:
         try:

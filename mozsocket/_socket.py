@@ -267,7 +267,8 @@ class TCPSocket(Connection, TypedAttributeProvider):
         if self._state is _CONNECTING:
             self._abandon()
         elif self._state is _OPEN:
-            self._wake_writer()
+            if not self._flush_scheduled:
+                self._schedule_flush()
             self._set_ready_state(_CLOSING)
             self._inbox.discard()
 

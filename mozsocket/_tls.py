@@ -321,12 +321,15 @@ class TLSTransport:
     async def part(self) -> None:
         """After a failure of TLS, tell the peer of it, and let it close first."""
         self.send_eof()
-        with anyio.move_on_after(FAILURE_PATIENCE):
-            while (data := self._transport.receive(READ_SIZE)) != b"":
-                if data is None:
-                    await self._transport.wait_readable()
-                else:
-                    await anyio.lowlevel.checkpoint()
+        try:
+            with anyio.move_on_after(FAILURE_PATIENCE):
+                while (data := self._transport.receive(READ_SIZE)) != b"":
+                    if data is None:
+                        await self._transport.wait_readable()
+                    else:
+                        await anyio.lowlevel.checkpoint()
+        except (OSError, anyio.ClosedResourceError):
+            pass  # it has closed, or we have
 
     # As a transport
 
@@ -341,7 +344,7 @@ class TLSTransport:
 
     async def wait_readable(self) -> None:
         """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
-        if self._incoming.pending:
+        if self._incoming.pending or self._object.pending():
             await anyio.lowlevel.checkpoint()
         else:
             await self._transport.wait_readable()
