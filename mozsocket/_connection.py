@@ -256,7 +256,7 @@ class Connection(Lifetime):
     def _make_tls(self, context: ssl.SSLContext | None = None, server_hostname: str | None = None) -> TLSTransport:
         """TLS over the transport there is, behind what is buffered.
 
-        :raises ValueError: if there is no context, or it is for the other side
+        :raises ValueError: if there is no context, it is for the other side, or there is no name to check
         """
         assert isinstance(self._transport, Transport)
         context = context or self._options.ssl_context
@@ -270,11 +270,14 @@ class Connection(Lifetime):
         if server_side is None:
             server_side = context.protocol is ssl.PROTOCOL_TLS_SERVER
         check_role(context, server_side=server_side)
+        name = identity(server_hostname or self._options.server_hostname or self._host)
+        if name is None and context.check_hostname and not server_side:  # `ssl` would check none
+            raise ValueError("server_hostname is needed: this connection has no host to check the certificate for")
         return TLSTransport(
             self._transport,
             context,
             server_side=server_side,
-            server_hostname=identity(server_hostname or self._options.server_hostname or self._host),
+            server_hostname=name,
             standard_compatible=self._options.tls_standard_compatible,
             plaintext=self._buffer.amount,
             wake_writer=self._wake_writer,

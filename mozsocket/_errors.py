@@ -107,7 +107,7 @@ class TCPSocketError(OSError):
     :ivar detail: the failure in words
     :ivar peer: the host and port that it happened with, as ``"localhost:25"``; empty if there is none
     :ivar peer_certificates: of ``"SecurityCertificate"`` what the peer has shown, each in DER: its own certificate,
-        then those that vouch for it; else empty
+        then those that vouch for it. Empty otherwise, and of a client refused by a server: OpenSSL keeps none then
 
     Its ``__cause__`` is the exception it was made from; where several addresses were tried, the group of all.
     """
@@ -193,11 +193,15 @@ def _name_and_code(exc: BaseException) -> tuple[str, int]:
     if isinstance(exc, ssl.SSLEOFError):
         return _REASONS["UNEXPECTED_EOF_WHILE_READING"][::-1]
     if isinstance(exc, ssl.SSLError):
-        code, name = _REASONS.get(exc.reason, (exc.errno or 0, "SecurityError"))
+        code, name = _REASONS.get(_reason(exc), (exc.errno or 0, "SecurityError"))
         return name, code
     if isinstance(exc, (socket.gaierror, UnicodeError)):
         return "DomainNotFoundError", exc.errno if isinstance(exc, OSError) and exc.errno else socket.EAI_NONAME
     return _network_name(exc), _errno(exc)
+
+
+def _reason(exc: ssl.SSLError) -> str:
+    return getattr(exc, "reason", None) or ""  # not there if Python made it
 
 
 def _network_name(exc: BaseException) -> str:
@@ -228,7 +232,7 @@ def _security_detail(exc: ssl.SSLError) -> str:
         return f"the peer's certificate is not accepted: {exc.verify_message}"
     if isinstance(exc, ssl.SSLEOFError):
         return "the peer ended the connection without close_notify"
-    reason = exc.reason or ""
+    reason = _reason(exc)
     words = reason.lower().replace("_", " ") or exc.strerror or type(exc).__name__
     if reason in _MAYBE_PLAINTEXT:
         return f"TLS failed: {words} (does the peer speak TLS?)"
