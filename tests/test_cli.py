@@ -167,13 +167,20 @@ def test_demo_proves_it_on_each_backend() -> None:
         lines = demo.stdout.read().decode().splitlines()
         assert demo.ends() == (0, "")
     assert lines[-1] == (
-        "Proved on asyncio, uvloop, trio: 1048576 bytes came back equal to those sent;"
+        "Proved on asyncio, uvloop, trio: what began in plaintext went on in TLSv1.3 on both sides, the certificate"
+        " checked; 1048576 bytes came back equal to those sent;"
         " send() gave False and drain fired once all was handed over;"
         " no data came between suspend() and resume(); close came once, as the last event of each socket."
     )
     for name, what, more in [
         ("client", "open", ""),
+        ("accepted", "data", " +9 B"),
+        ("accepted", r"upgradeToSecure\(\)", ""),
+        ("client", "data", " +6 B"),
+        ("client", r"upgradeToSecure\(\)", ""),
         ("client", r"send\(\)", " +1048576 B: False"),
+        ("client", "secure", r" +TLSv1\.3, \S+"),
+        ("accepted", "secure", r" +TLSv1\.3, \S+"),
         ("client", "drain", ""),
         ("server", "connect", r" +from \S+ port \d+"),
         ("client", r"resume\(\)", ""),
@@ -182,15 +189,19 @@ def test_demo_proves_it_on_each_backend() -> None:
     ]:
         found = [line for line in lines if re.fullmatch(rf" *\d+\.\d+ s  {name} +{what}{more}", line.rstrip())]
         assert len(found) == len(BACKENDS), (name, what)
-    assert sum(int(match[1]) for line in lines if (match := re.search(r" client +data +(\d+) B", line))) == 3 * MIB
-    assert sum(int(match[1]) for line in lines if (match := re.search(r" accepted +data +(\d+) B", line))) == 3 * MIB
+    assert sum(int(match[1]) for line in lines if (match := re.search(r" client +data +(\d+) B", line))) == 3 * (
+        MIB + 6
+    )
+    assert sum(int(match[1]) for line in lines if (match := re.search(r" accepted +data +(\d+) B", line))) == 3 * (
+        MIB + 9
+    )
 
 
 def test_demo_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "uvloop")
     status, output = invoke("demo")
     assert status == 0
-    assert output.splitlines()[-1].startswith("Proved on asyncio, trio: 1048576 bytes")
+    assert output.splitlines()[-1].startswith("Proved on asyncio, trio: what began in plaintext went on in TLSv1.3")
 
 
 def break_off(socket: TCPSocket) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,14 +16,29 @@ import click
 
 from .. import BinaryType, MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
 from ._console import Console
-from ._demo import Demo, conclusion
-from ._loop import BACKENDS, INTERRUPTED, ConnectionLost, Failure, complain, installed, run, words
+from ._contexts import client_context, server_context
+from ._demo import Contexts, Demo, conclusion
+from ._loop import (
+    BACKENDS,
+    INTERRUPTED,
+    Complaints,
+    ConnectionLost,
+    Failure,
+    complain,
+    installed,
+    run,
+    warn,
+    words,
+)
 from ._relay import Relay, echo_back
+from ._starttls import DIALOGUES, NEGOTIATION_LIMIT, StartTLS
 from ._trace import ShortTrace, Trace, peer_of
 
 __all__ = ("main",)
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+FILE = click.Path(exists=True, dir_okay=False)
 
 
 class Commands(click.Group):
@@ -40,7 +56,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    cli(prog_name="mozsocket")
+    with Complaints().installed():
+        cli(prog_name="mozsocket")
 
 
 def loop_options(command: CommandT) -> CommandT:
@@ -70,34 +87,101 @@ def loop_options(command: CommandT) -> CommandT:
     "--connect-timeout",
     type=float,
     metavar="SECONDS",
-    help="How long to try; by default as long as the operating system does.",
+    help="How long to try, until TLS is up if that is asked for; by default as long as the operating system does, and"
+    f" {NEGOTIATION_LIMIT} seconds for TLS.",
+)
+@click.option("--tls", is_flag=True, help="Use TLS from the start.")
+@click.option(
+    "--starttls",
+    type=click.Choice(list(DIALOGUES)),
+    help="Begin in plaintext, ask for TLS as this protocol has it, and relay what follows. If that is refused, nothing"
+    " is sent.",
+)
+@click.option(
+    "--cafile",
+    type=FILE,
+    help="Trust the authorities in this PEM file, rather than those of the system.",
+)
+@click.option(
+    "--server-hostname",
+    metavar="NAME",
+    help="The name or address that the certificate must be for; by default the HOST.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Do not check the certificate: anyone may be at the other end. For tests only."
 )
 @loop_options
 def connect(
-    host: str, port: int, connect_timeout: float | None, backend: str, binary_type: BinaryType, verbose: bool
+    host: str,
+    port: int,
+    connect_timeout: float | None,
+    tls: bool,
+    starttls: str | None,
+    cafile: str | None,
+    server_hostname: str | None,
+    insecure: bool,
+    backend: str,
+    binary_type: BinaryType,
+    verbose: bool,
 ) -> None:
     """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
 
     It ends when all of the input is sent, or when the other side ends the connection.
     """
+    exclude("--tls", tls, "--starttls", starttls)
+    exclude("--cafile", cafile, "--insecure", insecure)
+    if not (tls or starttls):
+        for name, value in (("cafile", cafile), ("server-hostname", server_hostname), ("insecure", insecure)):
+            demand(f"--{name}", value, "--tls or --starttls")
     try:
-        socket = TCPSocket(host, port, binaryType=binary_type, connect_timeout=connect_timeout)
+        socket = TCPSocket(
+            host,
+            port,
+            binaryType=binary_type,
+            connect_timeout=connect_timeout,
+            useSecureTransport=tls,
+            ssl_context=client_context(cafile, insecure=insecure),
+            server_hostname=server_hostname,
+        )
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
+    if insecure:
+        warn(f"--insecure: the certificate of {host} is not checked, so anyone may be at the other end")
     console = Console()
-    if run(backend, partial(connect_and_relay, socket, console, Trace(enabled=verbose))):
+    if run(backend, partial(connect_and_relay, socket, console, Trace(enabled=verbose), starttls, connect_timeout)):
         leave(console, INTERRUPTED)
 
 
-async def connect_and_relay(socket: TCPSocket, console: Console, trace: Trace) -> None:
+def exclude(name: str, value: object, other: str, other_value: object) -> None:
+    """:raises click.UsageError: if two options are given of which each makes the other pointless"""
+    if value and other_value:
+        raise click.UsageError(f"{name} and {other} exclude each other.")
+
+
+def demand(name: str, value: object, other: str) -> None:
+    """:raises click.UsageError: if an option is given that is for another, which is not"""
+    if value:
+        raise click.UsageError(f"{name} is for {other}.")
+
+
+async def connect_and_relay(
+    socket: TCPSocket, console: Console, trace: Trace, starttls: str | None, connect_timeout: float | None
+) -> None:
     trace.watch(socket, "client")
-    async with console.open(), socket:
-        relay = Relay(socket, console, end_with_input=True)
-        try:
-            await socket.opened()
-        except TCPSocketError as exc:
-            raise Failure(f"cannot connect to {peer_of(socket)}: {exc.detail}") from exc
-        await relay.run()
+    begun = anyio.current_time()
+    # Both are made before the connection is there, to miss nothing that is received.
+    relay = Relay(socket, console, end_with_input=True)
+    upgrade = StartTLS(socket, starttls, trace) if starttls else None
+    with closing(relay):
+        async with console.open(), socket:
+            try:
+                await socket.opened()
+            except TCPSocketError as exc:
+                raise Failure(f"cannot connect to {peer_of(socket)}: {exc.detail}") from exc
+            if upgrade is not None:
+                taken = anyio.current_time() - begun
+                await upgrade.run(NEGOTIATION_LIMIT if connect_timeout is None else connect_timeout - taken)
+            await relay.run()
 
 
 def leave(console: Console, status: int) -> None:
@@ -112,9 +196,23 @@ def leave(console: Console, status: int) -> None:
 @click.option("--host", help="The address to listen on, or its name; by default all of this machine's.")
 @click.option("--echo", is_flag=True, help="Send back what is received, on any number of connections, until Ctrl-C.")
 @click.option("--keep-open", is_flag=True, help="Take further connections, one after another, until Ctrl-C.")
+@click.option("--tls", is_flag=True, help="Use TLS from the start.")
+@click.option(
+    "--certfile", type=FILE, help="For TLS: a PEM file of the certificate, of those that vouch for it, and of its key."
+)
+@click.option("--keyfile", type=FILE, help="For TLS: a PEM file of the key, if that is in one of its own.")
 @loop_options
 def listen(
-    port: int, host: str | None, echo: bool, keep_open: bool, backend: str, binary_type: BinaryType, verbose: bool
+    port: int,
+    host: str | None,
+    echo: bool,
+    keep_open: bool,
+    tls: bool,
+    certfile: str | None,
+    keyfile: str | None,
+    backend: str,
+    binary_type: BinaryType,
+    verbose: bool,
 ) -> None:
     """Listen on a PORT, 0 for one that is free, and take one connection.
 
@@ -124,6 +222,7 @@ def listen(
     console, trace = Console(), Trace(enabled=verbose)
     serve = partial(serve_echo, trace) if echo else partial(serve_relays, trace, console, keep_open)
     options = {"host": host, "binaryType": binary_type, "max_connections": None if echo else 1}
+    options |= server_tls(tls, certfile, keyfile)
     try:
         interrupted = run(backend, partial(listen_and_serve, trace, serve, port, options))
     except (OSError, UnicodeError) as exc:
@@ -132,6 +231,17 @@ def listen(
         raise click.UsageError(str(exc)) from exc
     if interrupted:
         leave(console, 0 if echo else INTERRUPTED)
+
+
+def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str, Any]:
+    """The options of listen() that are of TLS."""
+    if not tls:
+        demand("--certfile", certfile, "--tls")
+        demand("--keyfile", keyfile, "--tls")
+        return {}
+    if certfile is None:
+        raise click.UsageError("--tls needs a --certfile.")
+    return {"useSecureTransport": True, "ssl_context": server_context(certfile, keyfile)}
 
 
 async def listen_and_serve(
@@ -185,15 +295,17 @@ async def serve_echo(trace: Trace, server: TCPServerSocket) -> None:
 
 @cli.command(short_help="Show sockets at work on each event loop, and check them.")
 def demo() -> None:
-    """An echo server and a client in one process, on each event loop that is installed.
+    """An echo server and a client in one process, on each event loop that is installed: they agree on TLS in
+    plaintext, and go on in it.
 
     Events are told as they happen, and at the end what they prove.
     """
+    contexts = Contexts.make()
     trace = ShortTrace(err=False)
     claims = {}
     for backend in filter(installed, BACKENDS):
         trace.write(f"{backend}:")
-        demo = Demo(trace)
+        demo = Demo(trace, contexts)
         if run(backend, demo.run):
             sys.exit(INTERRUPTED)
         claims[backend] = demo.claims()

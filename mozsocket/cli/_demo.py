@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import ssl
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 
-from .. import Event, MozTCPSocket, TCPServerSocketEvent, TCPSocket, TCPSocketEvent
+from .. import MozTCPSocket, TCPServerSocketEvent, TCPSocket, TCPSocketEvent
 from ._loop import Failure
 from ._relay import echo_back
-from ._trace import EVENT_TYPES, Trace
+from ._trace import EVENT_TYPES, Trace, tls_of
 
-__all__ = ("Demo", "conclusion")
+__all__ = ("Contexts", "Demo", "conclusion")
 
 DEMO_SIZE = 1 << 20
 DEMO_LIMIT = 30
 """Seconds after which it has failed."""
+
+REQUEST, ANSWER = b"STARTTLS\n", b"READY\n"
 
 
 def conclusion(claims: dict[str, dict[str, bool]]) -> str:
@@ -31,14 +36,40 @@ def conclusion(claims: dict[str, dict[str, bool]]) -> str:
     return f"Proved on {', '.join(claims)}: {'; '.join(proved)}."
 
 
+@dataclass(frozen=True)
+class Contexts:
+    """Of both sides of TLS: a certificate made for the occasion, and a client that trusts nothing else."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+    @classmethod
+    def make(cls) -> Contexts:
+        """:raises Failure: if there is nothing to make a certificate with"""
+        try:
+            import trustme
+        except ModuleNotFoundError as exc:
+            raise Failure("the demonstration needs `pip install 'mozsocket[cli]'`") from exc
+        authority = trustme.CA()
+        contexts = cls(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        authority.issue_cert("localhost").configure_cert(contexts.server)
+        authority.configure_trust(contexts.client)
+        return contexts
+
+
 class Demo:
-    """One run: a client sends more than it can buffer without being told to wait, and gets it all back.
+    """One run: the two agree on TLS in plaintext, then the client sends more than it can buffer without being told to
+    wait, and gets it all back.
 
     The client suspends when the first of it comes, until nothing moves any more.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, contexts: Contexts) -> None:
         self._trace = trace
+        self._contexts = contexts
+        self._agreed: dict[str, bytes] = {"client": b"", "accepted": b""}  # what each received in plaintext
+        self._versions: dict[str, str | None] = {"client": None, "accepted": None}
+        self._certificate: Any = None  # of the server; of a certificate that was not checked nothing is told
         self._sent = os.urandom(DEMO_SIZE)
         self._received = bytearray()
         self._send_results: list[bool] = []
@@ -52,10 +83,10 @@ class Demo:
         self._begun = anyio.Event()
         with anyio.move_on_after(DEMO_LIMIT):
             async with MozTCPSocket() as tcp:
-                server = tcp.listen(0, host="localhost")
+                server = tcp.listen(0, host="localhost", ssl_context=self._contexts.server)
                 server.onconnect = self._on_connect
                 self._trace.watch(server, "server")
-                client = tcp.open("localhost", server.localPort)
+                client = tcp.open("localhost", server.localPort, ssl_context=self._contexts.client)
                 self._set_up(client)
                 await self._begun.wait()
                 if self._received:
@@ -68,23 +99,49 @@ class Demo:
         self._trace.watch(socket, name)
         for type_ in EVENT_TYPES[TCPSocket]:
             socket.addEventListener(type_, lambda event: self._events[name].append(event.type))
+        socket.addEventListener("secure", lambda event: self._on_secure(name, socket))
 
     def _on_connect(self, event: TCPServerSocketEvent) -> None:
-        echo_back(event.socket)
         self._watch(event.socket, "accepted")
+        event.socket.addEventListener("data", self._on_request)
         event.target.close()
+
+    def _on_request(self, event: TCPSocketEvent) -> None:
+        self._agreed["accepted"] += event.data
+        if self._agreed["accepted"] == REQUEST:  # pragma: no branch  (so few bytes come at once, as a rule)
+            socket = event.target
+            socket.removeEventListener("data", self._on_request)
+            socket.send(ANSWER)
+            self._upgrade(socket, "accepted")
+            echo_back(socket)
+
+    def _upgrade(self, socket: TCPSocket, name: str) -> None:
+        self._trace.tell(name, "upgradeToSecure()")
+        socket.upgradeToSecure()
+
+    def _on_secure(self, name: str, socket: TCPSocket) -> None:
+        tls = tls_of(socket)
+        assert tls is not None
+        self._versions[name] = tls.version()
+        self._certificate = self._certificate or tls.getpeercert()
 
     def _set_up(self, client: TCPSocket) -> None:
         self._watch(client, "client")
-        client.addEventListener("open", self._on_open)
+        client.addEventListener("open", lambda event: client.send(REQUEST))
         client.addEventListener("drain", lambda event: self._buffered_at_drain.append(client.bufferedAmount))
-        client.addEventListener("data", self._on_data)
+        client.addEventListener("data", self._on_answer)
         client.addEventListener("close", lambda event: self._begun.set())
 
-    def _on_open(self, event: Event[TCPSocket]) -> None:
-        result = event.target.send(self._sent)
-        self._send_results.append(result)
-        self._trace.tell("client", "send()", f"{len(self._sent)} B: {result}")
+    def _on_answer(self, event: TCPSocketEvent) -> None:
+        self._agreed["client"] += event.data
+        if self._agreed["client"] == ANSWER:  # pragma: no branch
+            client = event.target
+            client.removeEventListener("data", self._on_answer)
+            client.addEventListener("data", self._on_data)
+            self._upgrade(client, "client")
+            result = client.send(self._sent)  # goes out when the handshake is done
+            self._send_results.append(result)
+            self._trace.tell("client", "send()", f"{len(self._sent)} B: {result}")
 
     def _on_data(self, event: TCPSocketEvent) -> None:
         self._received += event.data
@@ -99,7 +156,14 @@ class Demo:
 
     def claims(self) -> dict[str, bool]:
         """What should hold, and whether it did."""
+        versions = set(self._versions.values())
+        [version] = versions if len(versions) == 1 else [None]
         return {
+            f"what began in plaintext went on in {version or 'TLS'} on both sides, the certificate checked": (
+                self._agreed == {"client": ANSWER, "accepted": REQUEST}
+                and version is not None
+                and bool(self._certificate)
+            ),
             f"{len(self._received)} bytes came back equal to those sent": self._received == self._sent,
             "send() gave False and drain fired once all was handed over": (
                 self._send_results == [False] and self._buffered_at_drain == [0]

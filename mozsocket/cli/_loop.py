@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
 import anyio.abc
 import click
 
+from .. import TCPSocket, TCPSocketError
+from ._trace import peer_of
+
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("BACKENDS", "INTERRUPTED", "ConnectionLost", "Failure", "complain", "installed", "run", "words")
+__all__ = (
+    "BACKENDS",
+    "INTERRUPTED",
+    "Complaints",
+    "ConnectionLost",
+    "Failure",
+    "complain",
+    "installed",
+    "run",
+    "warn",
+    "words",
+)
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -40,6 +56,36 @@ class ConnectionLost(Failure):
 
 def complain(message: str) -> None:
     click.echo(f"mozsocket: error: {message}", err=True)
+
+
+def warn(message: str) -> None:
+    click.echo(f"mozsocket: warning: {message}", err=True)
+
+
+class Complaints(logging.Handler):
+    """Tells in our own way what the package logs, such as a connection that ends before it is handed over, in its TLS
+    handshake.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        match record.args:
+            case (TCPSocket() as socket, TCPSocketError() as error):
+                message = f"connection with {peer_of(socket)}: {error.detail}"
+            case _:
+                message = self.format(record)
+        try:
+            complain(message)
+        except OSError:
+            pass  # nobody reads it, which is no trouble of the connection's
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        logger = logging.getLogger("mozsocket")
+        logger.addHandler(self)
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
 
 
 def words(exc: Exception) -> str:

@@ -42,6 +42,10 @@ class Relay:
     def _on_error(self, event: TCPSocketErrorEvent[TCPSocket]) -> None:
         self._failure = event.error
 
+    def close(self) -> None:
+        """For one that may not have come to run."""
+        self._received.close()
+
     async def run(self) -> None:
         """Until the socket has closed and all that it received is written.
 

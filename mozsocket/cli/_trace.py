@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from functools import partial
 from typing import Any
 
 import click
+from anyio.streams.tls import TLSAttribute
 
 from .. import (
     Event,
@@ -17,7 +19,7 @@ from .. import (
     TCPSocketEvent,
 )
 
-__all__ = ("EVENT_TYPES", "ShortTrace", "Trace", "peer_of")
+__all__ = ("EVENT_TYPES", "ShortTrace", "Trace", "peer_of", "tls_of")
 
 
 class Trace:
@@ -95,7 +97,7 @@ class ShortTrace(Trace):
 
 
 EVENT_TYPES: dict[type[TCPSocket | TCPServerSocket], tuple[str, ...]] = {
-    TCPSocket: ("open", "drain", "data", "error", "close"),
+    TCPSocket: ("open", "secure", "drain", "data", "error", "close"),
     TCPServerSocket: ("connect", "error"),
 }
 
@@ -106,8 +108,23 @@ def details(event: Event[Any]) -> str:
     if isinstance(event, TCPSocketErrorEvent):
         return str(event.error)
     if isinstance(event, TCPServerSocketEvent):
-        return f"from {peer_of(event.socket)}"
+        return ", ".join(filter(None, [f"from {peer_of(event.socket)}", encryption_of(event.socket)]))
+    if event.type in ("open", "secure"):
+        return encryption_of(event.target)
     return ""
+
+
+def encryption_of(socket: TCPSocket) -> str:
+    """The version of TLS and the cipher; empty in plaintext."""
+    tls = tls_of(socket)
+    cipher = tls.cipher() if tls is not None else None
+    return f"{tls.version()}, {cipher[0]}" if tls is not None and cipher is not None else ""
+
+
+def tls_of(socket: TCPSocket) -> ssl.SSLObject | None:
+    """None in plaintext, and when it is closed."""
+    tls: ssl.SSLObject | None = socket.extra(TLSAttribute.ssl_object, None)  # noqa: S610  (this is not Django's)
+    return tls
 
 
 def peer_of(socket: TCPSocket) -> str:
