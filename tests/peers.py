@@ -188,9 +188,14 @@ async def connected(
 
 
 async def secure(peer: socket.socket, context: ssl.SSLContext, *, server_side: bool = False) -> ssl.SSLSocket:
-    """A blocking socket after a TLS handshake, done in a thread. It takes the place of the one it is given."""
+    """A blocking socket after a TLS handshake, done in a thread. It takes the place of the one it is given.
+
+    Being cut off without close_notify raises :exc:`ssl.SSLEOFError` in it.
+    """
     name = None if server_side else "localhost"
-    return await blocking(lambda: context.wrap_socket(peer, server_side=server_side, server_hostname=name))
+    return await blocking(
+        lambda: context.wrap_socket(peer, server_side=server_side, server_hostname=name, suppress_ragged_eofs=False)
+    )
 
 
 async def securely_connected(

@@ -1,0 +1,534 @@
+"""TLS from the start, in both roles and versions, with blocking ssl sockets at the other end."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+import anyio
+import pytest
+from anyio.streams.tls import TLSAttribute
+
+from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError
+from mozsocket._tls import default_context
+from mozsocket._transport import Transport
+
+from .certificates import AUTHORITY, certificate, client_context, server_context
+from .peers import (
+    Accepting,
+    Recorder,
+    accept,
+    blocking,
+    dial,
+    port_of,
+    read_all,
+    read_exactly,
+    reset,
+    secure,
+    securely_connected,
+    send_all,
+)
+
+pytestmark = pytest.mark.anyio
+
+DATA = bytes(range(256)) * 12_000  # 3 MB
+
+
+# Data
+
+
+async def test_data_goes_both_ways_at_once(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            assert socket_.send(DATA) is False
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(send_all, peer, DATA)
+                assert await blocking(read_exactly, peer, len(DATA)) == DATA
+            await recorder.until_so(lambda: len(recorder.data) == len(DATA))
+            assert recorder.data == DATA
+            await recorder.until("drain")
+            socket_.close()
+            assert await blocking(read_all, peer) == b""
+    assert "error" not in recorder.types
+    assert recorder.types[-1] == "close"
+
+
+async def test_it_is_encrypted(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        tcp_socket = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, ssl_context=client_context())
+        tcp_socket.onerror = lambda event: None
+        assert tcp_socket.ssl
+        with await accept(listener) as peer:
+            hello = await blocking(peer.recv, 5)
+            assert hello[:2] == b"\x16\x03"  # a handshake record
+            tcp_socket.close()
+
+
+async def test_bytes_that_come_one_at_a_time(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    """The other end is made of memory buffers, whose records are dribbled through a plain socket."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server_side = role == "client"
+    context = server_context(version=version) if server_side else client_context(version=version)
+    tls = context.wrap_bio(incoming, outgoing, server_side, None if server_side else "localhost")
+
+    def dribble(peer: socket.socket, sent: bytes) -> bytes:
+        """Do the handshake, send something, and receive up to the end, as one reads a blocking socket."""
+        received = []
+        steps: list[Any] = [tls.do_handshake, lambda: tls.write(sent), lambda: tls.read(100)]
+        while steps:
+            try:
+                result = steps[0]()
+            except ssl.SSLWantReadError:
+                for byte in outgoing.read():
+                    peer.send(bytes([byte]))
+                incoming.write(peer.recv(65536))
+                continue
+            if len(steps) > 1 or not result:
+                steps.pop(0)
+            else:
+                received.append(result)
+        return b"".join(received)
+
+    options = {"useSecureTransport": True, "linger": 0.1}
+    async with MozTCPSocket() as tcp:
+        if role == "client":
+            socket_ = tcp.open(
+                "127.0.0.1",
+                port_of(listener),
+                ssl_context=client_context(version=version),
+                **options,  # type: ignore[arg-type]
+            )
+            recorder = Recorder(socket_)
+            socket_.addEventListener("data", lambda event: event.target.close())
+            socket_.onopen = lambda event: event.target.send(b"hello")
+            peer = await accept(listener)
+        else:
+            server = tcp.listen(0, ssl_context=server_context(version=version), **options)  # type: ignore[arg-type]
+
+            def on_connect(event: Any) -> None:
+                nonlocal recorder
+                recorder = Recorder(event.socket)
+                event.socket.ondata = lambda event: event.target.close()
+                event.socket.send(b"hello")
+                server.close()
+
+            server.onconnect = on_connect
+            peer = await dial(server.localPort)
+        with peer:
+            assert await blocking(dribble, peer, b"one byte at a time") == b"hello"
+    assert recorder.data == b"one byte at a time"
+    assert "error" not in recorder.types
+
+
+async def test_many_records_read_at_once_are_one_data(
+    role: str, version: ssl.TLSVersion, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or it might hold back all but the first
+            monkeypatch.setattr(Transport, "receive", lambda self, size: None)  # the system keeps what comes
+            for number in range(20):
+                peer.send(bytes([number]) * 10)
+            await anyio.lowlevel.checkpoint()
+            monkeypatch.undo()
+            await recorder.until_so(lambda: recorder.data.endswith(bytes([19]) * 10))
+            # The system may hand over the last of them a moment later.
+            assert len([event for event in recorder.events if event.type == "data"]) < 10
+            socket_.close()
+
+
+async def test_a_large_send_is_few_system_calls(
+    role: str, version: ssl.TLSVersion, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    send = Transport.send
+
+    def count(self: Transport, chunks: Any) -> int:
+        calls.append(sum(map(len, chunks)))
+        return send(self, chunks)
+
+    async with MozTCPSocket() as tcp:
+        socket_, _, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            monkeypatch.setattr(Transport, "send", count)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(blocking, read_exactly, peer, 1 << 20)
+                await anyio.wait_all_tasks_blocked()
+                socket_.send(bytes(1 << 20))
+                await socket_.drained()
+            assert max(calls) > 200_000, "records are handed over together"
+            socket_.close()
+
+
+async def test_buffered_amount_counts_what_tls_holds(
+    role: str, version: ssl.TLSVersion, listener: socket.socket
+) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            sent = 0
+            while socket_.bufferedAmount < 600_000:
+                socket_.send(bytes(100_000))
+                sent += 100_000
+                await anyio.lowlevel.checkpoint()
+            assert socket_.bufferedAmount <= sent
+            assert await blocking(read_exactly, peer, sent) == bytes(sent)
+            await recorder.until("drain")
+            assert socket_.bufferedAmount == 0
+            socket_.close()
+
+
+async def send_until_full(peer: ssl.SSLSocket) -> int:
+    """Send on a non-blocking socket for as long as it takes anything."""
+    sent = 0
+    for _ in range(2000):
+        try:
+            sent += peer.send(bytes(65536))
+        except ssl.SSLWantWriteError:
+            return sent
+        await anyio.lowlevel.checkpoint()
+    raise AssertionError("the peer was never held back")
+
+
+async def test_a_suspended_socket_holds_the_peer_back(
+    role: str, version: ssl.TLSVersion, listener: socket.socket
+) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            socket_.suspend()
+            peer.setblocking(False)
+            sent = await send_until_full(peer)
+            assert recorder.data == b""
+            socket_.resume()
+            await recorder.until_so(lambda: len(recorder.data) >= sent)
+            socket_.close()
+
+
+# The end
+
+
+async def test_closing_says_so(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            socket_.send(b"the last")
+            socket_.close()
+            # Without close_notify the peer, which is strict, would raise SSLEOFError.
+            assert await blocking(read_all, peer) == b"the last"
+        await recorder.until("close")
+    assert "error" not in recorder.types
+
+
+async def test_closing_does_not_wait_for_the_peer(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, linger=0.01)
+        with peer:
+            socket_.close()
+            await recorder.until("close")
+
+
+async def test_the_peers_end_is_answered(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
+        socket_.ondata = lambda event: event.target.send(DATA)
+        peer.sendall(b"?")
+        assert await blocking(read_exactly, peer, len(DATA)) == DATA
+        plain = await blocking(peer.unwrap)  # sends close_notify, and waits for ours
+        with plain:
+            await recorder.until("close")
+    assert "error" not in recorder.types
+
+
+async def test_what_is_buffered_is_sent_after_the_peers_end(
+    role: str, version: ssl.TLSVersion, listener: socket.socket
+) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener, version, tls_standard_compatible=False)
+        with peer:
+            socket_.send(DATA)
+            socket.socket.shutdown(peer, socket.SHUT_WR)  # the end of TCP, without a word of TLS
+            assert await blocking(read_exactly, peer, len(DATA)) == DATA
+            await recorder.until("close")
+    assert "error" not in recorder.types
+
+
+async def test_being_cut_off_is_an_error_after_the_data(
+    role: str, version: ssl.TLSVersion, listener: socket.socket
+) -> None:
+    async with MozTCPSocket() as tcp:
+        _, recorder, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            peer.sendall(DATA[:100_000])
+            socket.socket.shutdown(peer, socket.SHUT_WR)
+            error = await recorder.until("error")
+        await recorder.until("close")
+    assert recorder.data == DATA[:100_000]
+    assert (error.name, error.message, error.errorCode) == ("NetworkInterruptError", "Network", 294)
+    assert "close_notify" in str(error.error)
+    assert recorder.types[-2:] == ["error", "close"]
+
+
+async def test_a_reset(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        _, recorder, peer = await securely_connected(tcp, role, listener, version)
+        reset(peer)
+        error = await recorder.until("error")
+    assert (error.name, error.message) == ("NetworkInterruptError", "Network")
+
+
+async def test_closing_immediately_drops_what_is_buffered(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await securely_connected(tcp, role, listener)
+        with peer:
+            socket_.send(bytes(10_000_000))
+            socket_.closeImmediately()
+            await recorder.until("close")
+
+
+async def test_garbage_in_the_middle(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        _, recorder, peer = await securely_connected(tcp, role, listener, version)
+        with socket.socket(fileno=peer.detach()) as plain:
+            plain.settimeout(5)
+            plain.sendall(b"this is not TLS at all")
+            error = await recorder.until("error")
+            await blocking(read_all, plain)  # the alert and the end, not a reset
+    assert error.message == "SecurityProtocol"
+    assert recorder.data == b""
+
+
+# The handshake
+
+
+async def test_a_peer_that_never_answers(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        tcp_socket = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, handshake_timeout=0.05)
+        recorder = Recorder(tcp_socket)
+        with await accept(listener):
+            await recorder.until("close")
+    assert recorder.types == ["error", "close"]
+    error = recorder.events[0]
+    assert (error.name, error.message) == ("NetworkTimeoutError", "Network")
+    assert "no TLS handshake within 0.05 seconds" in str(error.error)
+
+
+async def test_connect_timeout_covers_tls(listener: socket.socket) -> None:
+    with pytest.raises(TCPSocketError, match="not connected within") as raised:
+        async with TCPSocket("127.0.0.1", port_of(listener), useSecureTransport=True, connect_timeout=0.05) as socket_:
+            await socket_.opened()
+    assert raised.value.name == "NetworkTimeoutError"
+
+
+async def test_a_client_that_never_says_hello(caplog: pytest.LogCaptureFixture) -> None:
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(
+            0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context(), handshake_timeout=0.05
+        )
+        accepting = Accepting(server)
+        with await dial(server.localPort) as silent:
+            assert await blocking(silent.recv, 1) == b""
+        # Others are served as before.
+        with await secure(await dial(server.localPort), client_context()):
+            socket_, _ = await accepting.first()
+            socket_.close()
+        server.close()
+    assert len(accepting.sockets) == 1
+    (record,) = caplog.records
+    assert "NetworkTimeoutError: no TLS handshake within" in record.getMessage()
+
+
+@pytest.mark.parametrize("method", ["close", "closeImmediately"])
+async def test_closing_during_the_handshake(method: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        tcp_socket = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True)
+        recorder = Recorder(tcp_socket)
+        with await accept(listener) as peer:
+            await blocking(peer.recv, 5)
+            getattr(tcp_socket, method)()
+            assert tcp_socket.readyState == "closing"
+            await recorder.until("close")
+    assert recorder.types == ["close"]
+
+
+async def test_cancelling_the_handshake(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        if role == "client":
+            tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True)
+            peer = await accept(listener)
+            await blocking(peer.recv, 5)
+        else:
+            server = tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context())
+            server.onconnect = lambda event: pytest.fail("connect, though there was no handshake")
+            peer = await dial(server.localPort)
+            await anyio.wait_all_tasks_blocked()
+        tcp.cancel_scope.cancel()
+    with peer:
+        await blocking(read_all, peer)
+
+
+async def test_a_reset_during_the_handshake(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        recorder = Recorder(tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True))
+        peer = await accept(listener)
+        await blocking(peer.recv, 5)
+        reset(peer)
+        await recorder.until("close")
+    assert [event.type for event in recorder.events] == ["error", "close"]
+    assert recorder.events[0].name == "NetworkInterruptError"
+
+
+# Options
+
+
+async def connects(leaf: Any, host: str, listener: socket.socket, **options: Any) -> str | None:
+    """Whether a client connects to a server with a certificate, or else the error's name."""
+    async with MozTCPSocket() as tcp:
+        options.setdefault("ssl_context", client_context())
+        tcp_socket = tcp.open(host, port_of(listener), useSecureTransport=True, **options)
+        recorder = Recorder(tcp_socket)
+        tcp_socket.onopen = lambda event: event.target.close()
+        peer = await accept(listener)
+        try:
+            with await secure(peer, server_context(leaf), server_side=True) as peer:
+                await blocking(read_all, peer)
+        except ssl.SSLError:
+            peer.close()
+        await recorder.until("close")
+    return recorder.events[0].name if recorder.types[0] == "error" else None
+
+
+async def test_names_and_addresses_are_checked(listener: socket.socket) -> None:
+    mismatch = "SecurityCertificateDomainMismatchError"
+    for names, options, expected in (
+        (("127.0.0.1",), {}, None),
+        (("localhost",), {}, mismatch),
+        (("127.0.0.2",), {}, mismatch),
+        (("localhost",), {"server_hostname": "localhost"}, None),
+        (("localhost",), {"server_hostname": "localhost."}, None),
+        (("::1",), {"server_hostname": "::1"}, None),
+        (("fe80::1",), {"server_hostname": "fe80::1%eth0"}, None),
+        (("xn--fa-hia.example",), {"server_hostname": "faß.example"}, None),
+        (("fass.example",), {"server_hostname": "faß.example"}, mismatch),
+    ):
+        assert await connects(certificate(*names), "127.0.0.1", listener, **options) == expected, (names, options)
+
+
+async def test_the_default_context_trusts_the_systems_authorities(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    default_context.cache_clear()
+    untrusted = "SecurityUntrustedCertificateIssuerError"
+    assert await connects(certificate(), "127.0.0.1", listener, ssl_context=None) == untrusted
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    default_context.cache_clear()
+    assert await connects(certificate(), "127.0.0.1", listener, ssl_context=None) is None
+    default_context.cache_clear()
+
+
+async def test_sni_is_sent_for_names_only(listener: socket.socket) -> None:
+    for name, expected in (("localhost", "localhost"), ("127.0.0.1", None)):
+        seen = []
+        context = server_context()
+        context.sni_callback = lambda sock, name, ctx: seen.append(name)  # noqa: B023
+        async with MozTCPSocket() as tcp:
+            tcp_socket = tcp.open(
+                "127.0.0.1",
+                port_of(listener),
+                useSecureTransport=True,
+                ssl_context=client_context(),
+                server_hostname=name,
+            )
+            with await secure(await accept(listener), context, server_side=True):
+                await tcp_socket.opened()
+                tcp_socket.close()
+        assert seen == [expected]
+
+
+async def test_typed_attributes(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    server, client = (
+        server_context(version=version, ask_for_certificate=True),
+        client_context(certificate("me"), version=version),
+    )
+    for context in (server, client):
+        context.set_alpn_protocols(["smtp", "imap"])
+    async with MozTCPSocket() as tcp:
+        if role == "client":
+            socket_ = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, ssl_context=client)
+            assert TLSAttribute.cipher not in socket_.extra_attributes
+            peer = await secure(await accept(listener), server, server_side=True)
+            await socket_.opened()
+        else:
+            accepting = Accepting(tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server))
+            peer = await secure(await dial(accepting.server.localPort), client)
+            socket_, _ = await accepting.first()
+            accepting.server.close()
+        with peer:
+            attributes = {
+                name: socket_.extra(getattr(TLSAttribute, name))
+                for name in dir(TLSAttribute)
+                if not name.startswith("_")
+            }
+            theirs, cipher = peer.getpeercert(True), peer.cipher()
+            socket_.close()
+    assert attributes["alpn_protocol"] == "smtp"
+    assert attributes["server_side"] is (role == "server")
+    assert attributes["tls_version"] == {ssl.TLSVersion.TLSv1_2: "TLSv1.2"}.get(version, "TLSv1.3")
+    assert attributes["cipher"] == cipher
+    assert attributes["standard_compatible"] is True
+    assert isinstance(attributes["ssl_object"], ssl.SSLObject)
+    assert (attributes["shared_ciphers"] is None) is (role == "client")
+    names = [value for kind, value in attributes["peer_certificate"]["subjectAltName"]]
+    assert names == (["localhost", "127.0.0.1", "0:0:0:0:0:0:0:1"] if role == "client" else ["me"])
+    assert isinstance(attributes["peer_certificate_binary"], bytes)
+    assert theirs != attributes["peer_certificate_binary"]
+    if version is ssl.TLSVersion.TLSv1_2:
+        assert attributes["channel_binding_tls_unique"]
+
+
+async def test_a_socketpair_by_the_contexts_role() -> None:
+    ours, theirs = socket.socketpair()
+    async with MozTCPSocket():
+        server = TCPSocket.from_socket(ours, useSecureTransport=True, ssl_context=server_context())
+        client = TCPSocket.from_socket(
+            theirs, useSecureTransport=True, ssl_context=client_context(), server_hostname="localhost"
+        )
+        received = Recorder(server)
+        async with server, client:
+            await client.opened()
+            client.send(b"hello")
+            await received.until("data")
+    assert received.data == b"hello"
+
+
+def bad(call: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        call()
+
+
+async def test_bad_options() -> None:
+    bad(lambda: TCPSocket("localhost", 1, ssl_context=object()), TypeError, "must be an ssl.SSLContext")  # type: ignore[arg-type]
+    bad(lambda: TCPSocket("localhost", 1, ssl_context=server_context()), ValueError, "other side of TLS")
+    bad(lambda: TCPSocket("localhost", 1, useSecureTransport=1), TypeError, "must be a bool")  # type: ignore[arg-type]
+    bad(lambda: TCPSocket("localhost", 1, handshake_timeout=-1), ValueError, "0 or more")
+    bad(lambda: TCPSocket("localhost", 1, tls_standard_compatible=None), TypeError, "must be a bool")  # type: ignore[arg-type]
+    bad(lambda: TCPSocket("localhost", 1, server_hostname=""), ValueError, "server_hostname")
+    bad(lambda: TCPSocket("localhost", 1, server_hostname=".x"), ValueError, "dot")
+    bad(lambda: TCPSocket("localhost", 1, server_hostname="\u2024\u2024"), ValueError, "not allowed")
+    bad(lambda: TCPServerSocket(0, useSecureTransport=True), ValueError, "needs an ssl_context")
+    bad(lambda: TCPServerSocket(0, ssl_context=client_context()), ValueError, "other side of TLS")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        bad(lambda: TCPSocket.from_socket(ours, useSecureTransport=True), ValueError, "server_hostname")
+
+
+async def test_secured_raises_when_it_never_will_be(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        tcp_socket = tcp.open("127.0.0.1", port_of(listener))
+        (await accept(listener)).close()
+        with pytest.raises(InvalidStateError, match="closed first"):
+            await tcp_socket.secured()

@@ -1,0 +1,364 @@
+"""TLS with programs that people use: aiosmtpd, curl, and OpenSSL's s_client and s_server.
+
+In CI each has to be there; elsewhere its tests are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiosmtpd.controller import Controller
+
+from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
+
+from .certificates import AUTHORITY, certificate, client_context, server_context
+from .peers import PEER_TIMEOUT, Recorder, blocking
+
+pytestmark = pytest.mark.anyio
+
+MAIL = b"Subject: test\r\n\r\n" + b"".join(b"line %d of the mail\r\n" % number for number in range(500))
+
+
+def program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with the authority's certificate, a server's with its key, and a mail."""
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate().private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    (tmp_path / "mail").write_bytes(MAIL)
+    return tmp_path
+
+
+# A client of ours with a server of theirs
+
+
+class Mailbox:
+    """The handler of an aiosmtpd server: what has been delivered, and whether in TLS."""
+
+    def __init__(self) -> None:
+        self.delivered: list[tuple[bool, bytes]] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+        self.delivered.append((session.ssl is not None, envelope.content))
+        return "250 delivered"
+
+
+@contextmanager
+def smtp_server(mailbox: Mailbox) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    controller = Controller(
+        mailbox, hostname="127.0.0.1", port=port, tls_context=server_context(), require_starttls=True
+    )
+    controller.start()
+    try:
+        yield port
+    finally:
+        controller.stop()
+
+
+def deliver(socket_: TCPSocket, context: ssl.SSLContext, mail: bytes) -> None:
+    """Send a mail by SMTP with STARTTLS, then close."""
+    dialogue: list[tuple[bytes, bytes | None]] = [
+        (b"220", b"EHLO client.example\r\n"),
+        (b"250", b"STARTTLS\r\n"),
+        (b"220", None),
+        (b"250", b"MAIL FROM:<me@client.example>\r\n"),
+        (b"250", b"RCPT TO:<you@localhost>\r\n"),
+        (b"250", b"DATA\r\n"),
+        (b"354", mail + b".\r\n"),
+        (b"250", b"QUIT\r\n"),
+        (b"221", b""),
+    ]
+    reply = bytearray()
+
+    def on_data(event: Any) -> None:
+        reply.extend(event.data)
+        last = bytes(reply).splitlines()[-1]
+        if not reply.endswith(b"\r\n") or last[3:4] == b"-":
+            return
+        code, command = dialogue.pop(0)
+        assert last.startswith(code), bytes(reply)
+        reply.clear()
+        if command is None:
+            socket_.upgradeToSecure(ssl_context=context, server_hostname="localhost")
+            command = b"EHLO client.example\r\n"
+        if command:
+            socket_.send(command)
+        else:
+            socket_.close()
+
+    socket_.ondata = on_data
+
+
+async def test_a_mail_is_delivered_to_a_real_server() -> None:
+    mailbox = Mailbox()
+    with smtp_server(mailbox) as port:
+        async with MozTCPSocket() as tcp:
+            client = tcp.open("127.0.0.1", port)
+            deliver(client, client_context(), MAIL)
+    assert mailbox.delivered == [(True, MAIL)]
+
+
+async def test_no_mail_is_delivered_to_a_server_that_is_not_trusted() -> None:
+    mailbox = Mailbox()
+    with smtp_server(mailbox) as port:
+        async with MozTCPSocket() as tcp:
+            client = tcp.open("127.0.0.1", port)
+            recorder = Recorder(client)
+            deliver(client, client_context(trusting=False), MAIL)
+            error = await recorder.until("error")
+    assert error.name == "SecurityUntrustedCertificateIssuerError"
+    assert mailbox.delivered == []
+
+
+# A server of ours with clients of theirs
+
+
+class Smtp:
+    """One connection of a small mail server."""
+
+    def __init__(self, socket_: TCPSocket, delivered: list[tuple[bool, bytes]]) -> None:
+        self._socket = socket_
+        self._delivered = delivered
+        self._received = b""
+        self._mail: list[bytes] | None = None
+        socket_.ondata = self._on_data
+        socket_.send(b"220 localhost ESMTP\r\n")
+
+    def _on_data(self, event: Any) -> None:
+        self._received += event.data
+        while b"\r\n" in self._received:
+            line, self._received = self._received.split(b"\r\n", 1)
+            self._on_line(line)
+
+    def _on_line(self, line: bytes) -> None:
+        answers = {b"DATA": b"354 go on\r\n", b"QUIT": b"221 bye\r\n", b"STARTTLS": b"220 go on\r\n"}
+        command = line.split(b" ")[0].upper()
+        if self._mail is not None:
+            self._on_mail_line(line)
+        elif command == b"EHLO":
+            self._socket.send(
+                b"250-localhost\r\n" + (b"" if self._socket.ssl else b"250-STARTTLS\r\n") + b"250 HELP\r\n"
+            )
+        else:
+            self._socket.send(answers.get(command, b"250 fine\r\n"))
+        if command == b"STARTTLS":
+            leftover, self._received = self._received, b""
+            self._socket.upgradeToSecure(leftover=leftover)
+        elif command == b"DATA":
+            self._mail = []
+        elif command == b"QUIT":
+            self._socket.close()
+
+    def _on_mail_line(self, line: bytes) -> None:
+        assert self._mail is not None
+        if line != b".":
+            self._mail.append(line + b"\r\n")
+            return
+        self._delivered.append((self._socket.ssl, b"".join(self._mail)))
+        self._mail = None
+        self._socket.send(b"250 delivered\r\n")
+
+
+def imap(socket_: TCPSocket) -> None:
+    """As much of a mail server's other protocol as is needed to begin TLS and to end."""
+
+    def on_data(event: Any) -> None:
+        tag, command = event.data.split()[:2]
+        if command.upper() == b"CAPABILITY":
+            socket_.send(b"* CAPABILITY IMAP4rev1 STARTTLS\r\n")
+        socket_.send(tag + b" OK done\r\n")
+        if command.upper() == b"STARTTLS":
+            socket_.upgradeToSecure()
+        elif command.upper() == b"LOGOUT":
+            socket_.close()
+
+    socket_.ondata = on_data
+    socket_.send(b"* OK IMAP4rev1\r\n")
+
+
+@contextmanager
+def serving(tcp: MozTCPSocket, handle: Callable[[TCPSocket], object]) -> Iterator[TCPServerSocket]:
+    server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context())
+    server.onconnect = lambda event: handle(event.socket) and None
+    yield server
+    server.close()
+
+
+async def run(*command: str | Path, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    with anyio.fail_after(PEER_TIMEOUT):
+        done = await anyio.run_process([program(str(command[0])), *map(str, command[1:])], input=stdin, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+async def test_curl_delivers_a_mail(files: Path) -> None:
+    delivered: list[tuple[bool, bytes]] = []
+    async with MozTCPSocket() as tcp:
+        with serving(tcp, lambda socket_: Smtp(socket_, delivered)) as server:
+            arguments: list[str | Path] = [
+                "--ssl-reqd",
+                "--mail-from",
+                "me@localhost",
+                "--mail-rcpt",
+                "you@localhost",
+                "-sS",
+            ]
+            target: list[str | Path] = ["-T", files / "mail", f"smtp://127.0.0.1:{server.localPort}"]
+            status, _, errors = await run("curl", "--cacert", files / "ca.pem", *arguments, *target)
+            assert (status, errors) == (0, b"")
+    assert delivered == [(True, MAIL)]
+
+
+async def test_curl_does_not_trust_everyone(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    delivered: list[tuple[bool, bytes]] = []
+    async with MozTCPSocket() as tcp:
+        with serving(tcp, lambda socket_: Smtp(socket_, delivered)) as server:
+            arguments: list[str | Path] = [
+                "--ssl-reqd",
+                "--mail-from",
+                "me@localhost",
+                "--mail-rcpt",
+                "you@localhost",
+                "-sS",
+            ]
+            status, _, _ = await run("curl", *arguments, "-T", files / "mail", f"smtp://127.0.0.1:{server.localPort}")
+            assert status == 60  # "peer certificate cannot be authenticated"
+    assert delivered == []
+    assert "SecurityUntrustedCertificateIssuerError: the peer refused TLS" in caplog.text
+
+
+@pytest.mark.parametrize("flag", ["-tls1_2", "-tls1_3"])
+@pytest.mark.parametrize(
+    ("protocol", "handle", "stdin", "expected"),
+    [
+        (
+            "smtp",
+            lambda socket_: Smtp(socket_, []),
+            b"EHLO me\r\nQUIT\r\n",
+            b"250-localhost\r\n250 HELP\r\n221 bye\r\n",
+        ),
+        ("imap", imap, b"x LOGOUT\r\n", b"x OK done\r\n"),
+    ],
+)
+async def test_s_client_starts_tls(
+    protocol: str, handle: Callable[[TCPSocket], object], stdin: bytes, expected: bytes, flag: str, files: Path
+) -> None:
+    async with MozTCPSocket() as tcp:
+        with serving(tcp, handle) as server:
+            where: list[str | Path] = ["-connect", f"127.0.0.1:{server.localPort}", "-CAfile", files / "ca.pem"]
+            trust = ["-verify_return_error", "-verify_ip", "127.0.0.1", "-quiet", flag]
+            status, output, errors = await run(
+                "openssl", "s_client", "-starttls", protocol, *where, *trust, stdin=stdin
+            )
+    assert (status, output) == (0, expected), errors
+
+
+# Renegotiation and KeyUpdate while both sides send: nothing is lost or mixed up.
+
+LINES = b"".join(b"our line %07d\n" % number for number in range(1_500_000))
+STEPS = 4
+
+
+class Server:
+    """OpenSSL's s_server, which takes orders on its standard input beside what it is to send.
+
+    :ivar output: what it has written, which is what it has received and some noise
+    """
+
+    def __init__(self, *arguments: str | Path) -> None:
+        command = [program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", *map(str, arguments)]
+        self.output = bytearray()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        while part := os.read(self._process.stdout.fileno(), 1 << 20):
+            with self._more:
+                self.output += part
+                self._more.notify()
+
+    def until(self, pattern: bytes) -> bytes:
+        """Wait until something is in the output; of that, the group. Blocks."""
+        with self._more:
+            assert self._more.wait_for(lambda: re.search(pattern, self.output[-200_000:]), PEER_TIMEOUT), pattern
+            found = re.search(pattern, self.output[-200_000:])
+        assert found
+        return found[1]
+
+    def go_on(self) -> None:
+        """Wait until it has received so much more that it must have looked at its input meanwhile. Blocks."""
+        with self._more:
+            size = len(self.output) + 300_000
+            assert self._more.wait_for(lambda: len(self.output) > size, PEER_TIMEOUT)
+
+    def write(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+
+    def wait(self) -> None:
+        """Until it has ended, after its one connection, and said the rest. Blocks."""
+        self._process.wait(PEER_TIMEOUT)
+        self._reader.join(PEER_TIMEOUT)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._reader.join()
+
+
+@pytest.mark.parametrize(("flag", "order"), [("-tls1_2", b"r"), ("-tls1_3", b"K"), ("-tls1_3", b"k")])
+async def test_renegotiation_and_key_update_in_the_middle_of_a_send(flag: str, order: bytes, files: Path) -> None:
+    theirs = [b"their line %d\n" % number for number in range(STEPS)]
+    with Server("-cert", files / "server.pem", flag) as server:
+        port = int(await blocking(server.until, rb"ACCEPT 127\.0\.0\.1:(\d+)\n"))
+        async with MozTCPSocket() as tcp:
+            tcp_socket = tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context())
+            recorder = Recorder(tcp_socket)
+            await tcp_socket.opened()
+            tcp_socket.send(LINES)
+            for number in range(STEPS):  # an order is obeyed if it is the first of what is read, so one at a time
+                server.write(order + b"\n")
+                await blocking(server.go_on)
+                assert number or tcp_socket.bufferedAmount > 0
+                server.write(theirs[number])
+                await recorder.until_so(lambda: recorder.data.endswith(theirs[number]))  # noqa: B023
+            tcp_socket.close()
+            await blocking(server.until, b"(our line 1499999\n)")
+        await blocking(server.wait)
+        # What it tells of each order stands between the bytes received, maybe in the middle of a line.
+        numbers = [int(number) for number in re.findall(rb"our line (\d{7})\n", server.output)]
+        assert numbers == sorted(set(numbers))
+        assert len(numbers) >= 1_500_000 - 10 * STEPS  # a lost record would be a thousand
+        assert re.search(rb"SSL_do_handshake -> 1\n", server.output), "no order was obeyed"
+    assert recorder.data == b"".join(theirs)
+    assert "error" not in recorder.types

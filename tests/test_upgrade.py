@@ -1,0 +1,481 @@
+"""upgradeToSecure() in both roles, and what attackers put in front of TLS."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+
+from .certificates import client_context, server_context
+from .peers import (
+    Accepting,
+    Recorder,
+    accept,
+    blocking,
+    connected,
+    dial,
+    listening,
+    port_of,
+    read_all,
+    read_exactly,
+    reset,
+    secure,
+)
+
+pytestmark = pytest.mark.anyio
+
+BIG = bytes(range(256)) * 40_000  # 10 MB: more than the operating system takes
+
+
+def contexts(role: str, version: ssl.TLSVersion | None = None) -> tuple[dict[str, Any], ssl.SSLContext]:
+    """The arguments of upgradeToSecure() in a role, and the context of its peer."""
+    if role == "client":
+        return {"ssl_context": client_context(version=version), "server_hostname": "localhost"}, server_context(
+            version=version
+        )
+    return {"ssl_context": server_context(version=version)}, client_context(version=version)
+
+
+async def go_secure(peer: socket.socket, role: str, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return await secure(peer, context, server_side=role == "client")
+
+
+async def test_plaintext_before_and_tls_after(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    arguments, theirs = contexts(role, version)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener)
+        socket_.send(b"plain")
+        assert not socket_.ssl
+        socket_.upgradeToSecure(**arguments)
+        assert socket_.ssl
+        socket_.send(b"secret")
+        assert await blocking(read_exactly, peer, 5) == b"plain"
+        with await go_secure(peer, role, theirs) as peer:
+            await socket_.secured()
+            await recorder.until("secure")
+            assert await blocking(read_exactly, peer, 6) == b"secret"
+            peer.sendall(b"answer")
+            await recorder.until("data")
+            socket_.upgradeToSecure()  # does nothing
+            socket_.close()
+            assert await blocking(read_all, peer) == b""
+    assert recorder.data == b"answer"
+    assert recorder.types[-3:] == ["secure", "data", "close"]
+    assert recorder.types.count("secure") == 1
+
+
+async def test_upgrade_in_the_middle_of_a_blocked_send(
+    role: str, version: ssl.TLSVersion, listener: socket.socket
+) -> None:
+    arguments, theirs = contexts(role, version)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener)
+        socket_.send(BIG)
+        await anyio.wait_all_tasks_blocked()
+        assert socket_.bufferedAmount > 0
+        socket_.upgradeToSecure(**arguments)
+        socket_.send(BIG[::-1])
+        socket_.close()
+        assert await blocking(read_exactly, peer, len(BIG)) == BIG
+        with await go_secure(peer, role, theirs) as peer:
+            assert await blocking(read_exactly, peer, len(BIG)) == BIG[::-1]
+            assert await blocking(read_all, peer) == b""
+        await recorder.until("close")
+    assert recorder.types[-2:] == ["drain", "close"]
+    assert socket_.bufferedAmount == 0
+
+
+async def test_nothing_sent_after_it_goes_out_unencrypted(role: str, listener: socket.socket) -> None:
+    """The peer never answers: not one byte of it is seen, and the program is told."""
+    arguments, _ = contexts(role)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener, handshake_timeout=0.1)
+        with peer:
+            socket_.send(b"plain")
+            socket_.upgradeToSecure(**arguments)
+            socket_.send(b"SECRET" * 1000)
+            assert socket_.bufferedAmount == 6005
+            socket_.close()
+            seen = await blocking(read_all, peer)
+        error = await recorder.until("error")
+    assert seen.startswith(b"plain")
+    assert b"SECRET" not in seen
+    assert (error.name, error.error.__class__) == ("NetworkTimeoutError", TCPSocketError)
+    assert recorder.types[-2:] == ["error", "close"]
+
+
+async def test_a_peer_that_stalls_in_the_handshake(role: str, listener: socket.socket) -> None:
+    arguments, _ = contexts(role)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener, handshake_timeout=0.05)
+        with peer:
+            socket_.upgradeToSecure(**arguments)
+            with pytest.raises(TCPSocketError, match="no TLS handshake within"):
+                await socket_.secured()
+            await recorder.until("close")
+
+
+@pytest.mark.parametrize("end", [lambda peer: peer.close(), reset], ids=["close", "reset"])
+async def test_a_peer_that_ends_in_the_handshake(
+    role: str, end: Callable[[socket.socket], None], listener: socket.socket
+) -> None:
+    arguments, _ = contexts(role)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener)
+        socket_.upgradeToSecure(**arguments)
+        if role == "client":
+            await blocking(peer.recv, 100)
+        end(peer)
+        error = await recorder.until("error")
+        await recorder.until("close")
+    assert error.name == "NetworkInterruptError"
+
+
+@pytest.mark.parametrize("method", ["close", "closeImmediately"])
+async def test_closing_in_the_handshake(role: str, method: str, listener: socket.socket) -> None:
+    arguments, _ = contexts(role)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener)
+        with peer:
+            socket_.upgradeToSecure(**arguments)
+            getattr(socket_, method)()
+            if method == "close":
+                peer.close()
+            with pytest.raises(InvalidStateError, match="closed first"):
+                await socket_.secured()
+            await recorder.until("close")
+    assert "error" not in recorder.types
+
+
+async def test_cancelling_at_each_turn(role: str, listener: socket.socket) -> None:
+    """Wherever it is cancelled, nothing leaks and no event comes any more; some turn sees the handshake done."""
+    arguments, theirs = contexts(role)
+    for turns in range(0, 60, 3):
+        async with MozTCPSocket() as tcp:
+            socket_, recorder, peer = await connected(tcp, role, listener)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(shake, peer, role, theirs)
+                socket_.upgradeToSecure(**arguments)
+                socket_.send(b"x")
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                count = len(recorder.events)
+                tcp.cancel_scope.cancel()
+        assert socket_.readyState == "closed"
+        assert recorder.events[count:] == []
+
+
+async def shake(peer: socket.socket, role: str, context: ssl.SSLContext) -> None:
+    with anyio.CancelScope(shield=True):
+        try:
+            with await go_secure(peer, role, context) as secured:
+                await blocking(read_all, secured)
+        except OSError:
+            peer.close()
+
+
+async def test_a_raising_secure_handler(listener: socket.socket) -> None:
+    arguments, theirs = contexts("client")
+    with pytest.raises(BaseException) as raised:  # noqa: PT011, PT012
+        async with MozTCPSocket() as tcp:
+            socket_, _, peer = await connected(tcp, "client", listener)
+            socket_.onsecure = lambda event: 1 / 0
+            socket_.upgradeToSecure(**arguments)
+            await shake(peer, "client", theirs)
+    assert [type(exc) for exc in raised.value.exceptions] == [ZeroDivisionError]  # type: ignore[attr-defined]
+
+
+async def test_secure_comes_before_data_though_handlers_are_slow(role: str, listener: socket.socket) -> None:
+    arguments, theirs = contexts(role)
+    order = []
+
+    async def slow(event: Any) -> None:
+        order.append(event.type)
+        await anyio.lowlevel.checkpoint()
+        order.append(f"{event.type} done")
+
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener)
+        socket_.onsecure = socket_.ondata = slow
+        socket_.upgradeToSecure(**arguments)
+        with await go_secure(peer, role, theirs) as peer:
+            peer.sendall(b"data")
+            await recorder.until("data")
+            socket_.close()
+    assert order == ["secure", "secure done", "data", "data done"]
+
+
+async def test_not_open(listener: socket.socket) -> None:
+    tcp_socket = TCPSocket("127.0.0.1", port_of(listener))
+    with pytest.raises(InvalidStateError, match="connecting: it must be open"):
+        tcp_socket.upgradeToSecure()
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, "client", listener)
+        with peer:
+            socket_.close()
+            with pytest.raises(InvalidStateError, match="closing"):
+                socket_.upgradeToSecure()
+        await recorder.until("close")
+        with pytest.raises(InvalidStateError, match="closed"):
+            socket_.upgradeToSecure()
+
+
+async def test_bad_arguments_change_nothing(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        for role, wrong in (("client", server_context()), ("server", client_context())):
+            socket_, _, peer = await connected(tcp, role, listener)
+            with peer:
+                with pytest.raises(ValueError, match="other side of TLS"):
+                    socket_.upgradeToSecure(ssl_context=wrong)
+                with pytest.raises(TypeError, match=r"ssl\.SSLContext"):
+                    socket_.upgradeToSecure(ssl_context="x")  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match="server_hostname"):
+                    socket_.upgradeToSecure(server_hostname=b"x")  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match="bytes-like"):
+                    socket_.upgradeToSecure(leftover=1)  # type: ignore[arg-type]
+                if role == "server":
+                    with pytest.raises(ValueError, match="accepted socket needs an ssl_context"):
+                        socket_.upgradeToSecure()
+                assert not socket_.ssl
+                socket_.send(b"still plain")
+                assert await blocking(read_exactly, peer, 11) == b"still plain"
+                socket_.close()
+
+
+async def test_a_connection_without_a_host_needs_a_name_to_check() -> None:
+    ours, peer = socket.socketpair()
+    with peer:
+        async with TCPSocket.from_socket(ours) as socket_:
+            await socket_.opened()
+            with pytest.raises(ValueError, match="server_hostname is needed"):
+                socket_.upgradeToSecure(ssl_context=client_context())
+            socket_.closeImmediately()
+
+
+# STARTTLS as programs do it
+
+
+class Starttls:
+    """The side of a server in a protocol of lines: "STARTTLS" is answered by "220", then by TLS."""
+
+    def __init__(self, socket_: TCPSocket, *, keep_leftover: bool) -> None:
+        self.lines: list[tuple[bool, bytes]] = []  # with whether they came encrypted
+        self._socket = socket_
+        self._keep_leftover = keep_leftover
+        self._rest = b""
+        socket_.ondata = self._on_data
+        self.recorder = Recorder(socket_)
+
+    def _on_data(self, event: Any) -> None:
+        *lines, self._rest = (self._rest + event.data).split(b"\r\n")
+        for number, line in enumerate(lines):
+            if line == b"STARTTLS" and not self._socket.ssl:
+                self._socket.send(b"220 go ahead\r\n")
+                leftover = b"\r\n".join([*lines[number + 1 :], self._rest])
+                self._socket.upgradeToSecure(leftover=leftover if self._keep_leftover else b"")
+                self._rest = b""
+                return
+            self.lines.append((self._socket.ssl, line))
+            self._socket.send(b"250 " + line + b"\r\n")
+
+
+async def serve_starttls(tcp: MozTCPSocket, *, keep_leftover: bool) -> tuple[socket.socket, Starttls]:
+    made = []
+    done = anyio.Event()
+
+    def on_connect(event: Any) -> None:
+        made.append(Starttls(event.socket, keep_leftover=keep_leftover))
+        server.close()
+        done.set()
+
+    server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context())
+    server.onconnect = on_connect
+    peer = await dial(server.localPort)
+    await done.wait()
+    return peer, made[0]
+
+
+class EarlyHello:
+    """A client whose ClientHello can be sent by hand."""
+
+    def __init__(self) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = client_context().wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        with pytest.raises(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.hello = self.outgoing.read()
+
+    def go_on(self, peer: socket.socket) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                peer.sendall(self.outgoing.read())
+                self.incoming.write(peer.recv(65536))
+        self.tls.write(b"encrypted\r\n")
+        peer.sendall(self.outgoing.read())
+
+
+async def test_an_early_client_hello_in_the_segment_of_the_plaintext() -> None:
+    async with MozTCPSocket() as tcp:
+        peer, server = await serve_starttls(tcp, keep_leftover=True)
+        with peer:
+            client = EarlyHello()
+            peer.sendall(b"STARTTLS\r\n" + client.hello)
+            assert await blocking(read_exactly, peer, 14) == b"220 go ahead\r\n"
+            await blocking(client.go_on, peer)
+            await server.recorder.until_so(lambda: bool(server.lines))
+            tcp.close()
+    assert server.lines == [(True, b"encrypted")]
+
+
+async def test_an_early_client_hello_that_waits_to_be_delivered() -> None:
+    """It is received while the socket is suspended, before the call: it is TLS's."""
+    async with MozTCPSocket() as tcp:
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1", ssl_context=server_context()))
+        with await dial(accepting.server.localPort) as peer:
+            socket_, recorder = await accepting.first()
+            accepting.server.close()
+            socket_.suspend()
+            client = EarlyHello()
+            peer.sendall(client.hello)
+            await anyio.wait_all_tasks_blocked()
+            socket_.upgradeToSecure()
+            socket_.resume()
+            await blocking(client.go_on, peer)
+            await recorder.until("data")
+            socket_.close()
+    assert recorder.data == b"encrypted\r\n"
+
+
+INJECTED = b"MAIL FROM:<attacker@example.com>\r\n"
+
+
+async def inject_in_the_segment(peer: socket.socket) -> None:
+    peer.sendall(b"STARTTLS\r\n" + INJECTED)
+
+
+async def inject_byte_by_byte(peer: socket.socket) -> None:
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in b"STARTTLS\r\n" + INJECTED:
+        peer.send(bytes([byte]))
+        await anyio.lowlevel.checkpoint()
+
+
+async def inject_after_the_switch(peer: socket.socket) -> None:
+    peer.sendall(b"STARTTLS\r\n")
+    assert await blocking(read_exactly, peer, 14) == b"220 go ahead\r\n"
+    peer.sendall(INJECTED)
+
+
+@pytest.mark.parametrize("inject", [inject_in_the_segment, inject_byte_by_byte, inject_after_the_switch])
+async def test_commands_injected_into_the_plaintext(inject: Callable[[socket.socket], Any]) -> None:
+    async with MozTCPSocket() as tcp:
+        peer, server = await serve_starttls(tcp, keep_leftover=True)
+        with peer:
+            await inject(peer)
+            error = await server.recorder.until("error")
+            answer = await blocking(read_all, peer)
+        await server.recorder.until("close")
+    assert (error.message, error.name) == ("SecurityProtocol", "SecurityError")
+    assert server.lines == []
+    assert b"250" not in answer
+
+
+async def test_commands_that_the_program_throws_away() -> None:
+    """A server that forgets what was behind STARTTLS, as RFC 3207 has it, goes on with the honest client."""
+    async with MozTCPSocket() as tcp:
+        peer, server = await serve_starttls(tcp, keep_leftover=False)
+        await inject_in_the_segment(peer)
+        assert await blocking(read_exactly, peer, 14) == b"220 go ahead\r\n"
+        with await secure(peer, client_context()) as secured:
+            secured.sendall(b"honest\r\n")
+            assert await blocking(read_exactly, secured, 12) == b"250 honest\r\n"
+            tcp.close()
+            assert await blocking(read_all, secured) == b""
+    assert server.lines == [(True, b"honest")]
+
+
+async def test_commands_injected_while_suspended() -> None:
+    async with MozTCPSocket() as tcp:
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1", ssl_context=server_context()))
+        with await dial(accepting.server.localPort) as peer:
+            socket_, recorder = await accepting.first()
+            accepting.server.close()
+            socket_.suspend()
+            peer.sendall(INJECTED * 20_000)  # more than the channel holds: the reader waits for room in it
+            await anyio.wait_all_tasks_blocked()
+            socket_.upgradeToSecure()
+            socket_.resume()
+            error = await recorder.until("error")
+            await recorder.until("close")
+    assert error.message == "SecurityProtocol"
+    assert recorder.data == b""
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in the segment", "after the switch"])
+async def test_responses_injected_into_the_plaintext(together: bool, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        client = tcp.open("127.0.0.1", port_of(listener))
+        recorder = Recorder(client)
+        after: list[bytes] = []
+
+        def on_data(event: Any) -> None:
+            if client.ssl:
+                after.append(event.data)
+                return
+            _, _, rest = event.data.partition(b"\r\n")
+            client.upgradeToSecure(ssl_context=client_context(), server_hostname="localhost", leftover=rest)
+            client.send(b"PASSWORD")
+
+        client.ondata = on_data
+        with await accept(listener) as peer:
+            if together:
+                peer.sendall(b"220 go\r\n250 injected\r\n")
+            else:
+                peer.sendall(b"220 go\r\n")
+                await blocking(peer.recv, 5)
+                peer.sendall(b"250 injected\r\n")
+            error = await recorder.until("error")
+            seen = await blocking(read_all, peer)
+        await recorder.until("close")
+    assert error.message == "SecurityProtocol"
+    assert after == []
+    assert b"PASSWORD" not in seen
+
+
+async def test_others_are_served_while_one_never_answers(caplog: pytest.LogCaptureFixture) -> None:
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context(), handshake_timeout=0.2)
+
+        def on_connect(event: Any) -> None:
+            event.socket.upgradeToSecure()
+            event.socket.onsecure = lambda event: event.target.close()
+
+        server.onconnect = on_connect
+        with await dial(server.localPort) as silent:
+            with await secure(await dial(server.localPort), client_context()) as other:
+                assert await blocking(read_all, other) == b""
+            assert await blocking(read_all, silent) == b""
+        server.close()
+    (record,) = caplog.records
+    assert "NetworkTimeoutError" in record.getMessage()
+
+
+async def test_proxies_may_listen_for_their_own() -> None:
+    """The context of the call wins over that of the server."""
+    with listening() as listener:
+        async with MozTCPSocket() as tcp:
+            wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate
+            socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=wrong)
+            socket_.upgradeToSecure(ssl_context=server_context())
+            with await secure(peer, client_context()):
+                await recorder.until("secure")
+                socket_.close()
