@@ -1,0 +1,59 @@
+"""When the reader looks again by itself, and when it asks the operating system to tell."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from mozsocket._connection import LOOKS, MAX_SKIP, Eagerness
+
+
+def looks(eagerness: Eagerness) -> int:
+    """How often it looks, in vain, before it waits."""
+    count = 0
+    while eagerness.look():
+        count += 1
+    return count
+
+
+def test_not_before_there_was_anything() -> None:
+    assert looks(Eagerness()) == 0
+
+
+def test_for_a_few_turns_after_something_was_read() -> None:
+    eagerness = Eagerness()
+    eagerness.found()
+    assert looks(eagerness) in (0, LOOKS)
+    eagerness.found()
+    assert looks(eagerness) in (0, LOOKS)
+
+
+def test_each_time_while_it_pays() -> None:
+    eagerness = Eagerness()
+    while not eagerness.look():
+        eagerness.found()
+    for _ in range(100):
+        eagerness.found()
+        assert eagerness.look()
+
+
+def test_ever_less_often_while_it_does_not() -> None:
+    eagerness = Eagerness()
+    tries = []
+    for number in range(1000):
+        eagerness.found()
+        if looks(eagerness):
+            tries.append(number)
+    gaps = [later - earlier - 1 for earlier, later in pairwise(tries)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == MAX_SKIP
+
+
+def test_that_it_paid_once_begins_anew() -> None:
+    eagerness = Eagerness()
+    for _ in range(1000):
+        eagerness.found()
+        looks(eagerness)
+    while not eagerness.look():
+        eagerness.found()
+    eagerness.found()  # by having looked
+    assert looks(eagerness) == LOOKS
