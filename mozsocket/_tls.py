@@ -315,7 +315,8 @@ class TLSTransport:
         """The certificates that the peer has sent, trusted or not, in DER: its own, then those that vouch for it."""
         if sys.version_info >= (3, 13):
             return tuple(self._object.get_unverified_chain())
-        chain = self._object._sslobj.get_unverified_chain()  # type: ignore[attr-defined]  # not yet public
+        private: Any = self._object  # until then that was not public
+        chain = private._sslobj.get_unverified_chain()
         return tuple(ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in chain or ())
 
     async def part(self) -> None:
