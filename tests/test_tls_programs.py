@@ -6,12 +6,9 @@ In CI each has to be there; elsewhere its tests are left out.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import ssl
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +21,7 @@ from aiosmtpd.controller import Controller
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
 
 from .certificates import AUTHORITY, certificate, client_context, server_context
-from .peers import PEER_TIMEOUT, Recorder, blocking
+from .peers import PEER_TIMEOUT, Recorder
 
 pytestmark = pytest.mark.anyio
 
@@ -272,93 +269,3 @@ async def test_s_client_starts_tls(
                 "openssl", "s_client", "-starttls", protocol, *where, *trust, stdin=stdin
             )
     assert (status, output) == (0, expected), errors
-
-
-# Renegotiation and KeyUpdate while both sides send: nothing is lost or mixed up.
-
-LINES = b"".join(b"our line %07d\n" % number for number in range(1_500_000))
-STEPS = 4
-
-
-class Server:
-    """OpenSSL's s_server, which takes orders on its standard input beside what it is to send.
-
-    :ivar output: what it has written, which is what it has received and some noise
-    """
-
-    def __init__(self, *arguments: str | Path) -> None:
-        command = [program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", *map(str, arguments)]
-        self.output = bytearray()
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        self._more = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        while part := os.read(self._process.stdout.fileno(), 1 << 20):
-            with self._more:
-                self.output += part
-                self._more.notify()
-
-    def until(self, pattern: bytes) -> bytes:
-        """Wait until something is in the output; of that, the group. Blocks."""
-        with self._more:
-            assert self._more.wait_for(lambda: re.search(pattern, self.output[-200_000:]), PEER_TIMEOUT), pattern
-            found = re.search(pattern, self.output[-200_000:])
-        assert found
-        return found[1]
-
-    def go_on(self) -> None:
-        """Wait until it has received so much more that it must have looked at its input meanwhile. Blocks."""
-        with self._more:
-            size = len(self.output) + 300_000
-            assert self._more.wait_for(lambda: len(self.output) > size, PEER_TIMEOUT)
-
-    def write(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
-
-    def wait(self) -> None:
-        """Until it has ended, after its one connection, and said the rest. Blocks."""
-        self._process.wait(PEER_TIMEOUT)
-        self._reader.join(PEER_TIMEOUT)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._reader.join()
-
-
-@pytest.mark.parametrize(("flag", "order"), [("-tls1_2", b"r"), ("-tls1_3", b"K"), ("-tls1_3", b"k")])
-async def test_renegotiation_and_key_update_in_the_middle_of_a_send(flag: str, order: bytes, files: Path) -> None:
-    theirs = [b"their line %d\n" % number for number in range(STEPS)]
-    with Server("-cert", files / "server.pem", flag) as server:
-        port = int(await blocking(server.until, rb"ACCEPT 127\.0\.0\.1:(\d+)\n"))
-        async with MozTCPSocket() as tcp:
-            tcp_socket = tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context())
-            recorder = Recorder(tcp_socket)
-            await tcp_socket.opened()
-            tcp_socket.send(LINES)
-            for number in range(STEPS):  # an order is obeyed if it is the first of what is read, so one at a time
-                server.write(order + b"\n")
-                await blocking(server.go_on)
-                assert number or tcp_socket.bufferedAmount > 0
-                server.write(theirs[number])
-                await recorder.until_so(lambda: recorder.data.endswith(theirs[number]))  # noqa: B023
-            tcp_socket.close()
-            await blocking(server.until, b"(our line 1499999\n)")
-        await blocking(server.wait)
-        # What it tells of each order stands between the bytes received, maybe in the middle of a line.
-        numbers = [int(number) for number in re.findall(rb"our line (\d{7})\n", server.output)]
-        assert numbers == sorted(set(numbers))
-        assert len(numbers) >= 1_500_000 - 10 * STEPS  # a lost record would be a thousand
-        assert re.search(rb"SSL_do_handshake -> 1\n", server.output), "no order was obeyed"
-    assert recorder.data == b"".join(theirs)
-    assert "error" not in recorder.types
