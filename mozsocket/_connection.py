@@ -1,6 +1,6 @@
 """How a connection begins, reads, writes and ends.
 
-Three tasks at most, in the socket's own task group::
+Three tasks, in the socket's own task group, and while an upgrade's handshake lasts one that limits its time::
 
     reader ──data──▶ memory-object channel ──▶ dispatcher ──▶ handlers
     writer ──drain─▶        (bounded)                         │ send()
@@ -15,8 +15,9 @@ Every end of a connection goes through the closing of its transport, after which
 
 - by ``closeImmediately()``, and so when a handler has raised: at once;
 - when the peer's end has been delivered: at once if nothing is buffered, else by the writer when all is sent;
-- after ``close()``: by the writer, when all is sent and the peer has ended too, or ``linger`` is over;
-- when reading fails: at once;
+- after ``close()``: when all is sent and the peer has ended too, or ``linger`` is over; by the reader, if it was a
+  handler that the reader called that closed, and nothing has to wait to be sent; else by the writer;
+- when reading fails: at once; when TLS does, when the peer has had time to read why;
 - when writing fails: by the writer, when what the peer had sent has been delivered;
 - when the owner is cancelled: at once, and nothing is delivered any more.
 """
@@ -475,7 +476,7 @@ class Connection(Lifetime):
         while True:
             await self._write_due.wait()
             while not self._send_buffered():
-                await anyio.lowlevel.checkpoint()  # see _read_until_end()
+                await anyio.lowlevel.checkpoint()  # as for reading: there may be room by then, see Eagerness
                 if not self._send_buffered():
                     await self._transport.wait_writable()
             self._flush_scheduled = False
@@ -496,7 +497,7 @@ class Connection(Lifetime):
                     await self._transport.wait_writable()
                 await self._wait_until(lambda: self._peer_ended)
         else:
-            self._transport.send_eof()
+            self._half_close()
             await self._wait_for_the_rest()
 
     async def _wait_for_the_rest(self) -> None:

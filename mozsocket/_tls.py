@@ -31,7 +31,7 @@ RECORD_SIZE = 16_384
 READ_SIZE = 65_536
 """Bytes read at once during a handshake."""
 
-FAILURE_PATIENCE = 1
+ALERT_PATIENCE = 1
 """Seconds that a peer is given to read why TLS failed: to close with unread input would destroy the alert (RST)."""
 
 
@@ -65,6 +65,7 @@ class TLSTransport:
     :param standard_compatible: whether an end of stream without close_notify is an error
     :param plaintext: how many bytes of what is sent first go before TLS, as they are
     :param wake_writer: called when TLS has something to send that the operating system does not take at once
+    :param on_established: called when the handshake is done
     :ivar established: whether the handshake is done
     """
 
@@ -97,9 +98,9 @@ class TLSTransport:
         server_side: bool,
         server_hostname: str | None,
         standard_compatible: bool,
-        plaintext: int = 0,
-        wake_writer: Callable[[], None] = _ignore,
-        on_established: Callable[[], None] = _ignore,
+        plaintext: int,
+        wake_writer: Callable[[], None],
+        on_established: Callable[[], None],
     ) -> None:
         self._transport = transport
         self._incoming = ssl.MemoryBIO()
@@ -323,7 +324,7 @@ class TLSTransport:
         """After a failure of TLS, tell the peer of it, and let it close first."""
         self.send_eof()
         try:
-            with anyio.move_on_after(FAILURE_PATIENCE):
+            with anyio.move_on_after(ALERT_PATIENCE):
                 while (data := self._transport.receive(READ_SIZE)) != b"":
                     if data is None:
                         await self._transport.wait_readable()
