@@ -281,14 +281,19 @@ def test_demo_with_nobody_to_tell() -> None:
 @on_each_backend
 @pytest.mark.parametrize("binary_type", ["arraybuffer", "string"])
 def test_pipes_both_ways(backend: str, binary_type: str, tmp_path: Path) -> None:
-    there, back = os.urandom(3 * MIB + 1), os.urandom(4 * MIB + 3)
-    (tmp_path / "back").write_bytes(back)
     options = ("--backend", backend, "--binary-type", binary_type)
+    pipes_both_ways(options, options, tmp_path)
+
+
+def pipes_both_ways(server_options: tuple[str, ...], client_options: tuple[str, ...], folder: Path) -> None:
+    """What `listen` and `connect` are given comes out at the other, whole, in both directions at once."""
+    there, back = os.urandom(3 * MIB + 1), os.urandom(4 * MIB + 3)
+    (folder / "back").write_bytes(back)
     with (
-        (tmp_path / "back").open("rb") as source,
-        (tmp_path / "there").open("wb") as target,
-        program("listen", 0, "--host", "127.0.0.1", *options, stdin=source, stdout=target) as server,
-        program("connect", "127.0.0.1", server.port(), *options, stdin=subprocess.PIPE) as client,
+        (folder / "back").open("rb") as source,
+        (folder / "there").open("wb") as target,
+        program("listen", 0, "--host", "127.0.0.1", *server_options, stdin=source, stdout=target) as server,
+        program("connect", "127.0.0.1", server.port(), *client_options, stdin=subprocess.PIPE) as client,
     ):
         with in_thread(write_all, client.stdin, there):
             assert client.reads(len(back)) == back
@@ -296,7 +301,7 @@ def test_pipes_both_ways(backend: str, binary_type: str, tmp_path: Path) -> None
         assert client.ends() == (0, "")
         assert server.ends() == (0, "")
         assert client.stdout.read() == b""
-    assert (tmp_path / "there").read_bytes() == there
+    assert (folder / "there").read_bytes() == there
 
 
 @on_each_backend

@@ -38,6 +38,7 @@ from .test_cli import (
     not_ignoring_interrupts,
     on_each_backend,
     on_posix,
+    pipes_both_ways,
     program,
     without,
     write_all,
@@ -614,23 +615,8 @@ def test_listen(files: SimpleNamespace, backend: str) -> None:
 
 @on_each_backend
 def test_pipes_both_ways(files: SimpleNamespace, backend: str, tmp_path: Path) -> None:
-    there, back = os.urandom(2 * MIB + 1), os.urandom(3 * MIB + 3)
-    (tmp_path / "back").write_bytes(back)
     server_options = ("--tls", "--certfile", files.certificate, "--keyfile", files.key, "--backend", backend)
-    client_options = ("--tls", "--cafile", files.authority, "--backend", backend)
-    with (
-        (tmp_path / "back").open("rb") as source,
-        (tmp_path / "there").open("wb") as target,
-        program("listen", 0, "--host", "127.0.0.1", *server_options, stdin=source, stdout=target) as server,
-        program("connect", "127.0.0.1", server.port(), *client_options, stdin=subprocess.PIPE) as client,
-    ):
-        with in_thread(write_all, client.stdin, there):
-            assert client.reads(len(back)) == back
-        client.stdin.close()
-        assert client.ends() == (0, "")
-        assert server.ends() == (0, "")
-        assert client.stdout.read() == b""
-    assert (tmp_path / "there").read_bytes() == there
+    pipes_both_ways(server_options, ("--tls", "--cafile", files.authority, "--backend", backend), tmp_path)
 
 
 @on_each_backend

@@ -209,38 +209,29 @@ async def run(*command: str | Path, stdin: bytes = b"") -> tuple[int, bytes, byt
     return done.returncode, done.stdout, done.stderr
 
 
-async def test_curl_delivers_a_mail(files: Path) -> None:
+async def send_with_curl(files: Path, *options: str | Path) -> tuple[int, bytes, list[tuple[bool, bytes]]]:
+    """Have curl send the mail to a server of ours.
+
+    :return: curl's exit status, what it complains of, and what was delivered
+    """
     delivered: list[tuple[bool, bytes]] = []
     async with MozTCPSocket() as tcp:
         with serving(tcp, lambda socket_: Smtp(socket_, delivered)) as server:
-            arguments: list[str | Path] = [
-                "--ssl-reqd",
-                "--mail-from",
-                "me@localhost",
-                "--mail-rcpt",
-                "you@localhost",
-                "-sS",
-            ]
-            target: list[str | Path] = ["-T", files / "mail", f"smtp://127.0.0.1:{server.localPort}"]
-            status, _, errors = await run("curl", "--cacert", files / "ca.pem", *arguments, *target)
-            assert (status, errors) == (0, b"")
-    assert delivered == [(True, MAIL)]
+            addresses = ("--mail-from", "me@localhost", "--mail-rcpt", "you@localhost")
+            target = f"smtp://127.0.0.1:{server.localPort}"
+            status, _, errors = await run(
+                "curl", "-sS", "--ssl-reqd", *addresses, "-T", files / "mail", *options, target
+            )
+    return status, errors, delivered
+
+
+async def test_curl_delivers_a_mail(files: Path) -> None:
+    assert await send_with_curl(files, "--cacert", files / "ca.pem") == (0, b"", [(True, MAIL)])
 
 
 async def test_curl_does_not_trust_everyone(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    delivered: list[tuple[bool, bytes]] = []
-    async with MozTCPSocket() as tcp:
-        with serving(tcp, lambda socket_: Smtp(socket_, delivered)) as server:
-            arguments: list[str | Path] = [
-                "--ssl-reqd",
-                "--mail-from",
-                "me@localhost",
-                "--mail-rcpt",
-                "you@localhost",
-                "-sS",
-            ]
-            status, _, _ = await run("curl", *arguments, "-T", files / "mail", f"smtp://127.0.0.1:{server.localPort}")
-            assert status == 60  # "peer certificate cannot be authenticated"
+    status, _, delivered = await send_with_curl(files)
+    assert status == 60  # "peer certificate cannot be authenticated"
     assert delivered == []
     assert "SecurityUntrustedCertificateIssuerError: the peer refused TLS" in caplog.text
 

@@ -20,7 +20,6 @@ from .peers import (
     blocking,
     connected,
     dial,
-    listening,
     port_of,
     read_all,
     read_exactly,
@@ -469,13 +468,11 @@ async def test_others_are_served_while_one_never_answers(caplog: pytest.LogCaptu
     assert "NetworkTimeoutError" in record.getMessage()
 
 
-async def test_proxies_may_listen_for_their_own() -> None:
-    """The context of the call wins over that of the server."""
-    with listening() as listener:
-        async with MozTCPSocket() as tcp:
-            wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate
-            socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=wrong)
-            socket_.upgradeToSecure(ssl_context=server_context())
-            with await secure(peer, client_context()):
-                await recorder.until("secure")
-                socket_.close()
+async def test_the_context_of_the_call_wins_over_that_of_the_server(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate
+        socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=wrong)
+        socket_.upgradeToSecure(ssl_context=server_context())
+        with await secure(peer, client_context()):
+            await recorder.until("secure")
+            socket_.close()
