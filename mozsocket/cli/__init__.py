@@ -172,8 +172,8 @@ async def connect_and_relay(
     # Both are made before the connection is there, to miss nothing that is received.
     relay = Relay(socket, console, end_with_input=True)
     upgrade = StartTLS(socket, starttls, trace) if starttls else None
-    with closing(relay):
-        async with console.open(), socket:
+    with closing(relay), console.open():
+        async with socket:
             try:
                 await socket.opened()
             except TCPSocketError as exc:
@@ -269,15 +269,14 @@ async def serve_relays(trace: Trace, console: Console, keep_open: bool, server: 
 
     server.onconnect = on_connect
     server.onerror = lambda event: accepted.close()
-    with accepted, relays:
-        async with console.open():
-            async for relay in relays:
-                try:
-                    await relay.run()
-                except ConnectionLost as exc:
-                    if not keep_open:
-                        raise
-                    complain(exc.message)
+    with accepted, relays, console.open():
+        async for relay in relays:
+            try:
+                await relay.run()
+            except ConnectionLost as exc:
+                if not keep_open:
+                    raise
+                complain(exc.message)
     await server.closed()  # raises what ended it, if it was not closed here
 
 

@@ -1,6 +1,8 @@
 """Standard input and output.
 
-Input is read by a thread and output is written by one, as both may block.
+Input is read by a thread and output is written by one, as both may block. The thread that reads passes its input on
+through a socketpair: the event loop waits for that as for any socket, and the thread need not know whether the loop
+is still there.
 """
 
 from __future__ import annotations
@@ -9,17 +11,15 @@ import codecs
 import os
 import re
 import select
+import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
-from concurrent.futures import CancelledError
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
-import anyio.abc
 import anyio.to_thread
-from anyio.from_thread import BlockingPortal
 
 from ._loop import Failure, words
 
@@ -62,50 +62,49 @@ class Console:
         self.writing: bool = False
         self._input = descriptor(sys.stdin)
         self._output = descriptor(sys.stdout)
-        self._portal: BlockingPortal | None = None
-        self._chunks_in: anyio.abc.ObjectSendStream[bytes | OSError]
-        self._chunks: anyio.abc.ObjectReceiveStream[bytes | OSError]
-        self._reading = False
+        self._source: socket.socket | None = None
+        self._trouble: OSError | None = None
         self._next: bytes | None = None
 
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[None]:
-        # Of length 0: the thread goes on reading when what it has read is asked for.
-        self._chunks_in, self._chunks = anyio.create_memory_object_stream[bytes | OSError](0)
-        async with self._chunks_in, self._chunks, BlockingPortal() as self._portal:
-            try:
-                yield
-            finally:
-                await self._portal.stop(cancel_remaining=True)
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._source is not None:
+                self._source.close()
 
     async def peek(self) -> bytes:
         """Wait for the next input, which stays the next until it is taken; ``b""`` is the end.
 
         :raises Failure: if it cannot be read
         """
-        if not self._reading:
-            self._reading = True
-            # A daemon: it may be stuck in a read when everything else is over.
-            threading.Thread(target=self._read, name="standard input", daemon=True).start()
         if self._next is None:
-            item = await self._chunks.receive()
-            if isinstance(item, OSError):
-                raise Failure(f"standard input: {words(item)}")
-            self._next = item
+            source = self._source or self._start_reading()
+            await anyio.wait_readable(source)
+            chunk = source.recv(READ_SIZE)
+            if self._trouble and not chunk:
+                raise Failure(f"standard input: {words(self._trouble)}")
+            self._next = chunk
         return self._next
 
     def take(self) -> None:
         self._next = None
 
-    def _read(self) -> None:
-        assert self._portal is not None
-        item: bytes | OSError = b"-"
-        try:
-            while item and isinstance(item, bytes):
-                item = read(self._input)
-                self._portal.call(self._chunks_in.send, item)
-        except (RuntimeError, CancelledError):
-            pass  # the event loop is over
+    def _start_reading(self) -> socket.socket:
+        self._source, sink = socket.socketpair()
+        # A daemon: it may be stuck in a read when everything else is over.
+        threading.Thread(target=self._read, args=(sink,), name="standard input", daemon=True).start()
+        return self._source
+
+    def _read(self, sink: socket.socket) -> None:
+        with sink:
+            try:
+                while chunk := read(self._input):
+                    if not passed_on(sink, chunk):
+                        return
+            except OSError as exc:
+                self._trouble = exc
 
     async def write(self, data: bytes) -> None:
         """Write all of it.
@@ -131,16 +130,23 @@ def descriptor(stream: Any) -> int | None:
         return None
 
 
-def read(fd: int | None) -> bytes | OSError:
-    """The next bytes, ``b""`` at the end, or what is wrong. Blocks."""
+def read(fd: int | None) -> bytes:
+    """The next bytes, ``b""`` at the end. Blocks."""
     while fd is not None:
         try:
             return os.read(fd, READ_SIZE)
         except BlockingIOError:  # whoever shares the file has made it non-blocking
             select.select([fd], [], [])
-        except OSError as exc:
-            return exc
     return b""
+
+
+def passed_on(sink: socket.socket, chunk: bytes) -> bool:
+    """Whether anybody is left to take it. Blocks."""
+    try:
+        sink.sendall(chunk)
+    except OSError:
+        return False
+    return True
 
 
 def write(fd: int | None, data: bytes) -> None:
