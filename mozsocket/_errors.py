@@ -8,6 +8,7 @@ accepted here; ``"SecurityProtocol"``, anything else that TLS fails for, as when
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import ssl
 import sys
@@ -88,6 +89,7 @@ _REASONS = {
     "TLSV1_ALERT_INSUFFICIENT_SECURITY": (1071, "SecurityError"),
     "TLSV1_ALERT_INTERNAL_ERROR": (1080, "SecurityError"),
     "TLSV1_UNRECOGNIZED_NAME": (1112, "SecurityError"),
+    "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": (1120, "SecurityError"),
 }
 
 _MAYBE_PLAINTEXT = frozenset({"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "WRONG_VERSION_NUMBER"})
@@ -190,7 +192,7 @@ def _class(name: str, exc: BaseException) -> str:
 def _name_and_code(exc: BaseException) -> tuple[str, int]:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return _CERTIFICATE_NAMES.get(exc.verify_code, "SecurityError"), exc.verify_code
-    if isinstance(exc, ssl.SSLEOFError):
+    if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return _REASONS["UNEXPECTED_EOF_WHILE_READING"][::-1]
     if isinstance(exc, ssl.SSLError):
         code, name = _REASONS.get(_reason(exc), (exc.errno or 0, "SecurityError"))
@@ -201,7 +203,14 @@ def _name_and_code(exc: BaseException) -> tuple[str, int]:
 
 
 def _reason(exc: ssl.SSLError) -> str:
-    return getattr(exc, "reason", None) or ""  # not there if Python made it
+    """OpenSSL's mnemonic; empty if Python made the exception.
+
+    Where it is newer than this Python's table of them, it is made from OpenSSL's words, which differ only in case.
+    """
+    if reason := getattr(exc, "reason", None):
+        return str(reason)
+    words = re.fullmatch(r"\[.*\] (.*) \(_ssl\.c:\d+\)", exc.strerror or "")
+    return words[1].upper().replace(" ", "_") if words else ""
 
 
 def _network_name(exc: BaseException) -> str:
@@ -230,6 +239,8 @@ def _detail(exc: BaseException) -> str:
 def _security_detail(exc: ssl.SSLError) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"the peer's certificate is not accepted: {exc.verify_message}"
+    if isinstance(exc, ssl.SSLZeroReturnError):
+        return "the peer ended TLS in the handshake"
     if isinstance(exc, ssl.SSLEOFError):
         return "the peer ended the connection without close_notify"
     reason = _reason(exc)

@@ -7,6 +7,7 @@ import errno
 import os
 import pickle
 import socket
+import ssl
 import sys
 import traceback
 from itertools import permutations
@@ -16,7 +17,7 @@ import anyio
 import pytest
 
 from mozsocket import InvalidStateError, TCPSocketError
-from mozsocket._errors import explain
+from mozsocket._errors import _CERTIFICATE_NAMES, _REASONS, explain
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -214,3 +215,189 @@ async def test_a_timeout_of_anyio_is_a_timeout() -> None:
         with anyio.fail_after(0):
             await anyio.sleep_forever()
     assert explain(raised.value).name == "NetworkTimeoutError"
+
+
+# Security
+
+SECURITY_NAMES = {
+    "SecurityExpiredCertificateError",
+    "SecurityRevokedCertificateError",
+    "SecurityUntrustedCertificateIssuerError",
+    "SecurityInadequateKeyUsageError",
+    "SecurityCertificateSignatureAlgorithmDisabledError",
+    "SecurityNoCertificateError",
+    "SecurityBadCertificateError",
+    "SecurityUnsupportedCertificateTypeError",
+    "SecurityUnsupportedTLSVersionError",
+    "SecurityCertificateDomainMismatchError",
+    "SecurityError",
+}
+
+SHOWN = (b"the peer's certificate", b"that of its issuer")
+
+
+def tls_error(reason: str | None, words: str = "words") -> ssl.SSLError:
+    """As :mod:`ssl` makes it of what OpenSSL says."""
+    label = "SSL" if reason is None else f"SSL: {reason}"
+    exc = ssl.SSLError(1, f"[{label}] {words} (_ssl.c:1000)")
+    exc.reason = reason  # type: ignore[assignment]  # it may be None, whatever typeshed says
+    exc.library = "SSL"
+    return exc
+
+
+def certificate_error(code: int, words: str = "certificate has expired") -> ssl.SSLCertVerificationError:
+    exc = ssl.SSLCertVerificationError(
+        1, f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {words} (_ssl.c:1000)"
+    )
+    exc.reason, exc.library = "CERTIFICATE_VERIFY_FAILED", "SSL"
+    exc.verify_code, exc.verify_message = code, words
+    return exc
+
+
+@pytest.mark.parametrize(
+    ("exc", "name", "message", "code", "detail"),
+    [
+        (
+            certificate_error(10),
+            "SecurityExpiredCertificateError",
+            "SecurityCertificate",
+            10,
+            "the peer's certificate is not accepted: certificate has expired",
+        ),
+        (
+            certificate_error(62, "Hostname mismatch, certificate is not valid for 'localhost'."),
+            "SecurityCertificateDomainMismatchError",
+            "SecurityCertificate",
+            62,
+            "the peer's certificate is not accepted: Hostname mismatch, certificate is not valid for 'localhost'.",
+        ),
+        (
+            certificate_error(50, "application verification failure"),
+            "SecurityError",
+            "SecurityCertificate",
+            50,
+            "the peer's certificate is not accepted: application verification failure",
+        ),
+        (
+            tls_error("NO_SHARED_CIPHER"),
+            "SecurityError",
+            "SecurityProtocol",
+            193,
+            "TLS failed: no shared cipher",
+        ),
+        (
+            tls_error("WRONG_VERSION_NUMBER"),
+            "SecurityError",
+            "SecurityProtocol",
+            267,
+            "TLS failed: wrong version number (does the peer speak TLS?)",
+        ),
+        (
+            tls_error("TLSV1_ALERT_UNKNOWN_CA"),
+            "SecurityUntrustedCertificateIssuerError",
+            "SecurityProtocol",
+            1048,
+            "the peer refused TLS: tlsv1 alert unknown ca",
+        ),
+        (
+            tls_error("TLSV1_UNRECOGNIZED_NAME"),
+            "SecurityError",
+            "SecurityProtocol",
+            1112,
+            "the peer refused TLS: tlsv1 unrecognized name",
+        ),
+        (
+            tls_error("TLSV1_ALERT_USER_CANCELLED"),  # not in the table
+            "SecurityError",
+            "SecurityProtocol",
+            1,
+            "the peer refused TLS: tlsv1 alert user cancelled",
+        ),
+        (
+            ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "made here"),  # which has no reason
+            "NetworkInterruptError",
+            "Network",
+            294,
+            "the peer ended the connection without close_notify",
+        ),
+        (
+            tls_error("UNEXPECTED_EOF_WHILE_READING"),
+            "NetworkInterruptError",
+            "Network",
+            294,
+            "TLS failed: unexpected eof while reading",
+        ),
+    ],
+    ids=repr,
+)
+def test_a_failure_of_tls(exc: ssl.SSLError, name: str, message: str, code: int, detail: str) -> None:
+    error = explain(exc, "localhost:25", SHOWN)
+    assert (error.name, error.message, error.errorCode, error.detail) == (name, message, code, detail)
+    assert type(error.errorCode) is int
+    assert str(error) == f"{name}: {detail} (localhost:25)"
+    assert error.peer_certificates == (SHOWN if message == "SecurityCertificate" else ())
+    assert error.__cause__ is exc
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [ssl.SSLError(ssl.SSL_ERROR_SSL, "made in Python"), ssl.SSLError(), tls_error(None, "unknown error")],
+    ids=repr,
+)
+def test_a_failure_of_tls_that_openssl_says_nothing_of(exc: ssl.SSLError) -> None:
+    error = explain(exc)
+    assert (error.name, error.message) == ("SecurityError", "SecurityProtocol")
+    assert error.errorCode == (exc.errno or 0)
+    assert error.detail.startswith("TLS failed: ")
+
+
+def test_a_peer_that_ends_tls_where_it_must_not_interrupts() -> None:
+    exc = ssl.SSLZeroReturnError(ssl.SSL_ERROR_ZERO_RETURN, "TLS/SSL connection has been closed (EOF) (_ssl.c:1000)")
+    error = explain(exc)
+    assert (error.name, error.message) == ("NetworkInterruptError", "Network")
+    assert "_ssl.c" not in error.detail
+
+
+def test_an_alert_that_this_python_has_no_name_for() -> None:
+    error = explain(tls_error(None, "tlsv1 alert no application protocol"))
+    assert (error.name, error.message, error.errorCode) == ("SecurityError", "SecurityProtocol", 1120)
+    assert error.detail == "the peer refused TLS: tlsv1 alert no application protocol"
+
+
+def test_a_failure_of_tls_says_more_than_one_of_the_network() -> None:
+    for exc in (certificate_error(10), tls_error("NO_SHARED_CIPHER")):
+        assert explain(ExceptionGroup("", [REFUSED, exc])).detail == explain(exc).detail
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda error: pickle.loads(pickle.dumps(error)), TCPSocketError.again])  # noqa: S301
+def test_a_copy_has_the_certificates_too(copied: Any) -> None:
+    error = explain(certificate_error(10), "localhost:25", SHOWN)
+    other = copied(error)
+    assert fields(other) == fields(error)
+    assert other.peer == "localhost:25"
+    assert other.peer_certificates == SHOWN
+
+
+def test_every_name_is_one_of_the_documented_ones() -> None:
+    names = {*_CERTIFICATE_NAMES.values(), *(name for _, name in _REASONS.values())}
+    assert names == SECURITY_NAMES | {"NetworkInterruptError"}
+
+
+def test_alerts_are_numbered_as_openssl_does() -> None:
+    """1000 and the number that RFC 8446 gives it; OpenSSL's other reasons are less."""
+    for reason, (number, _) in _REASONS.items():
+        is_alert = "ALERT" in reason or reason == "TLSV1_UNRECOGNIZED_NAME"
+        assert (1000 <= number < 1256) is is_alert, reason
+
+
+def test_the_numbers_of_reasons_are_those_of_openssl() -> None:
+    import _ssl
+
+    mnemonics = getattr(_ssl, "err_codes_to_names", None)
+    if mnemonics is None:
+        pytest.skip("this Python does not tell them")
+    library = next(number for (number, _), reason in mnemonics.items() if reason == "NO_SHARED_CIPHER")
+    known = {reason: number for (of, number), reason in mnemonics.items() if of == library}
+    found = {reason: number for reason, (number, _) in _REASONS.items() if reason in known}
+    assert found == {reason: known[reason] for reason in found}
+    assert len(_REASONS) - len(found) <= 1  # what is newer than the table of this Python

@@ -6,9 +6,12 @@ In CI each has to be there; elsewhere its tests are left out.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import ssl
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +24,18 @@ from aiosmtpd.controller import Controller
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
 
 from .certificates import AUTHORITY, certificate, client_context, server_context
-from .peers import PEER_TIMEOUT, Recorder
+from .peers import PEER_TIMEOUT, Recorder, blocking
 
 pytestmark = pytest.mark.anyio
 
-MAIL = b"Subject: test\r\n\r\n" + b"".join(b"line %d of the mail\r\n" % number for number in range(500))
+MAIL = b"".join(
+    (
+        b"Subject: test\r\n\r\n",
+        *(b"line %d of the mail\r\n" % number for number in range(500)),
+        b".\r\n..two dots\r\n",  # would be the end, were they not doubled (RFC 5321, section 4.5.2)
+        bytes(range(128, 256)) + b"\r\n",
+    )
+)
 
 
 def program(name: str) -> str:
@@ -83,7 +93,7 @@ def deliver(socket_: TCPSocket, context: ssl.SSLContext, mail: bytes) -> None:
         (b"250", b"MAIL FROM:<me@client.example>\r\n"),
         (b"250", b"RCPT TO:<you@localhost>\r\n"),
         (b"250", b"DATA\r\n"),
-        (b"354", mail + b".\r\n"),
+        (b"354", re.sub(rb"(?m)^\.", b"..", mail) + b".\r\n"),
         (b"250", b"QUIT\r\n"),
         (b"221", b""),
     ]
@@ -171,7 +181,7 @@ class Smtp:
     def _on_mail_line(self, line: bytes) -> None:
         assert self._mail is not None
         if line != b".":
-            self._mail.append(line + b"\r\n")
+            self._mail.append(line.removeprefix(b".") + b"\r\n")
             return
         self._delivered.append((self._socket.ssl, b"".join(self._mail)))
         self._mail = None
@@ -195,9 +205,24 @@ def imap(socket_: TCPSocket) -> None:
     socket_.send(b"* OK IMAP4rev1\r\n")
 
 
+def pop3(socket_: TCPSocket) -> None:
+    """The same for the oldest."""
+
+    def on_data(event: Any) -> None:
+        socket_.send(b"+OK\r\n")
+        if event.data.upper() == b"STLS\r\n":
+            socket_.upgradeToSecure()
+        elif event.data.upper() == b"QUIT\r\n":
+            socket_.close()
+
+    socket_.ondata = on_data
+    socket_.send(b"+OK POP3\r\n")
+
+
 @contextmanager
-def serving(tcp: MozTCPSocket, handle: Callable[[TCPSocket], object]) -> Iterator[TCPServerSocket]:
-    server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context())
+def serving(tcp: MozTCPSocket, handle: Callable[[TCPSocket], object], **options: Any) -> Iterator[TCPServerSocket]:
+    options.setdefault("ssl_context", server_context())
+    server = tcp.listen(0, host="127.0.0.1", **options)
     server.onconnect = lambda event: handle(event.socket) and None
     yield server
     server.close()
@@ -247,7 +272,9 @@ async def test_curl_does_not_trust_everyone(files: Path, caplog: pytest.LogCaptu
             b"250-localhost\r\n250 HELP\r\n221 bye\r\n",
         ),
         ("imap", imap, b"x LOGOUT\r\n", b"x OK done\r\n"),
+        ("pop3", pop3, b"QUIT\r\n", b"+OK\r\n"),
     ],
+    ids=["smtp", "imap", "pop3"],
 )
 async def test_s_client_starts_tls(
     protocol: str, handle: Callable[[TCPSocket], object], stdin: bytes, expected: bytes, flag: str, files: Path
@@ -260,3 +287,159 @@ async def test_s_client_starts_tls(
                 "openssl", "s_client", "-starttls", protocol, *where, *trust, stdin=stdin
             )
     assert (status, output) == (0, expected), errors
+
+
+# TLS from the start
+
+FLAGS = ["-tls1_2", "-tls1_3"]
+BINARY = bytes(range(256)) * 4000
+
+
+def reversing(socket_: TCPSocket) -> None:
+    """Answers so much with its reverse, and closes."""
+    received = bytearray()
+
+    def on_data(event: Any) -> None:
+        received.extend(event.data)
+        if len(received) == len(BINARY):
+            socket_.send(received[::-1])
+            socket_.close()
+
+    socket_.ondata = on_data
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+async def test_s_client_sends_and_receives(flag: str, files: Path) -> None:
+    demanding = server_context(ask_for_certificate=True)
+    async with MozTCPSocket() as tcp:
+        with serving(tcp, reversing, useSecureTransport=True, ssl_context=demanding) as server:
+            where: list[str | Path] = ["-connect", f"127.0.0.1:{server.localPort}", "-CAfile", files / "ca.pem"]
+            trust: list[str | Path] = ["-verify_return_error", "-verify_hostname", "localhost", "-quiet", flag]
+            known: list[str | Path] = ["-cert", files / "server.pem"]
+            status, output, errors = await run("openssl", "s_client", *where, *trust, *known, stdin=BINARY)
+    assert status == 0, errors
+    assert output == BINARY[::-1]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+async def test_s_client_refuses_a_certificate_for_another_host(
+    flag: str, files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with MozTCPSocket() as tcp:
+        with serving(tcp, reversing, useSecureTransport=True) as server:
+            where: list[str | Path] = ["-connect", f"127.0.0.1:{server.localPort}", "-CAfile", files / "ca.pem"]
+            trust = ["-verify_return_error", "-verify_hostname", "other.example", "-quiet", flag]
+            status, output, errors = await run("openssl", "s_client", *where, *trust, stdin=b"secret")
+    assert (status, output) == (1, b"")
+    assert b"certificate verify failed" in errors
+    (record,) = caplog.records
+    assert "SecurityBadCertificateError: the peer refused TLS: " in record.getMessage()
+
+
+class Server:
+    """OpenSSL's s_server, for one connection. It says what it does, and what it receives, and sends its input.
+
+    :ivar output: all that it has said
+    """
+
+    def __init__(self, files: Path, *arguments: str) -> None:
+        self.output = bytearray()
+        command = [program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-naccept", "1"]
+        self._process = subprocess.Popen(
+            [*command, "-cert", str(files / "server.pem"), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        while part := os.read(self._process.stdout.fileno(), 1 << 20):
+            with self._more:
+                self.output += part
+                self._more.notify()
+
+    async def until(self, pattern: bytes) -> bytes:
+        """Wait until it has said something; of that, the group."""
+
+        def find() -> re.Match[bytes] | None:
+            with self._more:
+                self._more.wait_for(lambda: re.search(pattern, self.output), PEER_TIMEOUT)
+                return re.search(pattern, self.output)
+
+        found = await blocking(find)
+        assert found, bytes(self.output)
+        return found[1]
+
+    async def port(self) -> int:
+        return int(await self.until(rb"ACCEPT 127\.0\.0\.1:(\d+)\n"))
+
+    async def send(self, data: bytes) -> None:
+        """None of it may be an order: what it reads in one go must not begin with a letter like Q, R or K."""
+        assert self._process.stdin is not None
+        await blocking(self._process.stdin.write, data)
+        await blocking(self._process.stdin.flush)
+
+    async def wait(self) -> None:
+        """Wait until it has ended, and has said everything."""
+        await blocking(self._process.wait, PEER_TIMEOUT)
+        await blocking(self._reader.join, PEER_TIMEOUT)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._reader.join()
+        self._process.communicate()
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+async def test_s_server_sends_and_receives(flag: str, files: Path) -> None:
+    lines = b"".join(b"line %d\n" % number for number in range(50_000))
+    with Server(files, flag) as server:
+        port = await server.port()
+        async with MozTCPSocket() as tcp:
+            client = tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context())
+            recorder = Recorder(client)
+            await client.opened()
+            client.send(lines + b"the last line\n")
+            await server.until(b"(the last line\n)")
+            await server.send(lines)
+            await recorder.until_so(lambda: len(recorder.data) >= len(lines))
+            client.close()
+        await server.wait()
+    assert lines in bytes(server.output)
+    assert recorder.data == lines
+    assert recorder.types[-1] == "close"
+    assert "error" not in recorder.types
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+async def test_s_server_is_told_that_it_is_not_trusted(flag: str, files: Path) -> None:
+    with Server(files, flag) as server:
+        port = await server.port()
+        async with MozTCPSocket() as tcp:
+            context = client_context(trusting=False)
+            recorder = Recorder(tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=context))
+            await recorder.until("close")
+        await server.wait()
+    assert b"alert unknown ca" in server.output
+    assert recorder.types == ["error", "close"]
+    assert recorder.events[0].name == "SecurityUntrustedCertificateIssuerError"
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+async def test_s_server_refuses_a_client_without_a_certificate(flag: str, files: Path) -> None:
+    with Server(files, "-Verify", "1", "-verify_return_error", flag) as server:
+        port = await server.port()
+        async with MozTCPSocket() as tcp:
+            recorder = Recorder(tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context()))
+            error = await recorder.until("error")
+        await server.wait()
+    expected = {"-tls1_2": ("SecurityError", 1040), "-tls1_3": ("SecurityNoCertificateError", 1116)}
+    assert (error.name, error.errorCode) == expected[flag]
+    assert error.message == "SecurityProtocol"
