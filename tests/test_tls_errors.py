@@ -37,7 +37,7 @@ from .peers import (
     secure,
     securely_connected,
 )
-from .test_tls_programs import program
+from .programs import program
 
 pytestmark = pytest.mark.anyio
 

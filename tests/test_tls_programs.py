@@ -5,13 +5,9 @@ In CI each has to be there; elsewhere its tests are left out.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import socket
 import ssl
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +20,8 @@ from aiosmtpd.controller import Controller
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
 
 from .certificates import AUTHORITY, certificate, client_context, server_context
-from .peers import PEER_TIMEOUT, Recorder, blocking
+from .peers import PEER_TIMEOUT, Accepting, Recorder
+from .programs import OpenSSL, program, s_client, s_server
 
 pytestmark = pytest.mark.anyio
 
@@ -36,15 +33,6 @@ MAIL = b"".join(
         bytes(range(128, 256)) + b"\r\n",
     )
 )
-
-
-def program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
-    return path
 
 
 @pytest.fixture
@@ -336,71 +324,10 @@ async def test_s_client_refuses_a_certificate_for_another_host(
     assert "SecurityBadCertificateError: the peer refused TLS: " in record.getMessage()
 
 
-class Server:
-    """OpenSSL's s_server, for one connection. It says what it does, and what it receives, and sends its input.
-
-    :ivar output: all that it has said
-    """
-
-    def __init__(self, files: Path, *arguments: str) -> None:
-        self.output = bytearray()
-        command = [program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-naccept", "1"]
-        self._process = subprocess.Popen(
-            [*command, "-cert", str(files / "server.pem"), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self._more = threading.Condition()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        while part := os.read(self._process.stdout.fileno(), 1 << 20):
-            with self._more:
-                self.output += part
-                self._more.notify()
-
-    async def until(self, pattern: bytes) -> bytes:
-        """Wait until it has said something; of that, the group."""
-
-        def find() -> re.Match[bytes] | None:
-            with self._more:
-                self._more.wait_for(lambda: re.search(pattern, self.output), PEER_TIMEOUT)
-                return re.search(pattern, self.output)
-
-        found = await blocking(find)
-        assert found, bytes(self.output)
-        return found[1]
-
-    async def port(self) -> int:
-        return int(await self.until(rb"ACCEPT 127\.0\.0\.1:(\d+)\n"))
-
-    async def send(self, data: bytes) -> None:
-        """None of it may be an order: what it reads in one go must not begin with a letter like Q, R or K."""
-        assert self._process.stdin is not None
-        await blocking(self._process.stdin.write, data)
-        await blocking(self._process.stdin.flush)
-
-    async def wait(self) -> None:
-        """Wait until it has ended, and has said everything."""
-        await blocking(self._process.wait, PEER_TIMEOUT)
-        await blocking(self._reader.join, PEER_TIMEOUT)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._process.kill()
-        self._reader.join()
-        self._process.communicate()
-
-
 @pytest.mark.parametrize("flag", FLAGS)
 async def test_s_server_sends_and_receives(flag: str, files: Path) -> None:
     lines = b"".join(b"line %d\n" % number for number in range(50_000))
-    with Server(files, flag) as server:
+    with s_server(files, flag) as server:
         port = await server.port()
         async with MozTCPSocket() as tcp:
             client = tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context())
@@ -420,7 +347,7 @@ async def test_s_server_sends_and_receives(flag: str, files: Path) -> None:
 
 @pytest.mark.parametrize("flag", FLAGS)
 async def test_s_server_is_told_that_it_is_not_trusted(flag: str, files: Path) -> None:
-    with Server(files, flag) as server:
+    with s_server(files, flag) as server:
         port = await server.port()
         async with MozTCPSocket() as tcp:
             context = client_context(trusting=False)
@@ -434,7 +361,7 @@ async def test_s_server_is_told_that_it_is_not_trusted(flag: str, files: Path) -
 
 @pytest.mark.parametrize("flag", FLAGS)
 async def test_s_server_refuses_a_client_without_a_certificate(flag: str, files: Path) -> None:
-    with Server(files, "-Verify", "1", "-verify_return_error", flag) as server:
+    with s_server(files, "-Verify", "1", "-verify_return_error", flag) as server:
         port = await server.port()
         async with MozTCPSocket() as tcp:
             recorder = Recorder(tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context()))
@@ -443,3 +370,73 @@ async def test_s_server_refuses_a_client_without_a_certificate(flag: str, files:
     expected = {"-tls1_2": ("SecurityError", 1040), "-tls1_3": ("SecurityNoCertificateError", 1116)}
     assert (error.name, error.errorCode) == expected[flag]
     assert error.message == "SecurityProtocol"
+
+
+# New keys while much is on its way
+
+ORDERS = {
+    # Flag, order, and what the peer sends and gets for it.
+    "renegotiation": ("-tls1_2", "r", ">>> TLS 1.2, Handshake [length 0004], HelloRequest", "], Finished"),
+    "KeyUpdate": ("-tls1_3", "k", ">>> TLS 1.3, Handshake [length 0005], KeyUpdate", None),
+    "KeyUpdate asked for": (
+        "-tls1_3",
+        "K",
+        ">>> TLS 1.3, Handshake [length 0005], KeyUpdate",
+        "<<< TLS 1.3, Handshake [length 0005], KeyUpdate",
+    ),
+}
+MUCH = b"".join(b"line %d, of many\n" % number for number in range(800_000))  # more than the system holds
+
+
+async def talk_with_new_keys(program: OpenSSL, socket_: TCPSocket, order: str, given: str, taken: str | None) -> None:
+    for count in (1, 2, 3):
+        async with program.halted(order):
+            socket_.send(MUCH)
+            await anyio.sleep(0.1)
+            assert socket_.bufferedAmount > len(MUCH) / 2
+        await program.until_message(given, count)
+        if taken:
+            await program.until_message(taken, count)
+        await thanked(program, socket_)
+        await socket_.drained()
+    socket_.send(b"the last line\n")
+    await program.until(b"(the last line\n)")
+    said = re.sub(rb"(SSL_do_handshake -> 1|Read BLOCK|KEYUPDATE)\n", b"", program.output)
+    assert said.endswith(MUCH * 3 + b"the last line\n")
+
+
+async def thanked(program: OpenSSL, socket_: TCPSocket) -> None:
+    """What the peer sends arrives, whatever is on its way to it."""
+    recorder = Recorder(socket_)
+    await program.send(b"thank you\n")
+    await recorder.until_so(lambda: recorder.data == b"thank you\n")
+
+
+@pytest.mark.parametrize(("flag", "order", "given", "taken"), ORDERS.values(), ids=ORDERS.keys())
+async def test_new_keys_that_s_server_asks_for(
+    flag: str, order: str, given: str, taken: str | None, files: Path
+) -> None:
+    with s_server(files, flag) as server:
+        port = await server.port()
+        async with MozTCPSocket() as tcp:
+            client = tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context())
+            await client.opened()
+            await talk_with_new_keys(server, client, order, given, taken)
+            client.close()
+        await server.wait()
+
+
+@pytest.mark.parametrize(
+    ("flag", "order", "given", "taken"), [ORDERS["KeyUpdate"], ORDERS["KeyUpdate asked for"]], ids=["k", "K"]
+)
+async def test_new_keys_that_s_client_asks_for(
+    flag: str, order: str, given: str, taken: str | None, files: Path
+) -> None:
+    async with MozTCPSocket() as tcp:
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context()))
+        with s_client(files, accepting.server.localPort, flag) as client:
+            accepted, _ = await accepting.first()
+            await talk_with_new_keys(client, accepted, order, given, taken)
+            accepted.close()
+            accepting.server.close()
+            await client.wait()

@@ -1,0 +1,124 @@
+"""Programs that the tests talk to, which have to be there in CI."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from .peers import PEER_TIMEOUT, blocking
+
+
+def program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+class OpenSSL:
+    """OpenSSL's s_server or s_client: it says what it does, and what it receives, and sends its input.
+
+    :ivar output: all that it has said
+    """
+
+    def __init__(self, messages: Path, command: str, *arguments: str | Path) -> None:
+        """:param messages: a file for the messages of TLS, in both directions"""
+        self.output = bytearray()
+        self._messages = messages
+        self._process = subprocess.Popen(
+            [program("openssl"), command, *arguments, "-msg", "-msgfile", messages],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        while part := os.read(self._process.stdout.fileno(), 1 << 20):
+            with self._more:
+                self.output += part
+                self._more.notify()
+
+    async def until(self, pattern: bytes) -> bytes:
+        """Wait until it has said something, less than 1000 bytes long; of that, the group."""
+        begin = 0
+
+        def find() -> re.Match[bytes] | None:
+            nonlocal begin
+            found = re.compile(pattern).search(self.output, begin)
+            begin = max(0, len(self.output) - 1000)
+            return found
+
+        def wait() -> re.Match[bytes] | None:
+            with self._more:
+                return self._more.wait_for(find, PEER_TIMEOUT)
+
+        found = await blocking(wait)
+        assert found, bytes(self.output[-1000:])
+        return found[1]
+
+    async def until_message(self, message: str, count: int) -> None:
+        """Wait until TLS has had a message so often, such as ``"<<< TLS 1.3, Handshake [length 0005], KeyUpdate"``."""
+        with anyio.fail_after(PEER_TIMEOUT):
+            while self._messages.read_text().count(message) < count:  # noqa: ASYNC110  (of another process)
+                await anyio.sleep(0.02)
+
+    async def port(self) -> int:
+        """Of s_server, on a free port."""
+        return int(await self.until(rb"ACCEPT 127\.0\.0\.1:(\d+)\n"))
+
+    async def send(self, data: bytes) -> None:
+        """None of it may be an order: what it reads in one go must not begin with a letter like Q, R or K."""
+        assert self._process.stdin is not None
+        await blocking(self._process.stdin.write, data)
+        await blocking(self._process.stdin.flush)
+
+    @asynccontextmanager
+    async def halted(self, order: str) -> AsyncIterator[None]:
+        """It stands still, and follows the order before it receives anything more."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+            await self.send(order.encode() + b"\n")
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    async def wait(self) -> None:
+        """Wait until it has ended, and has said everything."""
+        await blocking(self._process.wait, PEER_TIMEOUT)
+        await blocking(self._reader.join, PEER_TIMEOUT)
+
+    def __enter__(self) -> OpenSSL:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._reader.join()
+        self._process.communicate()
+
+
+def s_server(files: Path, *arguments: str) -> OpenSSL:
+    """For one connection, with the certificate that is in the folder."""
+    where = ["-accept", "127.0.0.1:0", "-naccept", "1"]
+    return OpenSSL(files / "messages", "s_server", *where, "-cert", files / "server.pem", *arguments)
+
+
+def s_client(files: Path, port: int, *arguments: str) -> OpenSSL:
+    """With the authority that is in the folder."""
+    where = ["-connect", f"127.0.0.1:{port}", "-verify_return_error"]
+    return OpenSSL(files / "messages", "s_client", *where, "-CAfile", files / "ca.pem", *arguments)
