@@ -18,6 +18,13 @@ NAMES = ("localhost", "127.0.0.1", "::1")
 VERSIONS = {"TLS 1.2": ssl.TLSVersion.TLSv1_2, "TLS 1.3": ssl.TLSVersion.TLSv1_3}
 
 
+class PeerSocket(ssl.SSLSocket):
+    """Closed in any case: ``wrap_socket()`` leaves one open behind if the connection is reset just then."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 @functools.cache
 def certificate(*names: str) -> trustme.LeafCert:
     """A certificate, and its key, for some names and addresses; by default the usual one."""
@@ -37,7 +44,7 @@ def server_context(
     if ask_for_certificate:
         AUTHORITY.configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED
-    return _only(context, version)
+    return _for_peers(context, version)
 
 
 def client_context(
@@ -55,10 +62,11 @@ def client_context(
         AUTHORITY.configure_trust(context)
     if leaf is not None:
         leaf.configure_cert(context)
-    return _only(context, version)
+    return _for_peers(context, version)
 
 
-def _only(context: ssl.SSLContext, version: ssl.TLSVersion | None) -> ssl.SSLContext:
+def _for_peers(context: ssl.SSLContext, version: ssl.TLSVersion | None) -> ssl.SSLContext:
+    context.sslsocket_class = PeerSocket
     if version is not None:
         context.minimum_version = context.maximum_version = version
     return context
