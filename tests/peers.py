@@ -5,11 +5,12 @@ The test calls them in a worker thread with :func:`blocking`, so that the event 
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -84,6 +85,25 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
         assert part, f"the stream ended after {len(data)} of {size} bytes"
         data += part
     return bytes(data)
+
+
+def exchange(sock: socket.socket, data: bytes, size: int) -> bytes:
+    """Send so much, and receive so many bytes meanwhile, in one thread: an SSLSocket bears no two. Blocks."""
+    received = bytearray()
+    sock.setblocking(False)
+    unsent = memoryview(data)
+    while unsent or len(received) < size:
+        assert any(select.select([sock], [sock] if unsent else [], [], PEER_TIMEOUT)), "nothing happens any more"
+        with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while unsent:
+                unsent = unsent[sock.send(unsent[:65536]) :]
+        with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while len(received) < size:
+                part = sock.recv(min(65536, size - len(received)))
+                assert part, f"the stream ended after {len(received)} of {size} bytes"
+                received += part
+    sock.settimeout(PEER_TIMEOUT)
+    return bytes(received)
 
 
 def reset(sock: socket.socket) -> None:

@@ -21,13 +21,13 @@ from .peers import (
     accept,
     blocking,
     dial,
+    exchange,
     port_of,
     read_all,
     read_exactly,
     reset,
     secure,
     securely_connected,
-    send_all,
 )
 
 pytestmark = pytest.mark.anyio
@@ -43,9 +43,7 @@ async def test_data_goes_both_ways_at_once(role: str, version: ssl.TLSVersion, l
         socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
         with peer:
             assert socket_.send(DATA) is False
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(send_all, peer, DATA)
-                assert await blocking(read_exactly, peer, len(DATA)) == DATA
+            assert await blocking(exchange, peer, DATA, len(DATA)) == DATA
             await recorder.until_so(lambda: len(recorder.data) == len(DATA))
             assert recorder.data == DATA
             await recorder.until("drain")
