@@ -57,9 +57,6 @@ _OPEN = ReadyState.OPEN
 _CLOSING = ReadyState.CLOSING
 _CLOSED = ReadyState.CLOSED
 
-READ_SIZE = 122_880
-"""Bytes read at once, when they go straight to the handler."""
-
 LOOKS = 3
 """Turns of the event loop for which to look for an answer: when both ends are in one process it is here by then."""
 
@@ -354,8 +351,8 @@ class Connection(Lifetime):
         lingering = self._half_closed
         assert self._transport is not None
         while self._half_closed is lingering and not (transport := self._transport).closed:
-            direct = not (self._busy or self._suspensions or "data" in self._async_types)
-            size = READ_SIZE if direct else QUEUED_READ_SIZE
+            direct = not (self._busy or self._suspensions.count or "data" in self._async_types)
+            size = transport.read_size if direct else QUEUED_READ_SIZE
             data = transport.receive(size)
             if data is not None:
                 if direct:
@@ -393,7 +390,7 @@ class Connection(Lifetime):
                 await self._inbox.put(data)
             except anyio.BrokenResourceError:
                 return  # closed by the program meanwhile
-        if not self._suspensions:
+        if not self._suspensions.count:
             self._wake_dispatch()  # even if it was busy just now: it may have been done before there was room
 
     def _end_of_stream(self) -> None:
@@ -445,7 +442,7 @@ class Connection(Lifetime):
                 chunks = buffer.next_write(transport.send_limit)
                 count = transport.send(chunks)
                 buffer.advance(count)
-                if count < sum(map(len, chunks)):
+                if count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
                     return False
             if self._failure is None and not transport.closed and not transport.flush():
                 return False
@@ -507,9 +504,9 @@ class Connection(Lifetime):
         waiting = True
         while waiting:
             with anyio.move_on_after(FAILURE_PATIENCE) as limit:
-                await self._wait_until(lambda: self._peer_ended or bool(self._suspensions))
+                await self._wait_until(lambda: self._peer_ended or self._suspensions.count > 0)
             waiting = limit.cancelled_caught and (self._busy or bool(self._inbox))
-        if self._suspensions:
+        if self._suspensions.count:
             self._inbox.discard()  # the reader may wait for room in it
 
 

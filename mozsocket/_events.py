@@ -208,22 +208,25 @@ class EventTarget:
 
         :return: None when all of it has returned; else what is left, where a handler was asynchronous
         """
-        pending = self._callbacks(event.type)
+        if self._listeners is None:  # as a rule: no generator is needed
+            handler = self._handlers.get(event.type)
+            pending: Iterator[Callable[[Any], object]] = iter(() if handler is None else (handler,))
+        else:
+            pending = self._callbacks(event.type, self._listeners)
         for callback in pending:
             result = callback(event)
             if result is not None and not isinstance(result, bool) and isawaitable(result):
                 return Rest(result, event, pending)
         return None
 
-    def _callbacks(self, type: str) -> Iterator[Callable[[Any], object]]:
+    def _callbacks(self, type: str, listeners: dict[str, list[_Listener]]) -> Iterator[Callable[[Any], object]]:
         # Those added meanwhile wait for the next event, those removed meanwhile are not called any more (DOM).
-        entries = tuple(self._listeners.get(type, ())) if self._listeners is not None else ()
+        entries = tuple(listeners.get(type, ()))
         handler = self._handlers.get(type)
         if handler is not None:
             yield handler
         for entry in entries:
-            assert self._listeners is not None
-            if any(entry is current for current in self._listeners[type]):
+            if any(entry is current for current in listeners[type]):
                 if entry.once:
                     self._remove(type, entry)
                 yield entry.call

@@ -253,7 +253,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         :raises InvalidStateError: if the socket is not suspended
         """
         self._suspensions.resume()
-        if self._inbox.used and self._state is _OPEN and not self._suspensions:
+        if self._inbox.used and self._state is _OPEN and not self._suspensions.count:
             self._wake_dispatch()
 
     def close(self) -> None:
@@ -394,7 +394,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
             return event
         if self._buffer.take_drain():
             return Event("drain", self)
-        if self._state is _OPEN and not self._suspensions:
+        if self._state is _OPEN and not self._suspensions.count:
             data = self._inbox.take()
             if data:
                 return self._data_event(data)
@@ -407,7 +407,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
             self._announcement is not None
             or self._buffer.drain_due
             or (self._is_shut() and not self._close_told)
-            or (self._state is _OPEN and not self._suspensions and bool(self._inbox))
+            or (self._state is _OPEN and not self._suspensions.count and bool(self._inbox))
         )
 
     def _last_event(self) -> Event[Any] | None:

@@ -126,10 +126,10 @@ class SendBuffer:
 
     def take_drain(self) -> bool:
         """Whether a drain is due; if so it counts as delivered."""
-        if not self.drain_due:
-            return False
-        self._drain_owed = False
-        return True
+        due = self._drain_owed and not self.amount
+        if due:
+            self._drain_owed = False
+        return due
 
     def drop(self) -> None:
         """Throw away what is buffered, and whatever comes: the connection is lost, or wanted no more."""
@@ -152,24 +152,24 @@ def _cut(chunks: list[bytes | memoryview], limit: int) -> list[bytes | memoryvie
 
 
 class SuspendCount:
-    """How often a socket is suspended. True while it is."""
+    """How often a socket is suspended.
 
-    __slots__ = ("_count",)
+    :ivar count: the number; an attribute, as it is looked at with every read
+    """
+
+    __slots__ = ("count",)
 
     def __init__(self) -> None:
-        self._count = 0
-
-    def __bool__(self) -> bool:
-        return self._count > 0
+        self.count = 0
 
     def suspend(self) -> None:
-        self._count += 1
+        self.count += 1
 
     def resume(self) -> None:
         """:raises InvalidStateError: if it is not suspended"""
-        if not self._count:
+        if not self.count:
             raise InvalidStateError("resume() without suspend(): the socket is not suspended")
-        self._count -= 1
+        self.count -= 1
 
 
 def octets(data: object, byteOffset: int, byteLength: int | None) -> bytes:

@@ -67,6 +67,7 @@ class TLSTransport:
     :param wake_writer: called when TLS has something to send that the operating system does not take at once
     :param on_established: called when the handshake is done
     :ivar established: whether the handshake is done
+    :ivar closed: whether it has been closed
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class TLSTransport:
         "_eof",
         "_eof_sent",
         "_error",
+        "_full",
         "_incoming",
         "_object",
         "_on_established",
@@ -84,11 +86,16 @@ class TLSTransport:
         "_progress",
         "_sealed",
         "_standard_compatible",
+        "_starved",
         "_transport",
         "_unsent",
         "_wake_writer",
+        "closed",
         "established",
     )
+
+    read_size = 245_760
+    """How many bytes are best read at once: what is measured to be."""
 
     def __init__(
         self,
@@ -116,9 +123,12 @@ class TLSTransport:
         self._wake_writer = wake_writer
         self._on_established = on_established
         self.established = False
+        self.closed = False
         self._begun = False  # whether there has been a step of the handshake
         self._sealed = 0  # bytes of the program's that are encrypted, and not yet handed over whole
-        self._unsent = memoryview(b"")  # the rest of the records being handed over
+        self._unsent: memoryview | None = None  # the rest of the records being handed over
+        self._starved = False  # whether there is nothing more to be had before more is read
+        self._full = False  # whether OpenSSL may hold decrypted bytes, for which there was no room
         self._eof = False  # whether the peer has ended the transport
         self._peer_ended = False  # whether it has ended TLS, as it should before
         self._error: ssl.SSLError | None = None  # what the next receive() raises
@@ -130,6 +140,7 @@ class TLSTransport:
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the peer that were read before; ``b""`` is its end."""
+        self._starved = False
         if data:
             self._incoming.write(data)
         else:
@@ -144,13 +155,17 @@ class TLSTransport:
         """
         if self._broken:
             return b"" if self._transport.receive(size) == b"" else None
+        data = None
         try:
-            data = self._open(size)
+            if not self._starved:
+                data = self._open(size)
             if data is None and self._fill(size):
                 data = self._open(size)
         finally:
-            self._answer()
-            self._let_writer_look()
+            if self._outgoing.pending:
+                self._answer()
+            if self._progress is not None:
+                self._let_writer_look()
         return data
 
     def _fill(self, size: int) -> bool:
@@ -165,6 +180,7 @@ class TLSTransport:
             self._shake_hands()
             return None
         data = self._decrypt(size)
+        self._starved = not (self._incoming.pending or self._full or self._error or self._peer_ended or self._eof)
         if data:
             return data
         if self._error is not None:
@@ -180,9 +196,9 @@ class TLSTransport:
         """What is in the records that are here, up to the peer's end or an error, which is for the next call."""
         parts = []
         # That there is nothing, an exception would tell as well, but it takes a microsecond or two.
-        while size and not self._peer_ended and (self._incoming.pending or self._object.pending()):
+        while size and not self._peer_ended and (self._incoming.pending or self._full):
             try:
-                part = self._object.read(min(size, RECORD_SIZE))
+                part = self._object.read(min(RECORD_SIZE, size))
             except ssl.SSLWantReadError:
                 break
             except ssl.SSLZeroReturnError:
@@ -193,17 +209,17 @@ class TLSTransport:
             parts.append(part)
             size -= len(part)
             self._peer_ended = not part
+        self._full = not size
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _answer(self) -> None:
         """Hand over what TLS has to say for itself; what is not taken at once, and any failure, is the writer's."""
-        if self._outgoing.pending:
-            try:
-                done = self.flush()
-            except OSError:
-                done = False
-            if not done:
-                self._wake_writer()
+        try:
+            done = self.flush()
+        except OSError:
+            done = False
+        if not done:
+            self._wake_writer()
 
     # Sending
 
@@ -254,15 +270,13 @@ class TLSTransport:
             return False
         if not self._begun:
             self._shake_hands()
-        while True:
-            if not self._unsent:
-                if not self._outgoing.pending:
-                    return True
-                self._unsent = memoryview(self._outgoing.read())
-            count = self._transport.send([self._unsent])
-            self._unsent = self._unsent[count:]
+        while self._unsent or self._outgoing.pending:
+            records = self._unsent or memoryview(self._outgoing.read())
+            count = self._transport.send([records])
+            self._unsent = records[count:] if count < len(records) else None
             if self._unsent:
                 return False
+        return True
 
     def send_eof(self) -> bool:
         """Tell the peer that no more will come: close_notify or, after a failure, what went wrong, and FIN.
@@ -335,18 +349,15 @@ class TLSTransport:
 
     # As a transport
 
-    @property
-    def closed(self) -> bool:
-        return self._transport.closed
-
     def close(self) -> None:
+        self.closed = True
         self._transport.close()
         self._wake_writer = self._on_established = _ignore
         self._let_writer_look()
 
     async def wait_readable(self) -> None:
         """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
-        if self._incoming.pending or self._object.pending():
+        if self._incoming.pending or self._full:
             await anyio.lowlevel.checkpoint()
         else:
             await self._transport.wait_readable()

@@ -83,6 +83,9 @@ class Transport(Watched):
 
     __slots__ = ()
 
+    read_size = 122_880
+    """How many bytes are best read at once: what :func:`malloc` need not map (measured)."""
+
     send_limit = sys.maxsize
     """How many bytes it takes at once."""
 

@@ -293,17 +293,17 @@ def test_drop_of_nothing_loses_nothing() -> None:
 
 def test_suspended_until_as_often_resumed() -> None:
     count = SuspendCount()
-    assert not count
+    assert count.count == 0
     count.suspend()
     count.suspend()
     count.resume()
-    assert count
+    assert count.count == 1
     count.resume()
-    assert not count
+    assert count.count == 0
     with pytest.raises(InvalidStateError, match=r"^resume\(\) without suspend\(\): the socket is not suspended$"):
         count.resume()
     count.suspend()
-    assert count, "the failed resume() counted"
+    assert count.count == 1, "the failed resume() counted"
 
 
 # The ready state
