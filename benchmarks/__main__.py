@@ -1,0 +1,77 @@
+"""The command line: ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .report import plot, print_tables, write_markdown
+from .results import Key, Results
+from .runner import plan, run
+from .scenarios import SCENARIOS
+from .subjects import SUBJECTS
+
+BACKENDS = ("asyncio", "uvloop", "trio")
+QUICK = 0.05
+HERE = Path(__file__).parent
+
+
+@click.command()
+@click.option(
+    "--scenario", "scenarios", multiple=True, type=click.Choice(tuple(SCENARIOS)), help="Only this; repeatable."
+)
+@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help="Only this; repeatable.")
+@click.option("--subject", "subjects", multiple=True, type=click.Choice(tuple(SUBJECTS)), help="Only this; repeatable.")
+@click.option("--rounds", type=click.IntRange(1), help="How often each is measured; by default 5.")
+@click.option("--quick", is_flag=True, help="One round of small measurements: a look, no proof.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw the comparison (SVG).")
+@click.option("--results", "record", is_flag=True, help="Write benchmarks/RESULTS.md and its plot.")
+@click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
+def main(
+    scenarios: tuple[str, ...],
+    backends: tuple[str, ...],
+    subjects: tuple[str, ...],
+    rounds: int | None,
+    quick: bool,
+    json_path: Path | None,
+    plot_path: Path | None,
+    record: bool,
+    check: bool,
+) -> None:
+    """Measure mozsocket and what people would use instead, in turn, each time in a fresh process."""
+    keys = plan(scenarios or tuple(SCENARIOS), backends or BACKENDS, subjects or tuple(SUBJECTS))
+    results = run_with_progress(keys, rounds or (1 if quick else 5), QUICK if quick else 1)
+    print_tables(results, Console())
+    if json_path:
+        results.write_json(json_path)
+    if plot_path:
+        plot(results, plot_path)
+    if record:
+        plot(results, HERE / "RESULTS.svg")
+        write_markdown(results, HERE / "RESULTS.md", HERE / "RESULTS.svg")
+    if check and not all(outcome.met for outcome in results.outcomes()):
+        raise SystemExit(1)
+
+
+def run_with_progress(keys: list[Key], rounds: int, scale: float) -> Results:
+    columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(keys) * rounds)
+        begun = -1
+
+        def show(key: Key) -> None:
+            nonlocal begun
+            begun += 1
+            progress.update(task, completed=begun, description=f"{key.scenario}: {key.label}")
+
+        results = run(keys, rounds, scale, show)
+        progress.update(task, completed=len(keys) * rounds, description="done")
+    return results
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

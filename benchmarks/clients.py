@@ -1,0 +1,117 @@
+"""Many connections at once, in a process of their own, so that what is measured is the server."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+
+import anyio.to_thread
+from typing_extensions import Self
+
+__all__ = ("Clients",)
+
+MESSAGE = b"x" * 64
+
+
+class Clients:
+    """That process, seen from the one that measures.
+
+    :param port: where its connections go
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def __aenter__(self) -> Self:
+        command = [sys.executable, "-m", __name__, str(self._port)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    async def open(self, count: int) -> None:
+        """Make so many further connections, which the server has accepted when this returns."""
+        await self._tell(f"open {count}")
+        await self._tell("echo_last")
+
+    async def echo_one(self) -> float:
+        """Seconds for an echo through one of them."""
+        return float(await self._tell("echo_one"))
+
+    async def visit(self, count: int, repeats: int) -> None:
+        """Make so many connections at once, have a message echoed on each, and close them; and again."""
+        await self._tell(f"visit {count} {repeats}")
+
+    async def _tell(self, order: str) -> str:
+        def tell() -> str:
+            assert self._process.stdin and self._process.stdout
+            print(order, file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline().strip()
+            if not answer:
+                raise RuntimeError(f"the clients failed at {order!r}")
+            return answer
+
+        return await anyio.to_thread.run_sync(tell)
+
+
+class Connections:
+    """The connections, in that process."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._open: list[socket.socket] = []
+
+    def open(self, count: str) -> None:
+        for _ in range(int(count)):
+            sock = socket.create_connection(("127.0.0.1", self._port), 20)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._open.append(sock)
+
+    def echo_last(self) -> None:
+        """A server accepts in order: when the last one is served, all are accepted."""
+        _echo(self._open[-1])
+
+    def echo_one(self) -> float:
+        begun = time.perf_counter()
+        _echo(self._open[len(self._open) // 2])
+        return time.perf_counter() - begun
+
+    def visit(self, count: str, repeats: str) -> None:
+        for _ in range(int(repeats)):
+            self.open(count)
+            for sock in self._open:
+                sock.sendall(MESSAGE)
+            for sock in self._open:
+                _check(sock)
+            for sock in self._open:
+                sock.shutdown(socket.SHUT_WR)
+            for sock in self._open:
+                if sock.recv(1):
+                    raise ValueError("more than the echo")
+                sock.close()
+            self._open.clear()
+
+
+def _echo(sock: socket.socket) -> None:
+    sock.sendall(MESSAGE)
+    _check(sock)
+
+
+def _check(sock: socket.socket) -> None:
+    if sock.recv(len(MESSAGE), socket.MSG_WAITALL) != MESSAGE:
+        raise ValueError("the echo is not what was sent")
+
+
+def main() -> None:
+    connections = Connections(int(sys.argv[1]))
+    for line in sys.stdin:
+        order, *arguments = line.split()
+        print(getattr(connections, order)(*arguments) or "done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

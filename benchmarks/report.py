@@ -1,0 +1,95 @@
+"""Tables and the plot of what a run gave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure as Drawing
+from rich.console import Console
+from rich.table import Table
+
+from .results import Key, Results, Series
+from .scenarios import SCENARIOS, Figure
+
+__all__ = ("plot", "print_tables", "write_markdown")
+
+HEADINGS = ("", "median", "spread", "mozsocket is")
+
+
+def print_tables(results: Results, console: Console) -> None:
+    for scenario in SCENARIOS:
+        for figure, found in results.series(scenario):
+            console.print(f"\n[bold]{_title(scenario, figure)}", soft_wrap=True)
+            table = Table(*HEADINGS)
+            for row in _rows(results, figure, found):
+                table.add_row(*row)
+            console.print(table)
+    for key, reason in results.failures.items():
+        console.print(f"[red]failed:[/] {key.scenario}, {key.label}: {reason}")
+    for outcome in results.outcomes():
+        console.print(f"{'[green]met[/]   ' if outcome.met else '[red]missed[/]'} {outcome.text}: {outcome.ratio:.2f}")
+
+
+def write_markdown(results: Results, path: Path, plot_path: Path) -> None:
+    lines = ["# Results", "", "Made by `python -m benchmarks --results`. Medians of all rounds; the spread is from the"]
+    lines += ["least to the most. `mozsocket is` compares with mozsocket on the same event loop.", ""]
+    lines += [f"- {name}: {value}" for name, value in results.environment().items()]
+    lines += [
+        "",
+        f"![The comparison]({plot_path.name})",
+        "",
+        "## Targets",
+        "",
+        "| target | reached | |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {text} | {ratio:.2f} | {'met' if met else 'missed'} |" for text, ratio, met in results.outcomes()]
+    for scenario in SCENARIOS:
+        for figure, found in results.series(scenario):
+            lines += ["", f"## {_title(scenario, figure)}", "", f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---:|"]
+            lines += [f"| {' | '.join(row)} |" for row in _rows(results, figure, found)]
+    lines += [f"\nNot measured: {key.scenario}, {key.label}: {reason}" for key, reason in results.failures.items()]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draw each figure as bars, as SVG."""
+    matplotlib.rcParams["svg.hashsalt"] = "mozsocket"  # the same figures give the same file
+    panels = [
+        (scenario, *entry) for scenario in SCENARIOS if scenario != "growth" for entry in results.series(scenario)
+    ]
+    rows = (len(panels) + 1) // 2
+    drawing = Drawing(figsize=(13, 0.5 + 3.2 * rows))
+    axes = drawing.subplots(rows, 2, squeeze=False)
+    for axis, (scenario, figure, found) in zip(axes.flat, panels, strict=False):
+        medians = [series.median for series in found.values()]
+        colours = ["#c2410c" if key.subject == "mozsocket" else "#94a3b8" for key in found]
+        axis.barh([key.label for key in found], medians, color=colours)
+        axis.bar_label(axis.containers[0], [_number(median) for median in medians], padding=3, fontsize=7)
+        axis.invert_yaxis()
+        axis.margins(x=0.12)
+        axis.set_title(_title(scenario, figure), fontsize=9, loc="left")
+        axis.tick_params(labelsize=7)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    drawing.tight_layout()
+    drawing.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _title(scenario: str, figure: Figure) -> str:
+    better = "more is better" if figure.more_is_better else "less is better"
+    return f"{SCENARIOS[scenario].title} ({figure.unit}; {better})"
+
+
+def _rows(results: Results, figure: Figure, found: dict[Key, Series]) -> Iterator[tuple[str, str, str, str]]:
+    for key, series in found.items():
+        spread = f"{_number(min(series.rounds))}–{_number(max(series.rounds))}"
+        ratio = results.ratio(key.scenario, figure.name, key.backend, key.subject)
+        compared = "" if ratio is None or key.subject == "mozsocket" else f"{ratio:.2f} ×"
+        yield key.label, _number(series.median), spread, compared
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

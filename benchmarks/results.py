@@ -1,0 +1,165 @@
+"""What a run gave, and what can be said of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import ssl
+import statistics
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .scenarios import SCENARIOS, Figure
+from .subjects import SUBJECTS
+from .targets import GROWTH_LIMIT, TARGETS
+
+__all__ = ("Key", "Outcome", "Results", "Series")
+
+PACKAGES = ("mozsocket", "anyio", "trio", "uvloop", "twisted")
+
+
+class Key(NamedTuple):
+    """What was measured."""
+
+    scenario: str
+    backend: str
+    subject: str
+
+    @property
+    def label(self) -> str:
+        label = SUBJECTS[self.subject].label
+        loop = "Trio" if self.backend == "trio" else self.backend
+        return label if loop == "none" else f"{label} on {loop}"
+
+
+class Series(NamedTuple):
+    """One figure of it, in all rounds."""
+
+    figure: Figure
+    rounds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+
+class Outcome(NamedTuple):
+    """What became of a target.
+
+    :ivar text: what was to be reached
+    :ivar ratio: what was reached
+    """
+
+    text: str
+    ratio: float
+    met: bool
+
+
+@dataclass
+class Results:
+    """All figures of a run, in the order in which they were first measured.
+
+    :ivar failures: what could not be measured, and why
+    """
+
+    figures: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
+    failures: dict[Key, str] = field(default_factory=dict)
+    made: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+
+    def add(self, key: Key, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self.figures.setdefault(key, {}).setdefault(name, []).append(value)
+
+    def series(self, scenario: str) -> Iterator[tuple[Figure, dict[Key, Series]]]:
+        """Each figure of a scenario, of all that it was measured with."""
+        for figure in SCENARIOS[scenario].figures:
+            found = {
+                key: Series(figure, figures[figure.name])
+                for key, figures in self.figures.items()
+                if key.scenario == scenario and figure.name in figures
+            }
+            if found:
+                yield figure, found
+
+    def median(self, key: Key, figure: str) -> float | None:
+        rounds = self.figures.get(key, {}).get(figure)
+        return statistics.median(rounds) if rounds else None
+
+    def ratio(self, scenario: str, figure: str, backend: str, peer: str) -> float | None:
+        """Of mozsocket's median to a peer's on the same event loop; None if one of them was not measured."""
+        ours = self.median(Key(scenario, backend, "mozsocket"), figure)
+        theirs = self.median(Key(scenario, backend, peer), figure)
+        return ours / theirs if ours is not None and theirs else None
+
+    def outcomes(self) -> list[Outcome]:
+        """Of the targets that can be told of."""
+        outcomes = []
+        for target in TARGETS:
+            ratio = self.ratio(target.scenario, target.figure, target.backend, target.peer)
+            if ratio is not None:
+                scenario = SCENARIOS[target.scenario]
+                more = next(figure.more_is_better for figure in scenario.figures if figure.name == target.figure)
+                met = ratio >= target.ratio if more else ratio <= target.ratio
+                peer = Key(target.scenario, target.backend, target.peer).label
+                text = f"{target.scenario}: {'≥' if more else '≤'} {target.ratio:g} × {peer}"
+                outcomes.append(Outcome(text, ratio, met))
+        for backend in ("asyncio", "uvloop", "trio"):
+            key = Key("growth", backend, "mozsocket")
+            among_many, among_few = self.median(key, "10000"), self.median(key, "100")
+            if among_many and among_few:
+                ratio = among_many / among_few
+                text = f"growth: a connection among 10,000 ≤ {GROWTH_LIMIT:g} × among 100, on {backend}"
+                outcomes.append(Outcome(text, ratio, ratio <= GROWTH_LIMIT))
+        return outcomes
+
+    def environment(self) -> dict[str, str]:
+        """The machine and the versions."""
+        found = {
+            "date": self.made.date().isoformat(),
+            "processor": f"{_processor()}, {os.cpu_count()} of its cores",
+            "system": f"{platform.system()} {platform.release().split('-')[0]}",
+            "Python": platform.python_version(),
+            "OpenSSL": ssl.OPENSSL_VERSION.split()[1],
+        }
+        for package in PACKAGES:
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                pass
+        if shutil.which("node"):
+            found["Node"] = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
+        return found
+
+    def write_json(self, path: Path) -> None:
+        rows: list[dict[str, Any]] = [
+            {
+                "scenario": key.scenario,
+                "event_loop": key.backend,
+                "subject": key.subject,
+                "figure": series.figure.name,
+                "unit": series.figure.unit,
+                "rounds": series.rounds,
+                "median": series.median,
+            }
+            for scenario in SCENARIOS
+            for _, found in self.series(scenario)
+            for key, series in found.items()
+        ]
+        failures = [{**key._asdict(), "reason": reason} for key, reason in self.failures.items()]
+        document = {"environment": self.environment(), "figures": rows, "failures": failures}
+        path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,82 @@
+"""Measures, each time in a fresh process, one after another and in turn, so that a slow minute hits all alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import trustme
+
+from .results import Key, Results
+from .subjects import SUBJECTS
+
+__all__ = ("plan", "run")
+
+TIME_LIMIT = 120
+"""Seconds that a measurement may take."""
+
+
+def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[str]) -> list[Key]:
+    """What to measure in each round. What brings its own event loop is always part of it."""
+    return [
+        Key(scenario, backend, subject)
+        for scenario in scenarios
+        for backend in (*backends, "none")
+        for subject in subjects
+        if backend in SUBJECTS[subject].backends and SUBJECTS[subject].is_available()
+    ]
+
+
+def run(keys: Sequence[Key], rounds: int, scale: float, progress: Callable[[Key], None]) -> Results:
+    """
+    :param rounds: how often each is measured
+    :param scale: how large the measurements are; 1 for full ones
+    :param progress: called before each measurement
+    """
+    results = Results()
+    with certificate() as environment:
+        for _ in range(rounds):
+            for key in keys:
+                progress(key)
+                if key in results.failures:
+                    continue
+                try:
+                    results.add(key, measure(key, scale, environment))
+                except MeasurementError as exc:
+                    results.failures[key] = str(exc)
+    return results
+
+
+class MeasurementError(Exception):
+    """A measurement failed, which does not stop the others."""
+
+
+def measure(key: Key, scale: float, environment: dict[str, str]) -> dict[str, float]:
+    """:raises MeasurementError: if it fails, or takes too long"""
+    command = [sys.executable, "-m", "benchmarks.worker", key.subject, key.backend, str(scale), key.scenario]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
+    except subprocess.TimeoutExpired:
+        raise MeasurementError(f"not done within {TIME_LIMIT} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise MeasurementError(next((line for line in reversed(lines) if "Error" in line), lines[-1]).strip("| "))
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+@contextmanager
+def certificate() -> Iterator[dict[str, str]]:
+    """The environment of the measuring processes, with a certificate for TLS."""
+    authority = trustme.CA()
+    with tempfile.TemporaryDirectory() as folder:
+        leaf, root = Path(folder, "certificate.pem"), Path(folder, "authority.pem")
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(leaf))
+        authority.cert_pem.write_to_path(str(root))
+        yield {**os.environ, "BENCHMARKS_CERTIFICATE": str(leaf), "BENCHMARKS_AUTHORITY": str(root)}
