@@ -37,7 +37,7 @@ import anyio.lowlevel
 
 from ._addresses import display
 from ._connect import connect
-from ._dispatch import TURNS, Signal, is_cancelled, turn
+from ._dispatch import Signal, turn
 from ._errors import InvalidStateError, explain
 from ._events import Event
 from ._inbox import QUEUED_READ_SIZE, Inbox
@@ -347,7 +347,6 @@ class Connection(Lifetime):
     async def _read_until_end(self) -> None:
         """Read until the peer's end or the transport is closed, or until ours has been sent."""
         eagerness = Eagerness()
-        turns = 0
         lingering = self._half_closed
         assert self._transport is not None
         while self._half_closed is lingering and not (transport := self._transport).closed:
@@ -361,11 +360,9 @@ class Connection(Lifetime):
                     await self._queue(data)
                 if not data:
                     return
-                turns += 1
                 eagerness.found()
-                if len(data) == size and turns % TURNS and not is_cancelled():
-                    continue
-            if eagerness.look():
+            # What fills a read is read on at the next turn: whoever else wants something comes first.
+            if eagerness.look() or (data and len(data) == size):
                 await anyio.lowlevel.checkpoint()
             elif not (transport := self._transport).closed:  # upgradeToSecure() may have replaced it
                 await transport.wait_readable()

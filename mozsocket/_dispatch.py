@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     Ts = TypeVarTuple("Ts")
 
-__all__ = ("TURNS", "Dispatcher", "Signal", "is_cancelled", "turn")
+__all__ = ("Dispatcher", "Signal", "is_cancelled", "turn")
 
-TURNS = 32
-"""Turns of a busy loop after which it lets other tasks run."""
+PUMPED = 2
+"""Events that are delivered at once before other tasks run. With each, 128 KiB may be sent, for which those wait."""
 
 
 class Signal:
@@ -96,7 +96,7 @@ class Dispatcher(EventTarget):
             return  # what is due will be seen to after the running handler
         self._busy = True
         rest = self._deliver(event) if event is not None else None
-        for _ in range(TURNS):
+        for _ in range(PUMPED):
             if rest is not None or (self._async_types and self._is_due()):
                 break  # the dispatcher takes it, so that an asynchronous handler begins while it is still so
             delivered, event = event, self._next_event()
@@ -133,14 +133,10 @@ class Dispatcher(EventTarget):
         while True:
             await self._dispatch_due.wait()
             await self._await_rest()
-            turns = 0
             while (event := self._next_event()) is not None:
                 self._rest = self._deliver(event)
                 await self._await_rest()
-                await anyio.lowlevel.checkpoint_if_cancelled()
-                turns += 1
-                if turns % TURNS == 0:
-                    await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
             self._busy = False
 
     async def _await_rest(self) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._dispatch import TURNS
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
 from ._lifetime import Lifetime, logger
@@ -247,16 +246,14 @@ class TCPServerSocket(Lifetime):
         self.close()
 
     async def _accept_from(self, listener: Watched) -> None:
-        turns = 0
         try:
             while not self._closed:
                 if self._is_full():
                     await self._wait_until(lambda: self._closed or not self._is_full())
-                elif not await self._accept_one(listener.socket):
+                elif await self._accept_one(listener.socket):
+                    await anyio.lowlevel.checkpoint()  # connections that come in masses wait for those that are there
+                else:
                     await listener.wait_readable()
-                turns += 1
-                if turns % TURNS == 0:
-                    await anyio.lowlevel.checkpoint()
         except anyio.ClosedResourceError:
             pass
 

@@ -45,6 +45,10 @@ class ReadyState(str, Enum):
 _ORDER = tuple(ReadyState)
 
 
+_NO_CHUNKS: deque[bytes | memoryview] = deque()
+"""Of the buffers that were never used, as a deque takes 760 bytes."""
+
+
 class SendBuffer:
     """What was given to ``send()`` and not yet handed to the operating system.
 
@@ -55,7 +59,7 @@ class SendBuffer:
     __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "amount", "dropped")
 
     def __init__(self, limit: int | None = None) -> None:
-        self._chunks: deque[bytes | memoryview] = deque()
+        self._chunks = _NO_CHUNKS
         self._drain_owed = False
         self._ended = False
         self._limit = limit
@@ -77,6 +81,8 @@ class SendBuffer:
                 f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
             )
         if data:
+            if self._chunks is _NO_CHUNKS:
+                self._chunks = deque()
             self._chunks.append(data)
             self.amount = amount
         if amount > BUFFER_THRESHOLD:
