@@ -357,8 +357,8 @@ class TLSTransport:
 
     async def wait_readable(self) -> None:
         """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
-        if self._incoming.pending or self._full:
-            await anyio.lowlevel.checkpoint()
+        if self._incoming.pending or (self.established and not (self._starved or self._broken)):
+            await anyio.lowlevel.checkpoint()  # it may have all, and the peer wait for us
         else:
             await self._transport.wait_readable()
 

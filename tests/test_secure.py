@@ -221,6 +221,43 @@ async def test_closing_says_so(role: str, version: ssl.TLSVersion, listener: soc
     assert "error" not in recorder.types
 
 
+@pytest.mark.parametrize("answers", [0, 1, 5])
+async def test_an_end_in_the_segment_of_the_last_data(answers: int, version: ssl.TLSVersion) -> None:
+    """The peer goes no further before our end, so nothing more comes that could wake the reader."""
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, useSecureTransport=True, ssl_context=server_context(version=version))
+        accepting = Accepting(server)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = client_context(version=version).wrap_bio(incoming, outgoing, server_hostname="localhost")
+
+        def shake_hands() -> None:
+            while True:
+                try:
+                    tls.do_handshake()
+                    peer.sendall(outgoing.read())
+                    return
+                except ssl.SSLWantReadError:
+                    peer.sendall(outgoing.read())
+                    incoming.write(peer.recv(65536))
+
+        with await dial(server.localPort) as peer:
+            await blocking(shake_hands)
+            _, recorder = await accepting.first()
+            for number in range(answers):
+                tls.write(b"x")
+                peer.sendall(outgoing.read())
+                await recorder.until_so(lambda number=number: len(recorder.data) > number)  # type: ignore[misc]
+            tls.write(b"last")
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.unwrap()
+            peer.sendall(outgoing.read())
+            await blocking(read_all, peer)
+        server.close()
+    assert recorder.data == b"x" * answers + b"last"
+    assert recorder.types[-1] == "close"
+    assert "error" not in recorder.types
+
+
 async def test_closing_does_not_wait_for_the_peer(role: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await securely_connected(tcp, role, listener, linger=0.01)
