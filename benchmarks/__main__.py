@@ -29,6 +29,12 @@ HERE = Path(__file__).parent
 @click.option("--quick", is_flag=True, help="One round of small measurements: a look, no proof.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw the comparison (SVG).")
+@click.option(
+    "--from",
+    "earlier",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Measure nothing: take what an earlier run has written with --json.",
+)
 @click.option("--results", "record", is_flag=True, help="Write benchmarks/RESULTS.md and its plot.")
 @click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
 def main(
@@ -39,12 +45,16 @@ def main(
     quick: bool,
     json_path: Path | None,
     plot_path: Path | None,
+    earlier: Path | None,
     record: bool,
     check: bool,
 ) -> None:
     """Measure mozsocket and what people would use instead, in turn, each time in a fresh process."""
-    keys = plan(scenarios or tuple(SCENARIOS), backends or BACKENDS, subjects or tuple(SUBJECTS))
-    results = run_with_progress(keys, rounds or (1 if quick else 5), QUICK if quick else 1)
+    if earlier:
+        results = Results.read_json(earlier)
+    else:
+        keys = plan(scenarios or tuple(SCENARIOS), backends or BACKENDS, subjects or tuple(SUBJECTS))
+        results = run_with_progress(keys, rounds or (1 if quick else 5), QUICK if quick else 1)
     print_tables(results, Console())
     if json_path:
         results.write_json(json_path)

@@ -10,9 +10,19 @@ import time
 import anyio.to_thread
 from typing_extensions import Self
 
-__all__ = ("Clients",)
+__all__ = ("Clients", "allow_many_descriptors")
 
 MESSAGE = b"x" * 64
+
+
+def allow_many_descriptors() -> None:
+    """As many as the system lets this process have, where it has such a limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Clients:
@@ -107,6 +117,7 @@ def _check(sock: socket.socket) -> None:
 
 
 def main() -> None:
+    allow_many_descriptors()
     connections = Connections(int(sys.argv[1]))
     for line in sys.stdin:
         order, *arguments = line.split()

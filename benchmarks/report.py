@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -10,10 +11,22 @@ from matplotlib.figure import Figure as Drawing
 from rich.console import Console
 from rich.table import Table
 
-from .results import Key, Results, Series
+from .results import Key, Outcome, Results, Series
 from .scenarios import SCENARIOS, Figure
+from .subjects import SUBJECTS
+from .targets import TARGETS
 
 __all__ = ("plot", "print_tables", "write_markdown")
+
+INTRODUCTION = """\
+# Results
+
+Made by `python -m benchmarks --results`. Medians of all rounds; the spread is from the least to the most. `mozsocket
+is` compares with mozsocket on the same event loop. Both ends of a connection are in one process, but for idle
+connections and what one costs. Every process has freed a large block of memory before, as programs have that ran for a
+while: until then glibc maps and unmaps the buffer of each read of 128 KiB and more, which makes asyncio's protocols
+less than half as fast.
+"""
 
 HEADINGS = ("", "median", "spread", "mozsocket is")
 
@@ -29,29 +42,35 @@ def print_tables(results: Results, console: Console) -> None:
     for key, reason in results.failures.items():
         console.print(f"[red]failed:[/] {key.scenario}, {key.label}: {reason}")
     for outcome in results.outcomes():
-        console.print(f"{'[green]met[/]   ' if outcome.met else '[red]missed[/]'} {outcome.text}: {outcome.ratio:.2f}")
+        console.print(f"{'[green]met[/]   ' if outcome.met else '[red]missed[/]'} {outcome.text}: {_reached(outcome)}")
 
 
 def write_markdown(results: Results, path: Path, plot_path: Path) -> None:
-    lines = ["# Results", "", "Made by `python -m benchmarks --results`. Medians of all rounds; the spread is from the"]
-    lines += ["least to the most. `mozsocket is` compares with mozsocket on the same event loop.", ""]
-    lines += [f"- {name}: {value}" for name, value in results.environment().items()]
-    lines += [
-        "",
-        f"![The comparison]({plot_path.name})",
-        "",
-        "## Targets",
-        "",
-        "| target | reached | |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {text} | {ratio:.2f} | {'met' if met else 'missed'} |" for text, ratio, met in results.outcomes()]
+    lines = [INTRODUCTION]
+    lines += [f"- {name}: {value}" for name, value in results.environment.items()]
+    lines += ["", f"![The comparison]({plot_path.name})", "", "## In short", "", *summary(results)]
+    lines += ["", "## Targets", "", "| target | reached | |", "|---|---|---|"]
+    lines += [f"| {each.text} | {_reached(each)} | {'met' if each.met else 'missed'} |" for each in results.outcomes()]
     for scenario in SCENARIOS:
         for figure, found in results.series(scenario):
             lines += ["", f"## {_title(scenario, figure)}", "", f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---:|"]
             lines += [f"| {' | '.join(row)} |" for row in _rows(results, figure, found)]
     lines += [f"\nNot measured: {key.scenario}, {key.label}: {reason}" for key, reason in results.failures.items()]
     path.write_text("\n".join(lines) + "\n")
+
+
+def summary(results: Results) -> list[str]:
+    """A table of mozsocket's ratios to the peers that the targets are about, for the README."""
+    lines = ["| mozsocket's | on asyncio | on uvloop | on Trio |", "|---|---|---|---|"]
+    for (scenario, name), targets in groupby(TARGETS, lambda target: (target.scenario, target.figure)):
+        ratios = {
+            target.backend: (results.ratio(scenario, name, target.backend, target.peer), SUBJECTS[target.peer].label)
+            for target in targets
+        }
+        cells = ["" if ratio is None else f"{ratio:.2f} × {peer}" for ratio, peer in ratios.values()]
+        figure = next(figure for figure in SCENARIOS[scenario].figures if figure.name == name)
+        lines.append(f"| {_title(scenario, figure)} | {' | '.join(cells)} |")
+    return lines
 
 
 def plot(results: Results, path: Path) -> None:
@@ -89,6 +108,10 @@ def _rows(results: Results, figure: Figure, found: dict[Key, Series]) -> Iterato
         ratio = results.ratio(key.scenario, figure.name, key.backend, key.subject)
         compared = "" if ratio is None or key.subject == "mozsocket" else f"{ratio:.2f} ×"
         yield key.label, _number(series.median), spread, compared
+
+
+def _reached(outcome: Outcome) -> str:
+    return "not measured" if outcome.ratio is None else f"{outcome.ratio:.2f}"
 
 
 def _number(value: float) -> str:

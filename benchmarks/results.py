@@ -54,11 +54,11 @@ class Outcome(NamedTuple):
     """What became of a target.
 
     :ivar text: what was to be reached
-    :ivar ratio: what was reached
+    :ivar ratio: what was reached; None if a measurement failed
     """
 
     text: str
-    ratio: float
+    ratio: float | None
     met: bool
 
 
@@ -67,11 +67,12 @@ class Results:
     """All figures of a run, in the order in which they were first measured.
 
     :ivar failures: what could not be measured, and why
+    :ivar environment: the machine and the versions that it was run with
     """
 
     figures: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
     failures: dict[Key, str] = field(default_factory=dict)
-    made: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    environment: dict[str, str] = field(default_factory=lambda: _environment())
 
     def add(self, key: Key, figures: dict[str, float]) -> None:
         for name, value in figures.items():
@@ -98,44 +99,30 @@ class Results:
         theirs = self.median(Key(scenario, backend, peer), figure)
         return ours / theirs if ours is not None and theirs else None
 
+    def has_failed(self, scenario: str, backend: str, *subjects: str) -> bool:
+        """Whether one of them could not be measured."""
+        return any(Key(scenario, backend, subject) in self.failures for subject in subjects)
+
     def outcomes(self) -> list[Outcome]:
-        """Of the targets that can be told of."""
+        """Of the targets of what was tried; one that could not be measured is missed."""
         outcomes = []
         for target in TARGETS:
             ratio = self.ratio(target.scenario, target.figure, target.backend, target.peer)
-            if ratio is not None:
+            if ratio is not None or self.has_failed(target.scenario, target.backend, "mozsocket", target.peer):
                 scenario = SCENARIOS[target.scenario]
                 more = next(figure.more_is_better for figure in scenario.figures if figure.name == target.figure)
-                met = ratio >= target.ratio if more else ratio <= target.ratio
+                met = ratio is not None and (ratio >= target.ratio if more else ratio <= target.ratio)
                 peer = Key(target.scenario, target.backend, target.peer).label
                 text = f"{target.scenario}: {'≥' if more else '≤'} {target.ratio:g} × {peer}"
                 outcomes.append(Outcome(text, ratio, met))
         for backend in ("asyncio", "uvloop", "trio"):
             key = Key("growth", backend, "mozsocket")
             among_many, among_few = self.median(key, "10000"), self.median(key, "100")
-            if among_many and among_few:
-                ratio = among_many / among_few
+            if (among_many and among_few) or self.has_failed(*key):
+                ratio = among_many / among_few if among_many and among_few else None
                 text = f"growth: a connection among 10,000 ≤ {GROWTH_LIMIT:g} × among 100, on {backend}"
-                outcomes.append(Outcome(text, ratio, ratio <= GROWTH_LIMIT))
+                outcomes.append(Outcome(text, ratio, ratio is not None and ratio <= GROWTH_LIMIT))
         return outcomes
-
-    def environment(self) -> dict[str, str]:
-        """The machine and the versions."""
-        found = {
-            "date": self.made.date().isoformat(),
-            "processor": f"{_processor()}, {os.cpu_count()} of its cores",
-            "system": f"{platform.system()} {platform.release().split('-')[0]}",
-            "Python": platform.python_version(),
-            "OpenSSL": ssl.OPENSSL_VERSION.split()[1],
-        }
-        for package in PACKAGES:
-            try:
-                found[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                pass
-        if shutil.which("node"):
-            found["Node"] = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
-        return found
 
     def write_json(self, path: Path) -> None:
         rows: list[dict[str, Any]] = [
@@ -152,9 +139,43 @@ class Results:
             for _, found in self.series(scenario)
             for key, series in found.items()
         ]
-        failures = [{**key._asdict(), "reason": reason} for key, reason in self.failures.items()]
-        document = {"environment": self.environment(), "figures": rows, "failures": failures}
+        failures: list[dict[str, str]] = [
+            {"scenario": key.scenario, "event_loop": key.backend, "subject": key.subject, "reason": reason}
+            for key, reason in self.failures.items()
+        ]
+        document = {"environment": self.environment, "figures": rows, "failures": failures}
         path.write_text(json.dumps(document, indent=1) + "\n")
+
+    @classmethod
+    def read_json(cls, path: Path) -> Results:
+        """What :meth:`write_json` has written."""
+        document = json.loads(path.read_text())
+        results = cls(environment=document["environment"])
+        for row in document["figures"]:
+            key = Key(row["scenario"], row["event_loop"], row["subject"])
+            results.figures.setdefault(key, {})[row["figure"]] = row["rounds"]
+        for failure in document["failures"]:
+            key = Key(failure["scenario"], failure["event_loop"], failure["subject"])
+            results.failures[key] = failure["reason"]
+        return results
+
+
+def _environment() -> dict[str, str]:
+    found = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "processor": f"{_processor()}, {os.cpu_count()} of its cores",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "Python": platform.python_version(),
+        "OpenSSL": ssl.OPENSSL_VERSION.split()[1],
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    if shutil.which("node"):
+        found["Node"] = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
+    return found
 
 
 def _processor() -> str:

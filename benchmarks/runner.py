@@ -14,6 +14,7 @@ from pathlib import Path
 import trustme
 
 from .results import Key, Results
+from .scenarios import SCENARIOS
 from .subjects import SUBJECTS
 
 __all__ = ("plan", "run")
@@ -29,7 +30,9 @@ def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[s
         for scenario in scenarios
         for backend in (*backends, "none")
         for subject in subjects
-        if backend in SUBJECTS[subject].backends and SUBJECTS[subject].is_available()
+        if backend in SUBJECTS[subject].backends
+        and SUBJECTS[subject].is_available()
+        and not (SUBJECTS[subject].has_threads and SCENARIOS[scenario].many_connections)
     ]
 
 

@@ -34,12 +34,14 @@ class Scenario(NamedTuple):
     """One, which is run with a number that scales it: 1 for the full size.
 
     :ivar small_messages: whether the subjects that are slow with those get less of them
+    :ivar many_connections: whether there are thousands at once
     """
 
     title: str
     figures: tuple[Figure, ...]
     run: Callable[[AnySubject, float], Awaitable[dict[str, float]]]
     small_messages: bool = False
+    many_connections: bool = False
 
 
 def times(number: float, scale: float) -> int:
@@ -156,7 +158,7 @@ async def growth_figures(subject: AnySubject, scale: float) -> dict[str, float]:
         process = psutil.Process(subject.pid)
 
         async def cost(count: int) -> float:
-            repeats = times(5000 / count, scale)
+            repeats = times(2000 / count, scale)
             gc.collect()
             before = _processor_time(process)
             await clients.visit(count, repeats)
@@ -180,7 +182,10 @@ TRIPS = (Figure("rate", "thousand round trips/s"),)
 SCENARIOS = {
     "bulk": Scenario("One way, sends of 64 KiB", RATE, partial(bulk_figures, count=32_768, tls=False)),
     "messages": Scenario(
-        "One way, pipelined messages of 100 B", (Figure("rate", "thousand messages/s"),), message_figures, True
+        "One way, pipelined messages of 100 B",
+        (Figure("rate", "thousand messages/s"),),
+        message_figures,
+        small_messages=True,
     ),
     "echo": Scenario(
         "Echo of 64 B, 1 connection", TRIPS, partial(echo_figures, connections=1, total=20_000, tls=False)
@@ -200,6 +205,7 @@ SCENARIOS = {
         "10,000 idle connections",
         (Figure("memory", "KiB a connection", False), Figure("answer", "µs to the first answer", False)),
         idle_figures,
+        many_connections=True,
     ),
     "latency": Scenario(
         "Echo of 64 B beside a transfer",
@@ -210,5 +216,6 @@ SCENARIOS = {
         "Cost of a connection, by how many there are at once",
         tuple(Figure(str(count), f"µs of processor time, {count:,} at once", False) for count in GROWTH),
         growth_figures,
+        many_connections=True,
     ),
 }

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
-from benchmarks.report import plot, print_tables, write_markdown
+from benchmarks.report import plot, print_tables, summary, write_markdown
 from benchmarks.results import Key, Results
 from benchmarks.runner import MeasurementError, certificate, measure, plan, run
 from benchmarks.scenarios import SCENARIOS
@@ -97,7 +96,7 @@ def test_a_failure_is_told_and_stops_nothing() -> None:
 
 @pytest.fixture
 def results() -> Results:
-    results = Results(made=datetime(2026, 1, 2, tzinfo=timezone.utc))
+    results = Results(environment={"date": "2026-01-02"})
     for ours, theirs in ((30, 10), (50, 20), (10, 30)):
         results.add(Key("bulk", "asyncio", "mozsocket"), {"rate": ours})
         results.add(Key("bulk", "asyncio", "protocol"), {"rate": theirs})
@@ -119,6 +118,12 @@ def test_ratios_are_of_medians(results: Results) -> None:
     ]
 
 
+def test_a_target_that_could_not_be_measured_is_missed(results: Results) -> None:
+    del results.figures[Key("bulk", "asyncio", "protocol")]
+    results.failures[Key("bulk", "asyncio", "protocol")] = "not done within 120 s"
+    assert results.outcomes()[0] == ("bulk: ≥ 3 × asyncio.Protocol on asyncio", None, False)
+
+
 def test_targets_are_of_what_is_measured() -> None:
     for target in TARGETS:
         assert target.figure in [figure.name for figure in SCENARIOS[target.scenario].figures]
@@ -138,6 +143,24 @@ def test_the_tables(results: Results, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "| asyncio.Protocol on asyncio | 20 | 10–30 | 1.50 × |\n" in text
     assert "| bulk: ≥ 3 × asyncio.Protocol on asyncio | 1.50 | missed |\n" in text
     assert "Not measured: bulk, Node: no node\n" in text
+
+
+def test_figures_that_are_read_again(results: Results, tmp_path: Path) -> None:
+    results.write_json(tmp_path / "figures.json")
+    assert Results.read_json(tmp_path / "figures.json") == results
+
+
+def test_the_environment_is_told() -> None:
+    assert {"date", "processor", "system", "Python", "OpenSSL", "mozsocket", "anyio"} <= set(Results().environment)
+
+
+def test_the_summary_is_of_the_targets(results: Results) -> None:
+    lines = summary(results)
+    assert lines[2] == ("| One way, sends of 64 KiB (MB/s; more is better) | 1.50 × asyncio.Protocol |  |  |")
+    assert lines[-1] == (
+        "| Echo of 64 B beside a transfer (µs, 99th percentile; less is better) |  |  | 1.50 × Trio streams |"
+    )
+    assert len(lines) == 2 + len(TARGETS) / 3
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ class Entry(NamedTuple):
     :ivar backends: the event loops it runs on; ``"none"``: it brings its own, or needs none
     :ivar needs: the module, or the program, without which it is left out
     :ivar per_message: how many of the small messages it is given, for one of the fastest; it takes a task switch each
+    :ivar has_threads: one for each connection, so that it is left out where there are thousands
     """
 
     label: str
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     backends: tuple[str, ...]
     needs: str
     per_message: float = 1
+    has_threads: bool = False
 
     def is_available(self) -> bool:
         return bool(importlib.util.find_spec(self.needs) or shutil.which(self.needs))
@@ -40,7 +42,7 @@ SUBJECTS = {
     "trio": Entry("Trio streams", "trio_streams", ("trio",), "trio", 0.05),
     "twisted": Entry("Twisted", "twisted_protocol", ("none",), "twisted", 0.2),
     "node": Entry("Node", "node", ("none",), "node", 0.2),
-    "blocking": Entry("blocking sockets, two threads", "blocking", ("none",), "socket", 0.2),
+    "blocking": Entry("blocking sockets, two threads", "blocking", ("none",), "socket", 0.2, has_threads=True),
 }
 
 

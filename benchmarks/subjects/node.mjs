@@ -10,13 +10,13 @@ const pem = secure && fs.readFileSync(process.env.BENCHMARKS_CERTIFICATE);
 const ca = secure && fs.readFileSync(process.env.BENCHMARKS_AUTHORITY);
 
 const listen = (handler) => new Promise((resolve) => {
-  const server = secure ? tls.createServer({ key: pem, cert: pem }, handler)
+  const server = secure ? tls.createServer({ key: pem, cert: pem, noDelay: true }, handler)
     : net.createServer({ noDelay: true }, handler);
   server.listen({ port: 0, host, backlog: 4096 }, () => resolve(server.address().port));
 });
 
 const connect = (port) => new Promise((resolve, reject) => {
-  const socket = secure ? tls.connect({ port, host, ca }, () => resolve(socket))
+  const socket = secure ? tls.connect({ port, host, ca }, () => resolve(socket.setNoDelay(true)))
     : net.connect({ port, host, noDelay: true }, () => resolve(socket));
   socket.on('error', reject);
 });
@@ -109,10 +109,19 @@ const scenarios = {
     const sender = await connect(await receiving(chunk, Infinity, () => {}));
     const socket = await connect(await echoing());
     send(sender, chunk, Infinity);
-    return echo(socket, pattern(size), rounds);
+    const times = await echo(socket, pattern(size), rounds);
+    sender.removeAllListeners('drain');
+    sender.destroy();
+    return times;
   },
 };
 
+// The just-in-time compiler has to be warmed up in this process, as long as all others are.
+if (parameters.scenario !== 'serve') {
+  const brief = (number) => number && Math.ceil(number / 50);
+  const { count, rounds } = parameters;
+  await scenarios[parameters.scenario]({ ...parameters, count: brief(count), rounds: brief(rounds) });
+}
 const result = await scenarios[parameters.scenario](parameters);
 if (result !== undefined) {
   console.log(JSON.stringify(result));
