@@ -76,6 +76,7 @@ def summary(results: Results) -> list[str]:
 def plot(results: Results, path: Path) -> None:
     """Draw each figure as bars, as SVG."""
     matplotlib.rcParams["svg.hashsalt"] = "mozsocket"  # the same figures give the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not its outlines
     panels = [
         (scenario, *entry) for scenario in SCENARIOS if scenario != "growth" for entry in results.series(scenario)
     ]

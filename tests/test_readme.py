@@ -374,6 +374,13 @@ DIFFERENCES = {
 }
 
 
+def test_the_comparison_is_that_of_the_benchmarks() -> None:
+    results = (Path(__file__).parents[1] / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    table = [line for line in section("What it costs").splitlines() if line.startswith("|")]
+    assert len(table) > 5
+    assert "\n".join(table) in results
+
+
 def test_every_difference_has_a_check() -> None:
     assert [row[0] for row in rows("Differences from MDN")] == list(DIFFERENCES)
 
