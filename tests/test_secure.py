@@ -28,6 +28,7 @@ from .peers import (
     reset,
     secure,
     securely_connected,
+    shake_hands,
 )
 
 pytestmark = pytest.mark.anyio
@@ -230,18 +231,8 @@ async def test_an_end_in_the_segment_of_the_last_data(answers: int, version: ssl
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = client_context(version=version).wrap_bio(incoming, outgoing, server_hostname="localhost")
 
-        def shake_hands() -> None:
-            while True:
-                try:
-                    tls.do_handshake()
-                    peer.sendall(outgoing.read())
-                    return
-                except ssl.SSLWantReadError:
-                    peer.sendall(outgoing.read())
-                    incoming.write(peer.recv(65536))
-
         with await dial(server.localPort) as peer:
-            await blocking(shake_hands)
+            await blocking(shake_hands, tls, incoming, outgoing, peer)
             _, recorder = await accepting.first()
             for number in range(answers):
                 tls.write(b"x")

@@ -36,6 +36,7 @@ from .peers import (
     read_all,
     secure,
     securely_connected,
+    shake_hands,
 )
 from .programs import program
 
@@ -543,18 +544,6 @@ async def test_what_is_spoilt_on_its_way_to_the_peer_is_refused(
     name = None if role == "client" else "localhost"
     theirs = context.wrap_bio(incoming, outgoing, server_side=role == "client", server_hostname=name)
 
-    def shake_hands() -> None:
-        done = False
-        while not done:
-            try:
-                theirs.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                pass
-            peer.sendall(outgoing.read())
-            if not done:
-                incoming.write(peer.recv(65536))
-
     def spoil() -> None:
         peer.settimeout(PEER_TIMEOUT)
         theirs.write(b"before")
@@ -571,7 +560,7 @@ async def test_what_is_spoilt_on_its_way_to_the_peer_is_refused(
         )
         with peer:
             socket_.upgradeToSecure()
-            await blocking(shake_hands)
+            await blocking(shake_hands, theirs, incoming, outgoing, peer)
             await socket_.secured()
             socket_.send(b"x" * 100)
             await blocking(spoil)
