@@ -40,6 +40,7 @@ def test_every_scenario(subject: str, backend: str) -> None:
     for line, scenario in zip(lines, SCENARIOS.values(), strict=True):
         figures = json.loads(line)
         assert list(figures) == [figure.name for figure in scenario.figures]
+        figures.pop("memory", None)  # of the process for so few connections: it may have shrunk meanwhile
         assert all(value >= 0 for value in figures.values())
 
 
