@@ -1,7 +1,7 @@
 """Every test of the package runs on each event loop, within a time limit, and fails if it leaks.
 
 Rules: port 0; loopback only; no sleep to make something happen, but wait for the event or
-``anyio.wait_all_tasks_blocked()``; the peer is a blocking socket of the standard library (``peers.py``).
+``all_blocked()``; the peer is a blocking socket of the standard library (``peers.py``).
 """
 
 from __future__ import annotations
@@ -76,14 +76,13 @@ def clogged() -> Iterator[int]:
 def prepared() -> None:
     """uvloop opens a pipe of its own when it is first used, for good, which is no leak of a test."""
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
-    gc.collect()
-    gc.freeze()  # what is there before the first test need not be looked at after each
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """No descriptor and no thread is left behind, nor an object that warns when it is collected."""
     gc.collect()
+    gc.freeze()  # what is there before the test need not be looked at after it
     descriptors, threads = open_descriptors(), threading.active_count()
     yield
     for _ in range(3):  # a collection may make further garbage

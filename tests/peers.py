@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from typing_extensions import TypeVarTuple, Unpack
 
@@ -30,6 +31,13 @@ PEER_TIMEOUT = 20  # seconds after which a blocking peer gives up, so that a fai
 async def blocking(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
     """Call a blocking function in a thread."""
     return await anyio.to_thread.run_sync(function, *args)
+
+
+async def all_blocked() -> None:
+    """``anyio.wait_all_tasks_blocked()``, which on asyncio sleeps for 0.1 s if one of them is not yet."""
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+    await anyio.wait_all_tasks_blocked()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import pytest
 from mozsocket import _connect
 from mozsocket._connect import connect
 
-from .peers import PEER_TIMEOUT, accept, blocking, listening, port_of, unused_port
+from .peers import PEER_TIMEOUT, accept, all_blocked, blocking, listening, port_of, unused_port
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -393,8 +393,8 @@ async def test_a_silent_address_is_waited_for_when_the_others_have_failed(
 
     async def others_failed() -> None:
         while len(attempts) < 3:
-            await anyio.wait_all_tasks_blocked()
-        await anyio.wait_all_tasks_blocked()
+            await all_blocked()
+        await all_blocked()
 
     waits += [others_failed]
     names["peer.example"] = [address_of(listener), dead(), dead()]
@@ -480,7 +480,7 @@ async def cancelled_when_blocked(host: str, *, local_host: str | None = None) ->
     with anyio.fail_after(PEER_TIMEOUT):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             tasks.cancel_scope.cancel()
 
 
@@ -520,8 +520,8 @@ async def test_cancelled_while_nobody_answers(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run)
                 while len(attempts) <= others:
-                    await anyio.wait_all_tasks_blocked()
-                await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
+                await all_blocked()
                 tasks.cancel_scope.cancel()
     assert len(attempts) == 1 + others
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio
 import pytest
 
 from mozsocket import MozTCPSocket, TCPSocket
 
-from .peers import Accepting, Recorder, unused_port
+from .peers import Accepting, Recorder, all_blocked, unused_port
 
 pytestmark = pytest.mark.anyio
 
@@ -125,7 +124,7 @@ async def test_close_immediately_of_a_big_send() -> None:
         connection = await connect(tcp)
         connection.accepted.suspend()
         connection.client.send(BIG * 64)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         connection.client.closeImmediately()
         assert connection.client.bufferedAmount == 0
         await connection.events.until("close")

@@ -24,6 +24,7 @@ from .peers import (
     Accepting,
     Recorder,
     accept,
+    all_blocked,
     blocking,
     dial,
     port_of,
@@ -88,7 +89,7 @@ both_kinds = pytest.mark.parametrize("make_handler", [raising, raising_later])
 async def test_a_new_socket_holds_nothing(listener: stdlib_socket.socket) -> None:
     before = open_descriptors()
     socket = TCPSocket("127.0.0.1", port_of(listener))
-    await anyio.wait_all_tasks_blocked()
+    await all_blocked()
     assert open_descriptors() == before
     assert socket.readyState == "connecting"
     listener.setblocking(False)
@@ -123,10 +124,10 @@ async def test_leaving_the_block_waits_for_the_buffer_and_the_peer(listener: std
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(program)
         with await accept(listener) as peer:
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not left.is_set()
             assert len(await blocking(read_all, peer)) == len(MUCH)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not left.is_set()  # the peer has not closed yet
         await left.wait()
 
@@ -135,7 +136,7 @@ async def test_leaving_the_block_waits_for_the_last_handler(listener: stdlib_soc
     finished = []
 
     async def slow(event: Any) -> None:
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         finished.append(event.type)
 
     async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
@@ -148,7 +149,7 @@ async def test_leaving_the_block_while_connecting(clogged: int) -> None:
     before = sockets()
     async with TCPSocket("127.0.0.1", clogged) as socket:
         events = Recorder(socket)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
     assert events.types == ["close"]
     assert sockets() == before
 
@@ -229,7 +230,7 @@ async def test_an_adopted_socket_opens_when_entered() -> None:
     socket = TCPSocket.from_socket(ours)
     events = Recorder(socket)
     theirs.sendall(b"early")
-    await anyio.wait_all_tasks_blocked()
+    await all_blocked()
     assert (events.types, socket.readyState) == ([], "connecting")
     async with socket:
         assert events.types == []
@@ -293,7 +294,7 @@ async def test_an_exception_while_connecting(clogged: int) -> None:
     before = sockets()
     with leaves(BodyError):
         async with TCPSocket("127.0.0.1", clogged):
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert sockets() == before + 1
             raise BodyError
     assert sockets() == before
@@ -498,7 +499,7 @@ async def test_cancelling_the_body(listener: stdlib_socket.socket) -> None:
             peer = await accept(listener)
             await socket.opened()
             socket.send(MUCH)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             before = sockets()
             scope.cancel()
             await anyio.sleep(math.inf)
@@ -515,7 +516,7 @@ async def test_cancelling_the_wait_at_the_end(listener: stdlib_socket.socket) ->
         async with anyio.create_task_group() as tasks:
 
             async def cancel() -> None:
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 scope.cancel()
 
             async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
@@ -535,7 +536,7 @@ async def test_methods_after_a_cancellation_do_nothing(listener: stdlib_socket.s
             socket.suspend()
             with await accept(listener) as peer:
                 await blocking(peer.sendall, b"queued")
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
             scope.cancel()
             await anyio.sleep(math.inf)
     socket.resume()
@@ -552,9 +553,9 @@ async def test_resuming_a_socket_that_has_ended(listener: stdlib_socket.socket) 
         socket.suspend()
         with await accept(listener) as peer:
             await blocking(peer.sendall, b"queued")
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
     socket.resume()
-    await anyio.wait_all_tasks_blocked()
+    await all_blocked()
     assert events.types == ["open", "close"]
 
 
@@ -619,7 +620,7 @@ async def test_entering_a_socket_of_a_scope_and_being_cancelled_at_the_end(liste
             async with anyio.create_task_group() as tasks:
 
                 async def cancel() -> None:
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     scope.cancel()
 
                 async with tcp.open("127.0.0.1", port_of(listener)) as socket:

@@ -21,6 +21,7 @@ from .peers import (
     Accepting,
     Recorder,
     accept,
+    all_blocked,
     blocking,
     connected,
     dial,
@@ -40,7 +41,7 @@ async def test_reopening_when_the_old_connection_is_stuck(listener: stdlib_socke
     async with MozTCPSocket() as tcp:
         old, _, peer = await connected(tcp, "client", listener)
         old.send(bytes(MANY))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         new = tcp.open("127.0.0.1", port_of(listener))
         old.closeImmediately()
         with anyio.fail_after(5):
@@ -52,7 +53,7 @@ async def test_reopening_when_the_old_connection_is_stuck(listener: stdlib_socke
 async def test_a_port_can_be_listened_on_again_at_once() -> None:
     async with MozTCPSocket() as tcp:
         first = tcp.listen(0)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         first.close()
         second = tcp.listen(first.localPort)
         accepting = Accepting(second)
@@ -85,7 +86,7 @@ async def test_no_async_handler_begins_after(call: str, listener: stdlib_socket.
                 await anyio.lowlevel.checkpoint()
             getattr(socket, call)()
             called = True
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             peer.close()
             assert late == []
             socket.closeImmediately()
@@ -105,7 +106,7 @@ async def test_an_async_drain_begins_with_nothing_buffered(listener: stdlib_sock
             for _ in range(turns):
                 await anyio.lowlevel.checkpoint()
             socket.send(bytes(MANY))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             socket.closeImmediately()
             peer.close()
             assert set(amounts) <= {0}
@@ -144,7 +145,7 @@ async def test_a_stray_cancellation_on_an_accepted_socket(
             peer.sendall(b"data")
             await events.until("close")
         with await dial(accepting.server.localPort):  # which goes on
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert len(accepting.sockets) == 2
         accepting.server.close()
     assert "a handler raised CancelledError, though nothing had cancelled it" in caplog.text
@@ -169,7 +170,7 @@ async def test_awaiting_what_was_reached_is_not_being_told(listener: stdlib_sock
     with pytest.raises(TCPSocketError, match="NetworkInterruptError"):  # noqa: PT012
         async with socket:
             await socket.opened()
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
 
 
 async def test_an_awaiter_that_gave_up_was_not_told(listener: stdlib_socket.socket) -> None:
@@ -185,7 +186,7 @@ async def test_an_awaiter_that_gave_up_was_not_told(listener: stdlib_socket.sock
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(socket.closed)
-                    await anyio.wait_all_tasks_blocked()
+                    await all_blocked()
                     scope.cancel()
             leave.set()
 
@@ -209,7 +210,7 @@ async def test_what_had_come_is_delivered_to_a_slow_handler_whatever_linger(list
         while unsent(peer):
             await anyio.lowlevel.checkpoint()
         socket.send(bytes(MANY))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         socket.resume()
         peer.close()  # with unread input: the system sends RST
         await events.until("close")
@@ -241,10 +242,10 @@ async def test_suspending_after_a_failure_lets_the_error_come(anyio_backend_name
             peer.sendall(b"1")
             await entered.wait()
             tasks.start_soon(send_all_or_fail, peer, bytes(MANY))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             ours.shutdown(stdlib_socket.SHUT_WR)
             socket.send(b"x")
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             leave.set()
             with anyio.fail_after(5):
                 error = await events.until("error")

@@ -17,6 +17,7 @@ from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSock
 from .certificates import client_context, server_context
 from .peers import (
     accept,
+    all_blocked,
     blocking,
     connected,
     dial,
@@ -52,7 +53,7 @@ def rows(title: str) -> list[list[str]]:
 
 async def port_from(capsys: pytest.CaptureFixture[str]) -> int:
     """The port that an example says it listens on."""
-    await anyio.wait_all_tasks_blocked()
+    await all_blocked()
     found = re.fullmatch(r"listening on (\d+)\n", capsys.readouterr().out)
     assert found
     return int(found[1])

@@ -24,6 +24,7 @@ from .peers import (
     Accepting,
     Recorder,
     accept,
+    all_blocked,
     blocking,
     connected,
     dial,
@@ -96,7 +97,7 @@ async def test_the_block_waits_for_all(listener: stdlib_socket.socket) -> None:
         left.set()
 
     async def still_there() -> bool:
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         return not left.is_set()
 
     async with anyio.create_task_group() as tasks:
@@ -120,7 +121,7 @@ async def test_the_block_waits_for_slow_handlers(listener: stdlib_socket.socket)
     finished = []
 
     async def slow(event: Any) -> None:
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         finished.append(event.type)
 
     async with MozTCPSocket() as tcp:
@@ -138,7 +139,7 @@ async def test_close_closes_all(listener: stdlib_socket.socket, clogged: int) ->
         inward, inward_events = await accepting.first()
         attempt = tcp.open(LOOPBACK, clogged)
         attempt_events = Recorder(attempt)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         for socket in (outward, inward):
             socket.send(b"last words")
         tcp.close()
@@ -220,12 +221,12 @@ async def test_what_has_closed_is_forgotten(listener: stdlib_socket.socket) -> N
             (await accept(listener)).close()
             (await dial(server.localPort)).close()
         while len(closed) < 6:
-            await anyio.wait_all_tasks_blocked()
-        await anyio.wait_all_tasks_blocked()
+            await all_blocked()
+        await all_blocked()
         assert remembered(TCPSocket) == before[0]
         tcp.close()
         await server.closed()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         del server
         assert remembered(TCPServerSocket) == before[1]
 
@@ -441,7 +442,7 @@ async def test_a_failure_that_was_observed_does_not(observer: str) -> None:
         closed = anyio.Event()
         socket.onclose = lambda event: closed.set()
         await closed.wait()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
     assert [event.name for event in seen] == ["ConnectionRefusedError"]
 
 
@@ -451,7 +452,7 @@ async def test_a_failure_that_was_awaited_does_not(what: str) -> None:
         socket = tcp.open(LOOPBACK, unused_port())
         with pytest.raises(TCPSocketError, match="ConnectionRefusedError"):
             await getattr(socket, what)()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         server = tcp.listen(0)  # the scope goes on
         server.close()
 
@@ -462,7 +463,7 @@ async def test_a_loss_that_was_awaited_does_not(listener: stdlib_socket.socket) 
         reset(peer)
         with pytest.raises(TCPSocketError, match="NetworkInterruptError"):
             await socket.closed()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
 
 
 async def test_an_awaited_failure_leaves_by_the_awaiter_once() -> None:
@@ -592,7 +593,7 @@ async def test_cancelling_closes_at_once(scene: str, role: str, listener: stdlib
         elif scene == "slow handler":
             socket.ondata = slow
             await blocking(peer.sendall, b"data")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         seen = list(events.events)
         tcp.cancel_scope.cancel()
     assert events.events == seen
@@ -610,7 +611,7 @@ async def test_cancelling_while_connecting(clogged: int) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open(LOOPBACK, clogged)
         events = Recorder(socket)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         tcp.cancel_scope.cancel()
     assert (socket.readyState, events.types) == ("closed", [])
     assert open_descriptors().keys() == before.keys()
@@ -650,7 +651,7 @@ async def test_cancelling_while_full(role: str, listener: stdlib_socket.socket) 
             while True:
                 peer.send(bytes(1 << 16))
         await begun.wait()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         tcp.cancel_scope.cancel()
     peer.close()
     assert len(handled) == 1
@@ -699,7 +700,7 @@ async def test_nothing_follows_a_shielded_handler(role: str, listener: stdlib_so
             ended.append(event.type)
 
     async def let_it_end() -> None:
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         ended.append(socket.readyState)
         may_end.set()
 
@@ -748,7 +749,7 @@ async def test_nobody_is_left_waiting_after_a_cancellation(listener: stdlib_sock
         socket.send(MUCH)
         for what in (socket.drained, socket.closed, server.closed):
             tasks.start_soon(wait, what)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         tcp.cancel_scope.cancel()
     peer.close()
     assert sorted(outcomes) == ["closed", "closed", "drained"]

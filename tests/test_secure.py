@@ -19,6 +19,7 @@ from .peers import (
     Accepting,
     Recorder,
     accept,
+    all_blocked,
     blocking,
     dial,
     exchange,
@@ -155,7 +156,7 @@ async def test_a_large_send_is_few_system_calls(
             monkeypatch.setattr(Transport, "send", count)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(blocking, read_exactly, peer, 1 << 20)
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 socket_.send(bytes(1 << 20))
                 await socket_.drained()
             assert max(calls) > 200_000, "records are handed over together"
@@ -390,7 +391,7 @@ async def test_cancelling_the_handshake(role: str, listener: socket.socket) -> N
             server = tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context())
             server.onconnect = lambda event: pytest.fail("connect, though there was no handshake")
             peer = await dial(server.localPort)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
         tcp.cancel_scope.cancel()
     with peer:
         await blocking(read_all, peer)

@@ -24,6 +24,7 @@ from .peers import (
     PEER_TIMEOUT,
     Accepting,
     Recorder,
+    all_blocked,
     blocking,
     dial,
     listening,
@@ -500,7 +501,7 @@ async def test_data_waits_for_an_async_onconnect_and_other_connections_do_not() 
             first.shutdown(stdlib_socket.SHUT_WR)
             assert await answers(server.localPort)
             assert await answers(server.localPort)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert order == ["in"]
             assert seen[0].events == []
             admitted.set()
@@ -654,11 +655,11 @@ async def test_max_connections(host: str) -> None:
         server.onconnect = arrivals
         peers = [await dial(server.localPort, address) for address in (LOOPBACK, host, LOOPBACK, host)]
         await arrivals.until(2)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert len(arrivals.sockets) == 2
         arrivals.sockets[0].closeImmediately()
         await arrivals.until(3)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert len(arrivals.sockets) == 3
         for peer in peers:
             peer.close()
@@ -731,7 +732,7 @@ async def test_closed_waits() -> None:
     async with MozTCPSocket() as tcp, anyio.create_task_group() as tasks:
         server = tcp.listen(0)
         tasks.start_soon(wait, server)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         order.append("close")
         server.close()
     assert order == ["close", "closed"]
@@ -860,7 +861,7 @@ async def test_no_room_is_logged_and_waited_out(short_pause: float, caplog: pyte
 async def test_closing_while_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_server, "ACCEPT_PAUSE", 1000)
     async with TCPServerSocket.from_socket(Faulty(errno.EMFILE)) as server:
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
     await server.closed()
 
 
@@ -956,7 +957,7 @@ async def test_a_fatal_error_is_raised_by_closed() -> None:
 async def test_a_fatal_error_that_nobody_is_told_of_leaves_the_block() -> None:
     with leaves(TCPSocketError) as caught:
         async with TCPServerSocket.from_socket(Faulty(errno.EINVAL)) as server:
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             server.onconnect = echo
     assert caught.value.errorCode == errno.EINVAL
 
@@ -1014,5 +1015,5 @@ async def test_an_async_onerror_is_waited_for() -> None:
     seen: list[Any] = []
     async with TCPServerSocket.from_socket(Faulty(errno.EINVAL)) as server:
         server.onerror = later(seen.append)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
     assert [event.errorCode for event in seen] == [errno.EINVAL]

@@ -18,6 +18,7 @@ from .peers import (
     Accepting,
     Recorder,
     accept,
+    all_blocked,
     blocking,
     connected,
     dial,
@@ -250,7 +251,7 @@ async def test_sends_within_and_outside_handlers_keep_their_order(role: str, lis
                 await events.until_so(lambda count=count: len(events.data) == count)  # type: ignore[misc]
             for _ in range(2000):
                 send(100)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             socket.close()
             assert await blocking(read_all, peer) == expected
 
@@ -282,7 +283,7 @@ async def test_buffered_amount_counts_what_the_system_has_not_taken(role: str, l
         socket, events, peer = await connected(tcp, role, listener)
         socket.send(bytes(MANY))
         assert socket.bufferedAmount == MANY
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         stuck = socket.bufferedAmount
         assert 0 < stuck < MANY
         taken = MANY - stuck
@@ -336,14 +337,14 @@ async def test_drain_is_postponed_while_more_is_buffered(role: str, listener: st
             await blocking(read_exactly, peer, 100_000)
             await socket.drained()  # the drain is due now, but a handler runs
             assert not socket.send(bytes(MANY))
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             leave.set()
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert socket.bufferedAmount > 0
             assert amounts == []  # postponed
             await blocking(read_exactly, peer, MANY)
             await events.until("drain")
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert amounts == [0]  # not lost, and once
 
 
@@ -484,7 +485,7 @@ async def test_a_slow_handler_holds_its_peer_back_and_no_other(listener: stdlib_
         with slow_peer, quick_peer:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(send_all, slow_peer, bytes(MANY))
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 quick_peer.sendall(b"still here")
                 await quick_events.until("data")
                 assert slow.readyState == "open"
@@ -527,9 +528,9 @@ async def test_suspend_counts_and_holds_data_and_the_end_behind_it(role: str, li
         socket.suspend()
         with peer:
             peer.sendall(b"held")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         socket.resume()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert events.types == before
         assert socket.readyState == "open"
         socket.send(b"still open to us")
@@ -547,7 +548,7 @@ async def test_suspend_while_connecting(listener: stdlib_socket.socket) -> None:
         with await accept(listener) as peer:
             peer.sendall(b"early")
             await events.until("open")
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert events.types == ["open"]
             socket.resume()
             await events.until("data")
@@ -586,7 +587,7 @@ async def test_suspend_within_a_handler_stops_at_once(role: str, listener: stdli
             while len(events.data) < len(SOME):
                 expected += 1
                 await events.until_so(lambda expected=expected: count() == expected)  # type: ignore[misc]
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 assert count() == expected
                 socket.resume()
         assert events.data == SOME
@@ -611,7 +612,7 @@ async def test_an_error_does_not_wait_while_suspended(role: str, listener: stdli
         socket, events, peer = await connected(tcp, role, listener)
         socket.suspend()
         peer.sendall(b"held")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         reset(peer)
         error = await events.until("error")
         assert error.name == "NetworkInterruptError"
@@ -626,7 +627,7 @@ async def test_a_write_error_does_not_wait_while_suspended_with_a_full_queue(
         socket, events, peer = await connected(tcp, role, listener)
         socket.suspend()
         await blocking(peer.sendall, SOME)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         reset(peer)
         socket.send(b"into the void")
         assert (await events.until("error")).name == "NetworkInterruptError"
@@ -645,10 +646,10 @@ async def test_what_came_before_a_write_error_is_delivered_first(role: str, list
         socket.ondata = slow
         peer.sendall(b"first ")
         await events.until_so(lambda: True)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.sendall(b"421 too busy")
         socket.send(bytes(MANY))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.close()  # with unread input: the system sends RST
         with pytest.raises(TCPSocketError):
             await socket.drained()
@@ -674,7 +675,7 @@ async def test_data_after_an_async_open_handler(listener: stdlib_socket.socket) 
         socket.onclose = lambda event: order.append("close")
         with await accept(listener) as peer:
             peer.sendall(b"data")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         leave.set()
         await socket.closed()
         assert order == ["open begins", "open ends", b"data", "close"]
@@ -716,7 +717,7 @@ async def test_no_queued_data_after_close(role: str, listener: stdlib_socket.soc
         socket.suspend()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send_all, peer, bytes(MANY))  # fills the queue and more
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             socket.close()
             socket.resume()
         peer.close()
@@ -747,7 +748,7 @@ async def test_close_with_unread_input_loses_nothing(role: str, listener: stdlib
                 peer.sendall(bytes(100_000))
                 socket.send(SOME)
                 socket.close()
-                await anyio.wait_all_tasks_blocked()
+                await all_blocked()
                 assert await blocking(read_all, peer) == SOME
 
 
@@ -770,7 +771,7 @@ async def test_close_immediately_drops_what_is_buffered(role: str, listener: std
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
         socket.send(bytes(MANY))
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         socket.closeImmediately()
         socket.closeImmediately()
         assert (socket.readyState, socket.bufferedAmount) == ("closing", 0)
@@ -789,7 +790,7 @@ async def test_close_immediately_ends_a_close_that_lingers(role: str, listener: 
         socket, events, peer = await connected(tcp, role, listener, linger=1000)
         with peer:
             socket.close()
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert "close" not in events.types
             socket.closeImmediately()
             await events.until("close")
@@ -800,7 +801,7 @@ async def test_close_while_connecting(clogged: int, method: str) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", clogged)
         events = Recorder(socket)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         getattr(socket, method)()
         assert socket.readyState == "closing"
         with pytest.raises(InvalidStateError, match=r"opened\(\): .* was closed first"):
@@ -850,7 +851,7 @@ async def test_peers_end_closes_when_what_is_buffered_is_sent(role: str, listene
         with peer:
             socket.send(SOME * 8)
             peer.shutdown(stdlib_socket.SHUT_WR)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert socket.readyState == "closing"
             assert await blocking(read_all, peer) == SOME * 8
         await events.until("close")
@@ -943,11 +944,11 @@ async def test_reset_after_data_delivers_the_data(role: str, listener: stdlib_so
 
         socket.ondata = slow
         peer.sendall(b"one ")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         peer.sendall(b"two")
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         reset(peer)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         leave.set()
         await events.until("close")
         assert events.data == b"one two"
@@ -959,7 +960,7 @@ async def test_reset_while_sending_fails_a_close(role: str, listener: stdlib_soc
         socket, events, peer = await connected(tcp, role, listener)
         socket.send(bytes(MANY))
         socket.close()
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         reset(peer)
         await events.until("close")
         assert events.types[-2:] == ["error", "close"]
@@ -981,7 +982,7 @@ async def test_awaiters_in_other_tasks_are_told(listener: stdlib_socket.socket) 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait, socket.drained)
             tasks.start_soon(wait, socket.closed)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             reset(peer)
         assert told == ["NetworkInterruptError"] * 2
 

@@ -16,7 +16,7 @@ from mozsocket._tls import BATCH_SIZE, TLSTransport
 from mozsocket._transport import Transport, configure
 
 from .certificates import client_context, server_context
-from .peers import PEER_TIMEOUT, blocking, exchange, read_all, read_exactly, secure
+from .peers import PEER_TIMEOUT, all_blocked, blocking, exchange, read_all, read_exactly, secure
 
 pytestmark = pytest.mark.anyio
 
@@ -266,7 +266,7 @@ async def test_a_writer_waits_for_the_peer_in_the_handshake(role: str) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
             tasks.start_soon(read)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert not went_on.is_set()
             with await secure(peer, their_context(role), server_side=role == "client") as theirs:
                 assert await blocking(read_exactly, theirs, 6) == b"secret"
@@ -287,6 +287,6 @@ async def test_closing_wakes_a_writer_that_waits_for_the_peer(role: str) -> None
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             engine.tls.close()
     assert engine.tls.closed

@@ -11,7 +11,7 @@ import pytest
 
 from mozsocket._transport import Transport, configure
 
-from .peers import PEER_TIMEOUT, blocking, listening, read_all, read_exactly, reset
+from .peers import PEER_TIMEOUT, all_blocked, blocking, listening, read_all, read_exactly, reset
 
 pytestmark = pytest.mark.anyio
 
@@ -190,7 +190,7 @@ async def test_waiting_until_something_arrives(pair: tuple[Transport, socket.soc
     with anyio.fail_after(PEER_TIMEOUT):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert received == []
             peer.sendall(b"hello")
     assert received == [b"hello"]
@@ -208,7 +208,7 @@ async def test_waiting_until_there_is_room(unix: tuple[Transport, socket.socket]
     with anyio.fail_after(PEER_TIMEOUT):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             assert room == []
             await blocking(read_exactly, peer, sent)
     assert room == [4]
@@ -268,7 +268,7 @@ async def test_closing_wakes_who_waits(unix: tuple[Transport, socket.socket], me
         async with anyio.create_task_group() as tasks:
             for method in methods:
                 tasks.start_soon(wait, method)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             transport.close()
     assert sorted(woken) == methods
     assert transport.socket.fileno() == -1
@@ -286,7 +286,7 @@ async def test_closing_wakes_who_waits_over_tcp(tcp: tuple[Transport, socket.soc
     with anyio.fail_after(PEER_TIMEOUT):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             transport.close()
     assert woken.is_set()
 
@@ -315,7 +315,7 @@ async def test_a_cancelled_wait_leaves_the_transport_usable(pair: tuple[Transpor
     transport, peer = pair
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(transport.wait_readable)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         tasks.cancel_scope.cancel()
     peer.sendall(b"hello")
     assert await receive(transport) == b"hello"

@@ -17,6 +17,7 @@ from .peers import (
     Accepting,
     Recorder,
     accept,
+    all_blocked,
     blocking,
     connected,
     dial,
@@ -76,7 +77,7 @@ async def test_upgrade_in_the_middle_of_a_blocked_send(
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await connected(tcp, role, listener)
         socket_.send(BIG)
-        await anyio.wait_all_tasks_blocked()
+        await all_blocked()
         assert socket_.bufferedAmount > 0
         socket_.upgradeToSecure(**arguments)
         socket_.send(BIG[::-1])
@@ -345,7 +346,7 @@ async def test_an_early_client_hello_that_waits_to_be_delivered() -> None:
             socket_.suspend()
             client = EarlyHello()
             peer.sendall(client.hello)
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             socket_.upgradeToSecure()
             socket_.resume()
             await blocking(client.go_on, peer)
@@ -410,7 +411,7 @@ async def test_commands_injected_while_suspended() -> None:
             accepting.server.close()
             socket_.suspend()
             peer.sendall(INJECTED * 20_000)  # more than the channel holds: the reader waits for room in it
-            await anyio.wait_all_tasks_blocked()
+            await all_blocked()
             socket_.upgradeToSecure()
             socket_.resume()
             error = await recorder.until("error")
