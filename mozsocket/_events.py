@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from inspect import CO_COROUTINE, isawaitable, iscoroutine, iscoroutinefunction
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import anyio.lowlevel
@@ -277,8 +277,9 @@ class Rest:
 
 
 def _is_async(function: Callable[[Any], object]) -> bool:
-    if isinstance(function, FunctionType):  # as a rule, and `inspect` takes its time
-        return bool(function.__code__.co_flags & CO_COROUTINE)
+    plain = function.__func__ if isinstance(function, MethodType) else function
+    if isinstance(plain, FunctionType):  # as a rule, and `inspect` takes its time
+        return bool(plain.__code__.co_flags & CO_COROUTINE)
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 

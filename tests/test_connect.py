@@ -331,6 +331,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[Wait]:
         await more()
 
     monkeypatch.setattr(anyio, "wait_writable", wait_writable)
+    monkeypatch.setattr(_connect, "_is_connected", lambda sock: False)  # yet, as on a distant machine
     return besides
 
 
