@@ -1,10 +1,19 @@
-"""When the reader looks again by itself, and when it asks the operating system to tell."""
+"""When the reader looks again by itself, when it lets others run, and when it asks the operating system to tell."""
 
 from __future__ import annotations
 
+import socket
+from collections import Counter
 from itertools import pairwise
+from typing import Any
 
-from mozsocket._connection import LOOKS, MAX_SKIP, Eagerness
+import anyio
+import anyio.lowlevel
+import pytest
+
+from mozsocket import TCPSocket
+from mozsocket._connection import LOOKS, MAX_SKIP, READ_AT_ONCE, Eagerness
+from mozsocket._transport import Transport
 
 
 def looks(eagerness: Eagerness) -> int:
@@ -57,3 +66,26 @@ def test_that_it_paid_once_begins_anew() -> None:
         eagerness.found()
     eagerness.found()  # by having looked
     assert looks(eagerness) == LOOKS
+
+
+@pytest.mark.anyio
+async def test_a_peer_that_fills_every_read_leaves_turns_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, done = 0, anyio.Event()
+    reads: Counter[int] = Counter()
+
+    def count(event: Any) -> None:
+        reads[turn] += len(event.data)
+        if sum(reads.values()) >= 1 << 22:
+            done.set()
+
+    monkeypatch.setattr(Transport, "receive", lambda self, size: None if done.is_set() else bytes(size))
+    ours, peer = socket.socketpair()
+    with peer:
+        async with TCPSocket.from_socket(ours, linger=0) as tcp:
+            tcp.ondata = count
+            while not done.is_set():
+                await anyio.lowlevel.checkpoint()
+                turn += 1
+            tcp.closeImmediately()
+    # Trio runs the tasks of a turn in any order: the reader may be the last in one and the first in the next.
+    assert READ_AT_ONCE <= max(reads.values()) <= 2 * READ_AT_ONCE
