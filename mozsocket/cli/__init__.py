@@ -18,6 +18,7 @@ from .. import BinaryType, MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, 
 from ._console import Console
 from ._contexts import client_context, server_context
 from ._demo import Contexts, Demo, conclusion
+from ._echo import EchoService
 from ._loop import (
     BACKENDS,
     INTERRUPTED,
@@ -30,7 +31,7 @@ from ._loop import (
     warn,
     words,
 )
-from ._relay import Relay, echo_back
+from ._relay import Relay
 from ._starttls import DIALOGUES, NEGOTIATION_LIMIT, StartTLS
 from ._trace import ShortTrace, Trace, peer_of
 
@@ -148,8 +149,8 @@ def connect(
     if insecure:
         warn(f"--insecure: the certificate of {host} is not checked, so anyone may be at the other end")
     console = Console()
-    if run(backend, partial(connect_and_relay, socket, console, Trace(enabled=verbose), starttls, connect_timeout)):
-        leave(console, INTERRUPTED)
+    relay = partial(connect_and_relay, socket, console, Trace(enabled=verbose), starttls, connect_timeout)
+    leave(console, run(backend, relay))
 
 
 def exclude(name: str, value: object, other: str, other_value: object) -> None:
@@ -185,8 +186,8 @@ async def connect_and_relay(
 
 
 def leave(console: Console, status: int) -> None:
-    """Exit after Ctrl-C."""
-    if console.writing:  # pragma: no cover  (nothing is recorded of a process that ends like this)
+    """End the program."""
+    if status and console.writing:  # pragma: no cover  (nothing is recorded of a process that ends like this)
         os._exit(status)  # a thread is stuck in a write, for which Python would wait
     sys.exit(status)
 
@@ -195,6 +196,14 @@ def leave(console: Console, status: int) -> None:
 @click.argument("port", type=click.IntRange(0, 65535))
 @click.option("--host", help="The address to listen on, or its name; by default all of this machine's.")
 @click.option("--echo", is_flag=True, help="Send back what is received, on any number of connections, until Ctrl-C.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=5,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --echo: how long connections may go on after Ctrl-C or SIGTERM; a second one ends them at once.",
+)
 @click.option("--keep-open", is_flag=True, help="Take further connections, one after another, until Ctrl-C.")
 @click.option("--tls", is_flag=True, help="Use TLS from the start.")
 @click.option(
@@ -206,6 +215,7 @@ def listen(
     port: int,
     host: str | None,
     echo: bool,
+    grace: float,
     keep_open: bool,
     tls: bool,
     certfile: str | None,
@@ -220,17 +230,18 @@ def listen(
     connection; the end of the input does not end it.
     """
     console, trace = Console(), Trace(enabled=verbose)
-    serve = partial(serve_echo, trace) if echo else partial(serve_relays, trace, console, keep_open)
+    service = EchoService(trace, grace)
+    serve = service.serve if echo else partial(serve_relays, trace, console, keep_open)
     options = {"host": host, "binaryType": binary_type, "max_connections": None if echo else 1}
     options |= server_tls(tls, certfile, keyfile)
     try:
-        interrupted = run(backend, partial(listen_and_serve, trace, serve, port, options))
+        listening = partial(listen_and_serve, trace, serve, port, options)
+        status = run(backend, listening, service.stop)
     except (OSError, UnicodeError) as exc:
         raise Failure(f"cannot listen on {host or 'any address'} port {port}: {words(exc)}") from exc
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
-    if interrupted:
-        leave(console, 0 if echo else INTERRUPTED)
+    leave(console, status)
 
 
 def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str, Any]:
@@ -280,18 +291,6 @@ async def serve_relays(trace: Trace, console: Console, keep_open: bool, server: 
     await server.closed()  # raises what ended it, if it was not closed here
 
 
-async def serve_echo(trace: Trace, server: TCPServerSocket) -> None:
-    """Send back what is received, as fast as it is taken, on any number of connections."""
-    numbers = itertools.count(1)
-
-    def on_connect(event: TCPServerSocketEvent) -> None:
-        echo_back(event.socket)
-        trace.watch(event.socket, f"accepted {next(numbers)}")
-
-    server.onconnect = on_connect
-    await server.closed()
-
-
 @cli.command(short_help="Show sockets at work on each event loop, and check them.")
 def demo() -> None:
     """An echo server and a client in one process, on each event loop that is installed: they agree on TLS in
@@ -305,8 +304,8 @@ def demo() -> None:
     for backend in filter(installed, BACKENDS):
         trace.write(f"{backend}:")
         demo = Demo(trace, contexts)
-        if run(backend, demo.run):
-            sys.exit(INTERRUPTED)
+        if status := run(backend, demo.run):
+            sys.exit(status)
         claims[backend] = demo.claims()
     trace.write(conclusion(claims))
     if trace.failure is not None:

@@ -10,8 +10,8 @@ from typing import Any
 import anyio
 
 from .. import MozTCPSocket, TCPServerSocketEvent, TCPSocket, TCPSocketEvent
+from ._echo import echo_back
 from ._loop import Failure
-from ._relay import echo_back
 from ._trace import EVENT_TYPES, Trace, tls_of
 
 __all__ = ("Contexts", "Demo", "conclusion")

@@ -28,10 +28,14 @@ __all__ = (
     "Failure",
     "complain",
     "installed",
+    "note",
     "run",
     "warn",
     "words",
 )
+
+STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
+"""What asks the program to end."""
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
@@ -56,6 +60,10 @@ class ConnectionLost(Failure):
 
 def complain(message: str) -> None:
     click.echo(f"mozsocket: error: {message}", err=True)
+
+
+def note(message: str) -> None:
+    click.echo(f"mozsocket: {message}", err=True)
 
 
 def warn(message: str) -> None:
@@ -97,23 +105,25 @@ def installed(backend: str) -> bool:
     return importlib.util.find_spec(backend) is not None
 
 
-def run(backend: str, function: Callable[[], Awaitable[None]]) -> bool:
-    """Run an event loop until a function is done, or Ctrl-C.
+def run(backend: str, function: Callable[[], Awaitable[None]], stop: Callable[[], bool] = lambda: False) -> int:
+    """Run an event loop until a function is done, or Ctrl-C or SIGTERM.
 
-    :return: whether it was interrupted
+    :param stop: called at the first of these. If it gives True, the function will soon be done, and only the second
+        ends it
+    :return: the exit status: 0, or that of a program that was ended by the signal
     :raises Failure: if the backend is not installed, or from the function
     """
     if not installed(backend):
         raise Failure(f"{backend} is not installed: pip install 'mozsocket[{backend}]'")
     name, options = BACKENDS[backend]
     try:
-        return anyio.run(run_until_interrupted, function, backend=name, backend_options=options)
+        return anyio.run(run_until_signalled, function, stop, backend=name, backend_options=options)
     except KeyboardInterrupt:
-        return True
+        return INTERRUPTED
     except BaseExceptionGroup as group:
         exc = first_of(group)
         if isinstance(exc, KeyboardInterrupt):
-            return True
+            return INTERRUPTED
         raise exc from exc.__cause__
 
 
@@ -124,28 +134,33 @@ def first_of(exc: BaseException) -> BaseException:
     return exc
 
 
-async def run_until_interrupted(function: Callable[[], Awaitable[None]]) -> bool:
-    interrupted = False
+async def run_until_signalled(function: Callable[[], Awaitable[None]], stop: Callable[[], bool]) -> int:
+    status = 0
+    # What is ignored, as shells have Ctrl-C for a script's background jobs, stays ignored.
+    watched = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
     async def watch(task_status: anyio.abc.TaskStatus[None]) -> None:
-        nonlocal interrupted
+        nonlocal status
+        stopping = False
         try:
-            with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            with anyio.open_signal_receiver(*watched) as signals:
                 task_status.started()
-                async for _ in signals:
-                    interrupted = True
-                    tasks.cancel_scope.cancel()
+                async for number in signals:
+                    if not stopping and stop():
+                        stopping = True
+                    else:
+                        status = 128 + number
+                        tasks.cancel_scope.cancel()
         except NotImplementedError:  # pragma: no cover  (asyncio on Windows: KeyboardInterrupt will end the loop)
             task_status.started()
 
     async with anyio.create_task_group() as tasks:
-        # Without this Ctrl-C would be an exception anywhere, and there would be a traceback from a handler. Where it
-        # is ignored, as shells have it for a script's background jobs, it stays ignored.
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # Without this Ctrl-C would be an exception anywhere, and there would be a traceback from a handler.
+        if watched:
             await tasks.start(call_with_status, watch)
         await function()
         tasks.cancel_scope.cancel()
-    return interrupted
+    return status
 
 
 async def call_with_status(

@@ -1,4 +1,4 @@
-"""Connecting a socket with something else: standard input and output, or itself.
+"""Connecting a socket with standard input and output.
 
 Nothing is read that the other side has no room for: input waits until the socket is drained, the socket is suspended
 while output is written.
@@ -11,10 +11,10 @@ import anyio
 from .. import InvalidStateError, TCPSocket, TCPSocketError, TCPSocketErrorEvent, TCPSocketEvent
 from .._state import octets
 from ._console import Console, TerminalText
-from ._loop import ConnectionLost, complain
+from ._loop import ConnectionLost
 from ._trace import peer_of
 
-__all__ = ("Relay", "echo_back")
+__all__ = ("Relay",)
 
 
 class Relay:
@@ -80,13 +80,3 @@ class Relay:
                 self._socket.resume()
         if text is not None:
             await self._console.write(text.feed(b"", final=True).encode())
-
-
-def echo_back(socket: TCPSocket) -> None:
-    def on_data(event: TCPSocketEvent) -> None:
-        if not socket.send(event.data):
-            socket.suspend()  # until it is taken
-
-    socket.ondata = on_data
-    socket.ondrain = lambda event: socket.resume()
-    socket.onerror = lambda event: complain(f"connection with {peer_of(socket)}: {event.error.detail}")

@@ -1,0 +1,75 @@
+"""Sending back what is received."""
+
+from __future__ import annotations
+
+import itertools
+
+import anyio
+
+from .. import Event, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketEvent
+from ._loop import complain, note
+from ._trace import Trace, peer_of
+
+__all__ = ("EchoService", "echo_back")
+
+
+class EchoService:
+    """Sends back what is received, on any number of connections, until it is told to stop.
+
+    :param grace: seconds that connections then have to end by themselves
+    """
+
+    def __init__(self, trace: Trace, grace: float) -> None:
+        self._trace = trace
+        self._grace = grace
+        self._numbers = itertools.count(1)
+        self._server: TCPServerSocket | None = None
+        self._connections: set[TCPSocket] = set()
+        self._change: anyio.Event | None = None
+
+    async def serve(self, server: TCPServerSocket) -> None:
+        self._server = server
+        server.onconnect = self._on_connect
+        await server.closed()
+        with anyio.move_on_after(self._grace):
+            while self._connections:
+                self._change = anyio.Event()
+                await self._change.wait()
+        for connection in tuple(self._connections):
+            connection.closeImmediately()
+
+    def stop(self) -> bool:
+        """Accept no more, and end when the connections have, or the time is over.
+
+        :return: whether it does; else it has not begun
+        """
+        if self._server is None:
+            return False
+        self._server.close()
+        if self._connections and self._grace:
+            note(f"{len(self._connections)} open, closed in {self._grace:g} s; Ctrl-C again closes at once")
+        return True
+
+    def _on_connect(self, event: TCPServerSocketEvent) -> None:
+        connection = event.socket
+        self._connections.add(connection)
+        connection.addEventListener("close", self._on_close)
+        echo_back(connection)
+        self._trace.watch(connection, f"accepted {next(self._numbers)}")
+
+    def _on_close(self, event: Event[TCPSocket]) -> None:
+        self._connections.discard(event.target)
+        if self._change is not None:
+            self._change.set()
+
+
+def echo_back(socket: TCPSocket) -> None:
+    """Send back what a socket receives, as fast as it is taken."""
+
+    def on_data(event: TCPSocketEvent) -> None:
+        if not socket.send(event.data):
+            socket.suspend()  # until it is taken
+
+    socket.ondata = on_data
+    socket.ondrain = lambda event: socket.resume()
+    socket.onerror = lambda event: complain(f"connection with {peer_of(socket)}: {event.error.detail}")
