@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,7 @@ from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSock
 
 from .certificates import client_context, server_context
 from .peers import (
+    PEER_TIMEOUT,
     accept,
     all_blocked,
     blocking,
@@ -133,6 +140,69 @@ async def test_without_handlers(capsys: pytest.CaptureFixture[str]) -> None:
                 assert await blocking(read_all, peer) == bytes(1_000_000)
     await main(unused_port())
     assert re.fullmatch(r"ConnectionRefusedError \d+\n", capsys.readouterr().out)
+
+
+SERVICE = """
+import sys, anyio
+main.__globals__["GRACE"] = float(sys.argv[3])
+anyio.run(main, 0, backend=sys.argv[1], backend_options={"use_uvloop": True} if sys.argv[2] == "True" else {})
+"""
+
+
+@contextmanager
+def service(backend: tuple[str, dict[str, Any]], grace: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The example of a service in a process of its own, and its port."""
+    (code,) = re.findall(r"```python\n(.*?)```", section("Shutting down"), re.DOTALL)
+    code = code.replace('__name__ == "__main__"', "False") + SERVICE
+    command = [sys.executable, "-c", code, backend[0], str(bool(backend[1])), str(grace)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.fullmatch(r"listening on (\d+)\n", process.stdout.readline())
+            assert found
+            yield process, int(found[1])
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_shutting_down(number: int, anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    with service(anyio_backend, 60) as (process, port):
+        with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
+            peer.sendall(b"before")
+            assert read_exactly(peer, 6) == b"before"
+            process.send_signal(number)
+            refused_by(port)
+            peer.sendall(b"after")
+            assert read_exactly(peer, 5) == b"after"
+        assert process.communicate(timeout=PEER_TIMEOUT) == ("", "")
+        assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_shutting_down_closes_what_has_not_finished(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    with service(anyio_backend, 0.3) as (process, port):
+        with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
+            peer.sendall(b"before")
+            assert read_exactly(peer, 6) == b"before"
+            process.send_signal(signal.SIGTERM)
+            assert read_all(peer) == b""
+            assert process.communicate(timeout=PEER_TIMEOUT) == ("", "")
+        assert process.returncode == 0
+
+
+def refused_by(port: int) -> None:
+    """Wait until nothing listens there."""
+    deadline = time.monotonic() + PEER_TIMEOUT
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT).close()
+        except ConnectionResetError:
+            pass  # it was closed just then
+        except ConnectionRefusedError:
+            return
+    pytest.fail("it listens on")
 
 
 @pytest.mark.parametrize("loop", ["anyio", "trio", "asyncio"])
