@@ -392,13 +392,10 @@ class Connection(Lifetime):
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
         if self._state is not _OPEN:
             return
-        if not self._inbox.put_nowait(data):
-            try:
-                await self._inbox.put(data)
-            except anyio.BrokenResourceError:
-                return  # closed by the program meanwhile
+        self._inbox.put(data)
         if not self._suspensions.count:
-            self._wake_dispatch()  # even if it was busy just now: it may have been done before there was room
+            self._wake_dispatch()
+        await self._inbox.wait_for_room()
 
     def _end_of_stream(self) -> None:
         """The peer's end has been reached by the program: what is buffered is sent, then the socket closes."""

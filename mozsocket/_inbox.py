@@ -18,54 +18,60 @@ class Inbox:
     """A memory-object channel of reads, ``b""`` for the peer's end; made when it is first needed, as most never are.
     True while something is queued.
 
+    A read is in it at once, and its reader waits for room before the next: none is ever on its way to it, where
+    ``upgradeToSecure()`` would not find it.
+
     :ivar used: whether anything was ever queued
     """
 
-    __slots__ = ("_receiver", "_sender", "used")
+    __slots__ = ("_count", "_receiver", "_room", "_sender", "used")
 
     def __init__(self) -> None:
         self.used = False
+        self._count = 0
+        self._room: anyio.Event | None = None  # what the reader waits for
         self._sender: MemoryObjectSendStream[bytes]
         self._receiver: MemoryObjectReceiveStream[bytes]
 
-    def put_nowait(self, data: bytes) -> bool:
-        """:return: whether there was room, or it was discarded"""
+    def put(self, data: bytes) -> None:
+        """To be called while there is room. What is put in after :meth:`discard` is discarded too."""
         if not self.used:
             self.used = True
             self._sender, self._receiver = anyio.create_memory_object_stream[bytes](LENGTH)
         try:
             self._sender.send_nowait(data)
-        except anyio.WouldBlock:
-            return False
         except anyio.BrokenResourceError:
-            pass
-        return True
+            return
+        self._count += 1
 
-    async def put(self, data: bytes) -> None:
-        """Wait for room.
-
-        :raises anyio.BrokenResourceError: if it was discarded
-        """
-        await self._sender.send(data)
+    async def wait_for_room(self) -> None:
+        while self._count >= LENGTH:
+            self._room = anyio.Event()
+            await self._room.wait()
 
     def take(self) -> bytes | None:
         """The next of it; None if there is none, or it was discarded."""
-        if not self.used:
+        if not self._count:
             return None
-        try:
-            return self._receiver.receive_nowait()
-        except (anyio.WouldBlock, anyio.ClosedResourceError):
-            return None
+        self._set_count(self._count - 1)
+        return self._receiver.receive_nowait()
 
     def __bool__(self) -> bool:
-        return self.used and self._receiver.statistics().current_buffer_used > 0
+        return self._count > 0
 
     def discard(self) -> None:
         """Forget what is queued, and let who waits for room go."""
         if self.used:
             self._receiver.close()
+            self._set_count(0)
 
     def close(self) -> None:
         if self.used:
-            self._receiver.close()
+            self.discard()
             self._sender.close()
+
+    def _set_count(self, count: int) -> None:
+        self._count = count
+        if self._room is not None:
+            self._room.set()
+            self._room = None

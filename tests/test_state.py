@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mozsocket import InvalidStateError, ReadyState
 from mozsocket._state import BUFFER_THRESHOLD, SendBuffer, SuspendCount, octets
 
-NOISE = Random(0).randbytes(1 << 20)  # noqa: S311
+NOISE = Random(0).randbytes(1 << 20)
 
 
 def noise(size: int, start: int = 0) -> bytes:

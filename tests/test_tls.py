@@ -20,7 +20,7 @@ from .peers import PEER_TIMEOUT, all_blocked, blocking, exchange, read_all, read
 
 pytestmark = pytest.mark.anyio
 
-MUCH = random.Random(1).randbytes(3_000_000)  # noqa: S311
+MUCH = random.Random(1).randbytes(3_000_000)
 SOME = MUCH[:50_000]  # what a socketpair holds
 
 
@@ -99,7 +99,7 @@ def dribbling() -> Iterator[tuple[socket.socket, socket.socket]]:
             target.shutdown(socket.SHUT_WR)
 
         ways = [(near, far), (far, near)]
-        threads = [threading.Thread(target=relay, args=(*way, random.Random(7))) for way in ways]  # noqa: S311
+        threads = [threading.Thread(target=relay, args=(*way, random.Random(7))) for way in ways]
         for thread in threads:
             thread.start()
         yield ours, peer

@@ -426,7 +426,7 @@ async def test_a_peer_that_does_not_speak_tls(
 
 async def test_noise_of_any_kind_is_an_error(role: str, listener: socket.socket) -> None:
     for seed in range(5):  # none of which looks like the beginning of a record
-        noise = random.Random(seed).randbytes(400)  # noqa: S311
+        noise = random.Random(seed).randbytes(400)
         error, _ = await spoken_to(role, noise, listener)
         assert (error.name, error.message) == ("SecurityError", "SecurityProtocol")
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError, _tls
 
 from .certificates import client_context, server_context
 from .peers import (
@@ -418,6 +418,26 @@ async def test_commands_injected_while_suspended() -> None:
             await recorder.until("close")
     assert error.message == "SecurityProtocol"
     assert recorder.data == b""
+
+
+async def test_an_upgrade_at_any_moment_while_the_channel_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader never holds anything that is neither delivered nor found by the upgrade."""
+    monkeypatch.setattr(_tls, "ALERT_PATIENCE", 0.01)
+    for turns in range(50):
+        async with MozTCPSocket() as tcp:
+            accepting = Accepting(tcp.listen(0, host="127.0.0.1", ssl_context=server_context()))
+            with await dial(accepting.server.localPort) as peer:
+                socket_, recorder = await accepting.first()
+                accepting.server.close()
+                socket_.suspend()
+                peer.sendall(INJECTED * 20_000)
+                for _ in range(turns):
+                    await anyio.lowlevel.checkpoint()
+                socket_.upgradeToSecure()
+                socket_.resume()
+                error = await recorder.until("error")
+        assert error.message == "SecurityProtocol"
+        assert recorder.data == b""
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["in the segment", "after the switch"])
