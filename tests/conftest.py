@@ -24,7 +24,13 @@ from .certificates import VERSIONS
 from .peers import listening, port_of
 
 hypothesis.settings.register_profile("default", deadline=None)  # a shared machine may pause anywhere
+hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-load", action="store_true", help="let test_load.py bear the whole load")
+
 
 LOOPS = {
     "asyncio": ("asyncio", {}),
