@@ -1,0 +1,442 @@
+"""Hours of everything at once: ``python -m tests.soak --minutes N --backend B``.
+
+Clients and servers, of the package and of the standard library, in plaintext, in TLS and upgrading to it, come and go,
+some of them faulty. Every byte is checked. Once a minute they pause, and a line tells what there was: then nothing of
+them may be left. Ends with status 1 if anything was lost, hung, was left behind or has grown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import gc
+import logging
+import os
+import random
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, ClassVar
+
+import anyio
+import psutil
+
+from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+
+from .certificates import client_context, server_context
+from .peers import all_blocked, blocking, listening, port_of, read_exactly, reset, unused_port
+
+BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+WORKERS = 24
+TIME_LIMIT = 60  # seconds in which each of them must have ended
+ROUND = 60.0  # seconds between two pauses
+WARM_UP = 5.0
+MARGIN = 1.25, 16_000_000  # times as much memory, and bytes more, as after the warm-up is no growth yet
+OBJECTS = 3_000  # that there may be more of, for caches
+
+PATTERN = os.urandom(1 << 20)
+SIZES = (1, 100, 5_000, 70_000, 400_000, 1_000_000)
+CHUNKS = (100, 4_000, 20_000, 65_536, 200_000)
+KINDS = ("plain", "tls", "starttls")
+REQUEST, READY = b"STARTTLS\n", b"READY\n"
+
+
+class Ledger:
+    """What there was.
+
+    :ivar problems: what should not have been
+    """
+
+    def __init__(self) -> None:
+        self.connections = self.bytes = self.accepted = 0
+        self.errors: collections.Counter[str] = collections.Counter()
+        self.problems: list[str] = []
+
+    def require(self, condition: object, what: str) -> None:
+        if not condition:
+            self.problems.append(what)
+
+
+class HandlerError(Exception):
+    """Raised by a handler, on purpose."""
+
+
+class Expected(logging.Handler):
+    """Takes what the package logs of the faults."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else next(iter(record.args or ()), None)
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(argument, TCPSocketError):
+                error = argument
+        if isinstance(error, TCPSocketError):
+            self._ledger.errors[f"logged {error.name}"] += 1
+        elif isinstance(error, HandlerError):
+            self._ledger.errors["logged HandlerError"] += 1
+        else:
+            self._ledger.problems.append(f"logged: {record.getMessage()}")
+
+
+class EchoServer:
+    """Sends back what it receives, as fast as it is taken; the first line may ask for TLS, or for an exception."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def on_connect(self, event: Any) -> None:
+        accepted = event.socket
+        self._ledger.accepted += 1
+        accepted.ondata = self._first
+        accepted.ondrain = lambda event: accepted.resume()
+        accepted.onerror = self._on_error
+        accepted.onclose = self._on_close
+
+    def _first(self, event: Any) -> None:
+        accepted = event.target
+        if event.data == b"raise":
+            raise HandlerError
+        accepted.ondata = self._echo
+        if event.data == REQUEST:
+            accepted.send(READY)
+            accepted.upgradeToSecure()
+        else:
+            self._echo(event)
+
+    def _echo(self, event: Any) -> None:
+        if not event.target.send(event.data):
+            event.target.suspend()
+
+    def _on_error(self, event: Any) -> None:
+        self._ledger.errors[event.name] += 1
+
+    def _on_close(self, event: Any) -> None:
+        self._ledger.accepted -= 1
+
+
+class EchoClient:
+    """Sends so many bytes and checks that they come back."""
+
+    def __init__(self, socket_: TCPSocket, kind: str, size: int, ledger: Ledger) -> None:
+        begin = random.randrange(len(PATTERN))
+        self._data = (PATTERN[begin:] + PATTERN)[:size]
+        self._chunk = random.choice(CHUNKS)
+        self._socket = socket_
+        self._kind = kind
+        self._ledger = ledger
+        self._sent = self._received = 0
+        socket_.onopen = self._on_open
+        socket_.onsecure = lambda event: self._send()
+        socket_.ondrain = lambda event: self._send()
+        socket_.ondata = self._on_data
+
+    def _on_open(self, event: Any) -> None:
+        if self._kind == "starttls":
+            self._socket.send(REQUEST)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        while self._sent < len(self._data):
+            chunk = self._data[self._sent :][: self._chunk]
+            self._sent += len(chunk)
+            if not self._socket.send(chunk):
+                return
+
+    def _on_data(self, event: Any) -> None:
+        if self._kind == "starttls" and not self._socket.ssl:
+            self._ledger.require(event.data == READY, f"{event.data[:20]!r} instead of {READY!r}")
+            self._socket.upgradeToSecure()
+            return
+        expected = self._data[self._received :][: len(event.data)]
+        self._ledger.require(event.data == expected, f"wrong data at {self._received} of {len(self._data)}")
+        self._received += len(event.data)
+        self._ledger.bytes += len(event.data)
+        if self._received == len(self._data):
+            self._socket.close()
+
+    async def run(self) -> None:
+        """Until all is back, suspended now and then."""
+        async with self._socket:
+            while self._socket.readyState in ("connecting", "open"):
+                self._socket.suspend()
+                await anyio.sleep(random.random() / 100)
+                self._socket.resume()
+                await anyio.sleep(random.random() / 10)
+            await self._socket.closed()
+        self._ledger.require(self._received == len(self._data), f"{self._received} of {len(self._data)} bytes are back")
+
+
+class Soak:
+    def __init__(self, seed: int) -> None:
+        random.seed(seed)
+        self._ledger = Ledger()
+        self._contexts = client_context(), server_context()
+        self._ports: dict[str, int] = {}
+        self._process = psutil.Process()
+        self._rounds: list[dict[str, int]] = []
+
+    async def run(self, seconds: float) -> list[str]:
+        """:return: the problems"""
+        logger = logging.getLogger("mozsocket")
+        logger.addHandler(Expected(self._ledger))
+        logger.propagate = False
+        options: dict[str, Any] = {"host": "127.0.0.1", "ssl_context": self._contexts[1], "handshake_timeout": 2}
+        async with MozTCPSocket() as tcp:
+            for kind, secure in (("plain", False), ("tls", True)):
+                server = tcp.listen(0, useSecureTransport=secure, **options)
+                server.onconnect = EchoServer(self._ledger).on_connect
+                self._ports[kind] = server.localPort
+            self._ports["starttls"] = self._ports["plain"]
+            await self._churn(min(WARM_UP, seconds / 3))
+            await self._measure()
+            print(f"{'warm-up':>8}  {self._describe()}", flush=True)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and not self._ledger.problems:
+                await self._churn(min(ROUND, seconds / 3, max(1, end - time.monotonic())))
+                await self._measure()
+                self._compare()
+                passed = (seconds + time.monotonic() - end) / 60
+                print(f"{passed:5.1f} min  {self._describe()}", flush=True)
+            tcp.close()
+        return self._ledger.problems
+
+    async def _churn(self, seconds: float) -> None:
+        """All at once for a while, then wait until all have ended."""
+        end = time.monotonic() + seconds
+        async with anyio.create_task_group() as tasks:
+            for _ in range(WORKERS):
+                tasks.start_soon(self._work, end)
+        with anyio.move_on_after(TIME_LIMIT):
+            while self._ledger.accepted:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        self._ledger.require(not self._ledger.accepted, f"{self._ledger.accepted} accepted sockets have not closed")
+
+    async def _work(self, end: float) -> None:
+        scenarios = list(self.SCENARIOS)
+        weights = [self.SCENARIOS[scenario] for scenario in scenarios]
+        while time.monotonic() < end and not self._ledger.problems:
+            (scenario,) = random.choices(scenarios, weights)
+            kind = random.choice(KINDS)
+            self._ledger.connections += 1
+            try:
+                with anyio.fail_after(TIME_LIMIT):
+                    await scenario(self, kind)
+            except Exception as exc:
+                self._ledger.problems.append(f"{scenario.__name__}({kind!r}): {exc!r}")
+
+    async def _measure(self) -> None:
+        await all_blocked()  # their tasks end a little later than they close
+        gc.collect()
+        self._rounds.append(
+            {
+                "descriptors": self._process.num_fds(),
+                "tasks": len(anyio.get_running_tasks()),
+                "objects": len(gc.get_objects()),
+                "memory": self._process.memory_info().rss,
+            }
+        )
+
+    def _compare(self) -> None:
+        first, last = self._rounds[0], self._rounds[-1]
+        for what in ("descriptors", "tasks"):
+            self._ledger.require(last[what] <= first[what], f"{what}: {first[what]} at first, now {last[what]}")
+        self._ledger.require(last["objects"] <= first["objects"] + OBJECTS, f"objects: {last['objects']}")
+        # At first there was little of everything, so memory is compared with the first round.
+        least = self._rounds[1]["memory"]
+        self._ledger.require(last["memory"] <= MARGIN[0] * least + MARGIN[1], f"memory: {last['memory']} bytes")
+
+    def _describe(self) -> str:
+        ledger, last = self._ledger, self._rounds[-1]
+        errors = ", ".join(f"{count} {name}" for name, count in sorted(ledger.errors.items())) or "none"
+        return (
+            f"{ledger.connections} connections, {ledger.bytes / 1e6:.0f} MB checked; left: {last['descriptors']}"
+            f" descriptors, {last['tasks']} tasks, {last['objects']} objects, {last['memory'] / 1e6:.0f} MB;"
+            f" errors, all of them meant: {errors}"
+        )
+
+    # Connections that nothing may happen to
+
+    def _client(self, port: int, kind: str, **options: Any) -> TCPSocket:
+        return TCPSocket("localhost", port, useSecureTransport=kind == "tls", ssl_context=self._contexts[0], **options)
+
+    async def between_ours(self, kind: str) -> None:
+        client = EchoClient(self._client(self._ports[kind], kind), kind, random.choice(SIZES), self._ledger)
+        await client.run()
+
+    async def ours_to_theirs(self, kind: str) -> None:
+        with listening() as listener:
+            client = EchoClient(self._client(port_of(listener), kind), kind, random.choice(SIZES), self._ledger)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(blocking, self._serve, listener, kind)
+                await client.run()
+
+    def _serve(self, listener: socket.socket, kind: str) -> None:
+        sock, _ = listener.accept()
+        sock.settimeout(TIME_LIMIT)
+        if kind == "starttls":
+            read_exactly(sock, len(REQUEST))
+            sock.sendall(READY)
+        if kind != "plain":
+            sock = self._contexts[1].wrap_socket(sock, server_side=True, suppress_ragged_eofs=False)
+        with sock:
+            while data := sock.recv(random.choice(CHUNKS)):
+                sock.sendall(data)
+            if isinstance(sock, ssl.SSLSocket):
+                with contextlib.suppress(OSError):  # it does not wait for that
+                    sock.unwrap()
+
+    async def theirs_to_ours(self, kind: str) -> None:
+        data = PATTERN[: random.choice(SIZES)]
+        received = await blocking(self._exchange, kind, data)
+        self._ledger.require(received == data, f"wrong data of {len(data)} bytes")
+        self._ledger.bytes += len(received)
+
+    def _exchange(self, kind: str, data: bytes) -> bytes:
+        received = []
+        with self._connected(kind) as sock:
+            for begin in range(0, len(data), 50_000):
+                chunk = data[begin:][:50_000]
+                sock.sendall(chunk)
+                received.append(read_exactly(sock, len(chunk)))
+            if isinstance(sock, ssl.SSLSocket):
+                sock.unwrap().close()
+            else:
+                sock.shutdown(socket.SHUT_WR)
+                assert sock.recv(1) == b"", "no end"
+        return b"".join(received)
+
+    @contextlib.contextmanager
+    def _connected(self, kind: str) -> Iterator[socket.socket]:
+        sock = socket.create_connection(("127.0.0.1", self._ports[kind]), TIME_LIMIT)
+        if kind == "starttls":
+            sock.sendall(REQUEST)
+            read_exactly(sock, len(READY))
+        if kind != "plain":
+            sock = self._contexts[0].wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False)
+        with sock:
+            yield sock
+
+    # Faults
+
+    async def _fault(self, function: Callable[[socket.socket], object], kind: str) -> None:
+        def run() -> None:
+            with self._connected(kind) as sock:
+                function(sock)
+
+        await blocking(run)
+
+    async def reset_by_client(self, kind: str) -> None:
+        def fault(sock: socket.socket) -> None:
+            sock.sendall(PATTERN[: random.choice(CHUNKS)])
+            reset(sock)
+
+        await self._fault(fault, kind)
+
+    async def cut_off_by_client(self, kind: str) -> None:
+        await self._fault(lambda sock: sock.sendall(PATTERN[: random.choice(CHUNKS)]), kind)
+
+    async def raising_handler(self, kind: str) -> None:
+        def fault(sock: socket.socket) -> None:
+            sock.sendall(b"raise")
+            with contextlib.suppress(OSError):
+                assert sock.recv(1) == b""
+
+        await self._fault(fault, random.choice(("plain", "tls")))
+
+    async def nonsense(self, kind: str) -> None:
+        def fault(sock: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                sock.sendall(os.urandom(random.choice(CHUNKS)))
+                while sock.recv(65_536):
+                    pass
+
+        def run() -> None:
+            with socket.create_connection(("127.0.0.1", self._ports["tls"]), TIME_LIMIT) as sock:
+                fault(sock)
+
+        await blocking(run)
+
+    async def silence(self, kind: str) -> None:
+        """Until the handshake takes too long."""
+
+        def run() -> None:
+            address = "127.0.0.1", self._ports["tls"]
+            with socket.create_connection(address, TIME_LIMIT) as sock, contextlib.suppress(OSError):
+                sock.recv(65_536)
+
+        await blocking(run)
+
+    async def reset_by_server(self, kind: str) -> None:
+        with listening() as listener:
+            client = self._client(port_of(listener), "plain")
+            client.onopen = lambda event: client.send(PATTERN[: random.choice(CHUNKS)])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(blocking, lambda: reset(listener.accept()[0]))
+                await self._fails(client)
+
+    async def refused(self, kind: str) -> None:
+        await self._fails(self._client(unused_port(), kind))
+
+    async def _fails(self, client: TCPSocket) -> None:
+        errors: list[str] = []
+        client.onerror = lambda event: errors.append(event.name)
+        async with client:
+            with contextlib.suppress(TCPSocketError, InvalidStateError):
+                await client.closed()
+        self._ledger.require(errors, f"{client!r} has not failed")
+        self._ledger.errors.update(errors)
+
+    async def cancelled(self, kind: str) -> None:
+        client = EchoClient(self._client(self._ports[kind], kind), kind, random.choice(SIZES), Ledger())
+        with anyio.move_on_after(random.random() / 20):
+            await client.run()
+
+    async def closed_at_once(self, kind: str) -> None:
+        client = self._client(self._ports[kind], kind)
+        async with client:
+            await anyio.sleep(random.random() / 100)
+            client.closeImmediately()
+
+    SCENARIOS: ClassVar[dict[Callable[[Soak, str], Awaitable[None]], int]] = {
+        between_ours: 8,
+        ours_to_theirs: 4,
+        theirs_to_ours: 4,
+        reset_by_client: 2,
+        cut_off_by_client: 2,
+        raising_handler: 1,
+        nonsense: 1,
+        silence: 1,
+        reset_by_server: 2,
+        refused: 1,
+        cancelled: 2,
+        closed_at_once: 2,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--backend", choices=list(BACKENDS), default="asyncio")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    arguments = parser.parse_args()
+    backend, options = BACKENDS[arguments.backend]
+    problems = anyio.run(Soak(arguments.seed).run, 60 * arguments.minutes, backend=backend, backend_options=options)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{len(problems)} problems on {arguments.backend}, with seed {arguments.seed}")
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()
