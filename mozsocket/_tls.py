@@ -123,7 +123,7 @@ class TLSTransport:
         self._wake_writer = wake_writer
         self._on_established = on_established
         self.established = False
-        self.closed = False
+        self.closed = transport.closed  # of a connection that is lost, which is yet to be told
         self._begun = False  # whether there has been a step of the handshake
         self._sealed = 0  # bytes of the program's that are encrypted, and not yet handed over whole
         self._unsent: memoryview | None = None  # the rest of the records being handed over

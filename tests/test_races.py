@@ -8,6 +8,7 @@ import fcntl
 import socket as stdlib_socket
 import sys
 import termios
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -15,8 +16,9 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
-from mozsocket import MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 
+from .certificates import client_context, server_context
 from .peers import (
     Accepting,
     Recorder,
@@ -33,6 +35,7 @@ from .peers import (
 
 pytestmark = pytest.mark.anyio
 
+CONTEXTS = {"client": client_context(), "server": server_context()}
 MANY = 8 << 20  # bytes that no kernel buffers between two sockets of this machine
 
 
@@ -62,6 +65,26 @@ async def test_a_port_can_be_listened_on_again_at_once() -> None:
             peer.shutdown(stdlib_socket.SHUT_WR)
             assert await blocking(read_all, peer) == b""
         second.close()
+
+
+async def test_an_upgrade_when_the_connection_is_lost_but_that_is_yet_to_be_told(
+    role: str, listener: stdlib_socket.socket
+) -> None:
+    async def slow(event: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    for turns in range(20):
+        async with MozTCPSocket() as tcp:
+            socket, events, peer = await connected(tcp, role, listener, ssl_context=CONTEXTS[role])
+            socket.ondata = slow  # so that events are told by a task of their own
+            reset(peer)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            with suppress(InvalidStateError):
+                socket.upgradeToSecure()
+            await events.until("close")
+            assert events.types[-2:] == ["error", "close"]
+            assert events.last("error").name == "NetworkInterruptError"
 
 
 # Asynchronous handlers begin in the step in which their event is taken.
