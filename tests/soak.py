@@ -27,7 +27,7 @@ import psutil
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 
 from .certificates import client_context, server_context
-from .peers import all_blocked, blocking, listening, port_of, read_exactly, reset, unused_port
+from .peers import all_blocked, blocking, listening, port_of, read_exactly, reset
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -386,7 +386,9 @@ class Soak:
                 await self._fails(client)
 
     async def refused(self, kind: str) -> None:
-        await self._fails(self._client(unused_port(), kind))
+        with socket.socket() as taken:  # so that nobody else comes to listen there
+            taken.bind(("127.0.0.1", 0))
+            await self._fails(self._client(port_of(taken), kind))
 
     async def _fails(self, client: TCPSocket) -> None:
         errors: list[str] = []
