@@ -191,14 +191,15 @@ def _class(name: str, exc: BaseException) -> str:
 
 def _name_and_code(exc: BaseException) -> tuple[str, int]:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return _CERTIFICATE_NAMES.get(exc.verify_code, "SecurityError"), exc.verify_code
+        code = getattr(exc, "verify_code", 0)  # which OpenSSL sets; a program's own has none
+        return _CERTIFICATE_NAMES.get(code, "SecurityError"), code
     if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return _REASONS["UNEXPECTED_EOF_WHILE_READING"][::-1]
     if isinstance(exc, ssl.SSLError):
-        code, name = _REASONS.get(_reason(exc), (exc.errno or 0, "SecurityError"))
+        code, name = _REASONS.get(_reason(exc), (_errno(exc), "SecurityError"))
         return name, code
     if isinstance(exc, (socket.gaierror, UnicodeError)):
-        return "DomainNotFoundError", exc.errno if isinstance(exc, OSError) and exc.errno else socket.EAI_NONAME
+        return "DomainNotFoundError", _errno(exc) or socket.EAI_NONAME
     return _network_name(exc), _errno(exc)
 
 
@@ -224,7 +225,7 @@ def _network_name(exc: BaseException) -> str:
 
 
 def _errno(exc: BaseException) -> int:
-    if isinstance(exc, OSError) and exc.errno is not None:
+    if isinstance(exc, OSError) and isinstance(exc.errno, int):  # some libraries have words there
         return exc.errno
     return errno.ETIMEDOUT if isinstance(exc, TimeoutError) else 0
 
@@ -233,12 +234,12 @@ def _detail(exc: BaseException) -> str:
     if isinstance(exc, ssl.SSLError):
         return _security_detail(exc)
     strerror = exc.strerror if isinstance(exc, OSError) else None
-    return strerror or str(exc) or type(exc).__name__
+    return str(strerror or exc) or type(exc).__name__
 
 
 def _security_detail(exc: ssl.SSLError) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the peer's certificate is not accepted: {exc.verify_message}"
+        return f"the peer's certificate is not accepted: {getattr(exc, 'verify_message', None) or exc.args[-1]}"
     if isinstance(exc, ssl.SSLZeroReturnError):
         return "the peer ended TLS in the handshake"
     if isinstance(exc, ssl.SSLEOFError):
