@@ -60,6 +60,7 @@ class Peer:
 
     :ivar received: how many bytes it has received, decrypted, all of them the right ones
     :ivar sent: how many bytes it has sent
+    :ivar sent_in_plaintext: those before TLS
     :ivar ended: whether it has seen the program's end
     :ivar lost: whether its connection is lost, or it has closed it itself
     :ivar confused: whether it was lost as its OpenSSL bears no data any more after a close_notify of its own
@@ -75,7 +76,7 @@ class Peer:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._unsent = b""  # of what TLS has made
         self.received = 0
-        self.sent = 0
+        self.sent = self.sent_in_plaintext = 0
         self.ended = self.lost = self.half_closed = self.secure = self.confused = False
 
     @property
@@ -120,7 +121,9 @@ class Peer:
         if self.half_closed or self.lost:
             return
         if self._tls is None:
-            self.sent += self._give(data)
+            count = self._give(data)
+            self.sent += count
+            self.sent_in_plaintext += count
         elif self.secure and data:
             self.sent += self._tls.write(data)
             self._flush()
@@ -128,7 +131,8 @@ class Peer:
     def talk_nonsense(self) -> None:
         """Plaintext, whatever the other side expects."""
         if not (self.half_closed or self.lost):
-            self._give(b"nonsense " * 10)
+            count = self._give(b"nonsense " * 10)
+            self.sent_in_plaintext += 0 if self.upgraded else count
 
     def read(self, size: int = 1 << 20) -> None:
         """Take what is there."""
@@ -216,7 +220,8 @@ class Program:
         self.suspensions = 0
         self.upgraded = self._started_secure = secure
         self.plaintext_taken: int | None = 0 if secure else None
-        self.tainted = False  # whether what came before is part of TLS, where it is nonsense
+        self.delivered_in_plaintext = 0
+        self.peer_sent_in_plaintext: Callable[[], int]
         self.drain_owed = False
         self.closed = False  # by the program, in order
         self.aborted = False  # by the program, at once
@@ -304,7 +309,9 @@ class Program:
 
     def _on_secure(self, event: Any) -> None:
         self.require(self.types.count("secure") == 1, "a second secure")
-        self.require(self.upgraded and not self.tainted, "secure without an upgrade")
+        self.require(self.upgraded, "secure without an upgrade")
+        sent = self.peer_sent_in_plaintext()
+        self.require(self.delivered_in_plaintext == sent, f"secure after {sent} bytes of plaintext")
 
     def _on_data(self, event: Any) -> None:
         self.require(event.data, "data without data")
@@ -413,8 +420,9 @@ class Program:
         if not self.upgraded:
             self.upgraded = True
             self.plaintext_taken = self.taken
-            self.tainted = self.delivered < self.peer_sent
-            self.may_fail = self.may_fail or self.tainted or self.peer_ends
+            self.delivered_in_plaintext = self.delivered
+            # What is on its way is part of TLS, where it is nonsense.
+            self.may_fail = self.may_fail or self.delivered < self.peer_sent or self.peer_ends
 
     def _do_raise(self) -> None:
         if self._current is not None and not self.cancelled:
@@ -483,6 +491,7 @@ class Machine(RuleBasedStateMachine):
         self.peer = Peer(sock, lambda: self.program.plaintext_taken, server_side=role == "client")
         if secure:
             self.peer.upgrade()
+        self.program.peer_sent_in_plaintext = lambda: self.peer.sent_in_plaintext
         self.eventually(lambda: self.program.socket is not None and self.program.socket.readyState == "open")
         if secure:
             self.eventually(lambda: self.peer.secure)
@@ -592,7 +601,7 @@ class Machine(RuleBasedStateMachine):
         def expect(program: Program) -> None:
             program.peer_sent = self.peer.sent + size
             if program.upgraded and in_plaintext and size:
-                program.may_fail = program.tainted = True
+                program.may_fail = True
 
         self._expect(expect)
         if dribbling:
@@ -635,10 +644,7 @@ class Machine(RuleBasedStateMachine):
         if not self.program.upgraded:
             return
 
-        def expect(program: Program) -> None:
-            program.may_fail = program.tainted = True
-
-        self._expect(expect)
+        self._expect(lambda program: setattr(program, "may_fail", True))
         self.peer.talk_nonsense()
 
     # What must be so in the end
