@@ -75,6 +75,17 @@ class Expected(logging.Handler):
         super().__init__()
         self._ledger = ledger
 
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        logger = logging.getLogger("mozsocket")
+        logger.addHandler(self)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.propagate = True
+            logger.removeHandler(self)
+
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else next(iter(record.args or ()), None)
         for argument in record.args if isinstance(record.args, tuple) else ():
@@ -188,9 +199,11 @@ class Soak:
 
     async def run(self, seconds: float) -> list[str]:
         """:return: the problems"""
-        logger = logging.getLogger("mozsocket")
-        logger.addHandler(Expected(self._ledger))
-        logger.propagate = False
+        with Expected(self._ledger).installed():
+            await self._soak(seconds)
+        return self._ledger.problems
+
+    async def _soak(self, seconds: float) -> None:
         options: dict[str, Any] = {"host": "127.0.0.1", "ssl_context": self._contexts[1], "handshake_timeout": 2}
         async with MozTCPSocket() as tcp:
             for kind, secure in (("plain", False), ("tls", True)):
@@ -209,7 +222,6 @@ class Soak:
                 passed = (seconds + time.monotonic() - end) / 60
                 print(f"{passed:5.1f} min  {self._describe()}", flush=True)
             tcp.close()
-        return self._ledger.problems
 
     async def _churn(self, seconds: float) -> None:
         """All at once for a while, then wait until all have ended."""
