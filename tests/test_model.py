@@ -21,6 +21,7 @@ import anyio.abc
 import anyio.from_thread
 import anyio.lowlevel
 import pytest
+from anyio.abc import SocketAttribute
 from hypothesis import HealthCheck, settings, stateful
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -36,6 +37,7 @@ if sys.version_info < (3, 11):  # AnyIO depends on the backport
 CONTEXTS = client_context(), server_context()
 PATTERN = os.urandom(1_000_003) * 3
 THRESHOLD = 65536
+NARROW, WIDE = 1 << 16, 1 << 20  # of what the system buffers
 
 TYPES = ("open", "secure", "data", "drain", "error", "close")
 SIZES = st.sampled_from([0, 1, 2, 100, 4095, 4096, 65535, 65536, 65537, 200_000, 1 << 20])
@@ -478,16 +480,21 @@ class Machine(RuleBasedStateMachine):
         role=st.sampled_from(["client", "server"]),
         secure=st.booleans(),
         limit=st.sampled_from([None, None, 100_000]),
-        binary_type=st.just("arraybuffer"),
+        is_narrow=st.booleans(),
     )
-    def connect(self, role: str, secure: bool, limit: int | None, binary_type: str) -> None:
+    def connect(self, role: str, secure: bool, limit: int | None, is_narrow: bool) -> None:
+        """:param is_narrow: whether the system takes so little that much has to wait in the program"""
         self.program = Program(role, limit, secure=secure)
         options: dict[str, Any] = {"max_buffered_amount": limit, "linger": PEER_TIMEOUT, "useSecureTransport": secure}
+        # What is accepted inherits it.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW if is_narrow else WIDE)
         self._main, self._stop = self._portal.start_task(self._run, options)
         if role == "client":
             sock, _ = self._listener.accept()
         else:
-            sock = socket.create_connection(("127.0.0.1", self._port), PEER_TIMEOUT)
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW if is_narrow else WIDE)
+            sock.connect(("127.0.0.1", self._port))
         self.peer = Peer(sock, lambda: self.program.plaintext_taken, server_side=role == "client")
         if secure:
             self.peer.upgrade()
@@ -495,6 +502,9 @@ class Machine(RuleBasedStateMachine):
         self.eventually(lambda: self.program.socket is not None and self.program.socket.readyState == "open")
         if secure:
             self.eventually(lambda: self.peer.secure)
+        if is_narrow:
+            raw = self.program.socket.extra(SocketAttribute.raw_socket)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NARROW)
 
     async def _run(self, options: dict[str, Any], *, task_status: anyio.abc.TaskStatus[anyio.Event]) -> None:
         stop = anyio.Event()
