@@ -77,6 +77,7 @@ class Exchange:
         self._security = security
         contexts = client_context(), server_context()
         self._context, self._peers_context = contexts if role == "client" else contexts[::-1]
+        self._socket: TCPSocket | None = None
         self._recorder: Recorder | None = None
         self._received_by_peer = b""
         self._peer: threading.Thread | None = None
@@ -90,11 +91,14 @@ class Exchange:
             seen = self._count_events()
             tcp.cancel_scope.cancel()
 
+        tasks = len(anyio.get_running_tasks())
         with listening() as listener:
             async with MozTCPSocket() as tcp:
                 suspensions.at(number, cancel)
                 self._start(tcp, listener)
             assert self._count_events() == seen or seen is None
+            assert self._socket is None or self._socket.readyState == "closed"
+            assert len(anyio.get_running_tasks()) == tasks
             socket.create_connection(listener.getsockname()).close()  # for a peer that waits in vain
             assert self._peer
             await blocking(self._peer.join, PEER_TIMEOUT)
@@ -134,6 +138,7 @@ class Exchange:
             server.onconnect = on_connect
 
     def _talk(self, socket_: TCPSocket) -> None:
+        self._socket = socket_
         missing = len(ANSWER)
 
         def on_greeting(event: Any) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
+import re
 import socket as stdlib_socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -154,6 +159,38 @@ async def test_a_peer_that_stops_reading_for_ever(role: str, listener: stdlib_so
             await events.until("close")
             assert events.types[-1] == "close"
             assert "error" not in events.types
+
+
+# Descriptors
+
+LISTENING = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+sys.argv[0] = "mozsocket"
+runpy.run_module("mozsocket", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_NOFILE")
+async def test_more_clients_than_there_are_descriptors(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+    """Each is served when others have gone, without anybody's help."""
+    backend = "uvloop" if anyio_backend[1] else anyio_backend[0]
+    command = [sys.executable, "-c", LISTENING, "listen", "0", "--host", "127.0.0.1", "--echo", "--backend", backend]
+    with await blocking(lambda: subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process:
+        assert process.stderr is not None
+        found = re.fullmatch(r"listening on port (\d+)\n", await blocking(process.stderr.readline))
+        assert found
+        clients = [await dial(int(found[1])) for _ in range(150)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%4d" % number)
+        for number, client in enumerate(clients):
+            assert await blocking(read_exactly, client, 4) == b"%4d" % number
+            client.close()
+        process.terminate()
+        errors = await blocking(process.stderr.read)
+        assert await blocking(process.wait) == 0
+    assert "cannot accept, and tries again" in errors
+    assert os.strerror(errno.EMFILE) in errors
 
 
 # Names
