@@ -239,7 +239,7 @@ def _detail(exc: BaseException) -> str:
 
 def _security_detail(exc: ssl.SSLError) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the peer's certificate is not accepted: {getattr(exc, 'verify_message', None) or exc.args[-1]}"
+        return f"the peer's certificate is not accepted: {getattr(exc, 'verify_message', exc)}"
     if isinstance(exc, ssl.SSLZeroReturnError):
         return "the peer ended TLS in the handshake"
     if isinstance(exc, ssl.SSLEOFError):

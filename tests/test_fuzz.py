@@ -81,6 +81,7 @@ FAILURES = st.recursive(
 @given(FAILURES, st.text())
 @example(OSError("words of a proxy library", ConnectionRefusedError(errno.ECONNREFUSED, "refused")), "")
 @example(ssl.SSLCertVerificationError("of a program's own"), "")
+@example(ssl.SSLCertVerificationError(), "")
 def test_any_failure_has_a_name(failure: Any, peer: str) -> None:
     error = explain(failure, peer)
     assert isinstance(error, TCPSocketError)
