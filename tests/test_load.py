@@ -19,7 +19,7 @@ import pytest
 
 from mozsocket import MozTCPSocket, TCPSocket
 
-from .peers import all_blocked, blocking
+from .peers import PEER_TIMEOUT, all_blocked, blocking
 
 resource = pytest.importorskip("resource", reason="limits of descriptors are POSIX's")
 
@@ -87,7 +87,7 @@ def crowd_of_servers():  # echo to count connections that are open at once
 
 def short_clients():  # one after another
     port = int(told())
-    while batch := int(told()):
+    while batch := int(told() or 0):
         for number in range(batch):
             with socket.create_connection(("127.0.0.1", port)) as sock:
                 sock.sendall(message(number))
@@ -162,8 +162,11 @@ async def peer(role: str, count: int) -> AsyncIterator[Peer]:
     ) as process:
         try:
             yield Peer(process)
+            assert process.stdin is not None
+            process.stdin.close()
+            await blocking(process.wait, PEER_TIMEOUT)
         finally:
-            process.kill()
+            process.kill()  # if it has not ended, the test has failed
 
 
 class Footprint:
