@@ -663,9 +663,8 @@ class Machine(RuleBasedStateMachine):
         program = self.program
         is_ending = program.closed or program.aborted or program.is_over or program.may_fail
         is_upgrading = program.upgraded and not self.peer.secure
-        return not (
-            is_ending or is_upgrading or program.peer_ends or program.suspensions or any(program.plans.values())
-        )
+        is_planned = any(program.plans[type_] for type_ in TYPES if type_ not in ("error", "close"))
+        return not (is_ending or is_upgrading or is_planned or program.peer_ends or program.suspensions)
 
     @rule()
     def all_arrives(self) -> None:
