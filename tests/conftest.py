@@ -21,7 +21,7 @@ import hypothesis
 import pytest
 
 from .certificates import VERSIONS
-from .peers import listening, port_of
+from .peers import LOOPS, listening, port_of
 
 hypothesis.settings.register_profile("default", deadline=None)  # a shared machine may pause anywhere
 hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)
@@ -32,17 +32,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full-load", action="store_true", help="let test_load.py bear the whole load")
 
 
-LOOPS = {
-    "asyncio": ("asyncio", {}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
-}
-
-
 @pytest.fixture(params=[pytest.param(value, id=name) for name, value in LOOPS.items()])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     value: tuple[str, dict[str, Any]] = request.param
     return value
+
+
+@pytest.fixture
+def backend(anyio_backend: tuple[str, dict[str, Any]]) -> str:
+    """The event loop, as the command line names it."""
+    return next(name for name, value in LOOPS.items() if value == anyio_backend)
 
 
 @pytest.fixture(params=["client", "server"])

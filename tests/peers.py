@@ -25,6 +25,13 @@ from .certificates import client_context, server_context
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+"""The event loops, each as AnyIO's backend and its options."""
+
 PEER_TIMEOUT = 20  # seconds after which a blocking peer gives up, so that a failing test ends
 
 
@@ -118,6 +125,11 @@ def reset(sock: socket.socket) -> None:
     """Close with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+def echo_to(event: Any) -> None:
+    """For ``onconnect``: what is received is sent back."""
+    event.socket.ondata = lambda event: event.target.send(event.data)
 
 
 class Recorder:

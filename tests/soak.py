@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import gc
 import logging
 import os
 import random
@@ -22,18 +21,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar
 
 import anyio
-import psutil
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 
 from .certificates import client_context, server_context
-from .peers import all_blocked, blocking, listening, port_of, read_exactly, reset
+from .footprint import Footprint
+from .peers import LOOPS, all_blocked, blocking, listening, port_of, read_all, read_exactly, reset
 
-BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "asyncio": ("asyncio", {}),
-    "uvloop": ("asyncio", {"use_uvloop": True}),
-    "trio": ("trio", {}),
-}
 WORKERS = 24
 TIME_LIMIT = 60  # seconds in which each of them must have ended
 ROUND = 60.0  # seconds between two pauses
@@ -87,16 +81,13 @@ class Expected(logging.Handler):
             logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else next(iter(record.args or ()), None)
-        for argument in record.args if isinstance(record.args, tuple) else ():
-            if isinstance(argument, TCPSocketError):
-                error = argument
-        if isinstance(error, TCPSocketError):
-            self._ledger.errors[f"logged {error.name}"] += 1
-        elif isinstance(error, HandlerError):
-            self._ledger.errors["logged HandlerError"] += 1
-        else:
-            self._ledger.problems.append(f"logged: {record.getMessage()}")
+        match record.args:
+            case (_, TCPSocketError() as error):
+                self._ledger.errors[f"logged {error.name}"] += 1
+            case (_, HandlerError()):
+                self._ledger.errors["logged HandlerError"] += 1
+            case _:
+                self._ledger.problems.append(f"logged: {record.getMessage()}")
 
 
 class EchoServer:
@@ -194,8 +185,7 @@ class Soak:
         self._ledger = Ledger()
         self._contexts = client_context(), server_context()
         self._ports: dict[str, int] = {}
-        self._process = psutil.Process()
-        self._rounds: list[dict[str, int]] = []
+        self._footprints: list[Footprint] = []
 
     async def run(self, seconds: float) -> list[str]:
         """:return: the problems"""
@@ -249,38 +239,31 @@ class Soak:
 
     async def _measure(self) -> None:
         await all_blocked()  # their tasks end a little later than they close
-        gc.collect()
-        self._rounds.append(
-            {
-                "descriptors": self._process.num_fds(),
-                "tasks": len(anyio.get_running_tasks()),
-                "objects": len(gc.get_objects()),
-                "memory": self._process.memory_info().rss,
-            }
-        )
+        self._footprints.append(Footprint())
 
     def _compare(self) -> None:
-        first, last = self._rounds[0], self._rounds[-1]
-        for what in ("descriptors", "tasks"):
-            self._ledger.require(last[what] <= first[what], f"{what}: {first[what]} at first, now {last[what]}")
-        self._ledger.require(last["objects"] <= first["objects"] + OBJECTS, f"objects: {last['objects']}")
+        first, last = self._footprints[0], self._footprints[-1]
+        require = self._ledger.require
+        require(last.descriptors <= first.descriptors, f"descriptors: {first.descriptors}, now {last.descriptors}")
+        require(last.tasks <= first.tasks, f"tasks: {first.tasks}, now {last.tasks}")
+        require(last.objects <= first.objects + OBJECTS, f"objects: {first.objects}, now {last.objects}")
         # At first there was little of everything, so memory is compared with the first round.
-        least = self._rounds[1]["memory"]
-        self._ledger.require(last["memory"] <= MARGIN[0] * least + MARGIN[1], f"memory: {last['memory']} bytes")
+        least = self._footprints[1].memory
+        require(last.memory <= MARGIN[0] * least + MARGIN[1], f"memory: {least} bytes, now {last.memory}")
 
     def _describe(self) -> str:
-        ledger, last = self._ledger, self._rounds[-1]
+        ledger, last = self._ledger, self._footprints[-1]
         errors = ", ".join(f"{count} {name}" for name, count in sorted(ledger.errors.items())) or "none"
         return (
-            f"{ledger.connections} connections, {ledger.bytes / 1e6:.0f} MB checked; left: {last['descriptors']}"
-            f" descriptors, {last['tasks']} tasks, {last['objects']} objects, {last['memory'] / 1e6:.0f} MB;"
+            f"{ledger.connections} connections, {ledger.bytes / 1e6:.0f} MB checked; left: {last.descriptors}"
+            f" descriptors, {last.tasks} tasks, {last.objects} objects, {last.memory / 1e6:.0f} MB;"
             f" errors, all of them meant: {errors}"
         )
 
     # Connections that nothing may happen to
 
-    def _client(self, port: int, kind: str, **options: Any) -> TCPSocket:
-        return TCPSocket("localhost", port, useSecureTransport=kind == "tls", ssl_context=self._contexts[0], **options)
+    def _client(self, port: int, kind: str) -> TCPSocket:
+        return TCPSocket("localhost", port, useSecureTransport=kind == "tls", ssl_context=self._contexts[0])
 
     async def between_ours(self, kind: str) -> None:
         client = EchoClient(self._client(self._ports[kind], kind), kind, random.choice(SIZES), self._ledger)
@@ -367,27 +350,17 @@ class Soak:
         await self._fault(fault, random.choice(("plain", "tls")))
 
     async def nonsense(self, kind: str) -> None:
-        def fault(sock: socket.socket) -> None:
-            with contextlib.suppress(OSError):
-                sock.sendall(os.urandom(random.choice(CHUNKS)))
-                while sock.recv(65_536):
-                    pass
-
-        def run() -> None:
-            with socket.create_connection(("127.0.0.1", self._ports["tls"]), TIME_LIMIT) as sock:
-                fault(sock)
-
-        await blocking(run)
+        await blocking(self._in_place_of_a_handshake, os.urandom(random.choice(CHUNKS)))
 
     async def silence(self, kind: str) -> None:
         """Until the handshake takes too long."""
+        await blocking(self._in_place_of_a_handshake, b"")
 
-        def run() -> None:
-            address = "127.0.0.1", self._ports["tls"]
-            with socket.create_connection(address, TIME_LIMIT) as sock, contextlib.suppress(OSError):
-                sock.recv(65_536)
-
-        await blocking(run)
+    def _in_place_of_a_handshake(self, data: bytes) -> None:
+        address = "127.0.0.1", self._ports["tls"]
+        with socket.create_connection(address, TIME_LIMIT) as sock, contextlib.suppress(OSError):
+            sock.sendall(data)
+            read_all(sock)
 
     async def reset_by_server(self, kind: str) -> None:
         with listening() as listener:
@@ -441,10 +414,10 @@ class Soak:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--backend", choices=list(BACKENDS), default="asyncio")
+    parser.add_argument("--backend", choices=list(LOOPS), default="asyncio")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
-    backend, options = BACKENDS[arguments.backend]
+    backend, options = LOOPS[arguments.backend]
     problems = anyio.run(Soak(arguments.seed).run, 60 * arguments.minutes, backend=backend, backend_options=options)
     for problem in problems:
         print(problem, file=sys.stderr)

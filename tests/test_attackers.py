@@ -17,7 +17,7 @@ import pytest
 from mozsocket import MozTCPSocket
 
 from .certificates import AUTHORITY, client_context, server_context
-from .peers import PEER_TIMEOUT, Recorder, all_blocked, blocking, dial, read_all, read_exactly, secure
+from .peers import PEER_TIMEOUT, Recorder, all_blocked, blocking, dial, echo_to, read_all, read_exactly, secure
 from .programs import s_client
 
 pytestmark = pytest.mark.anyio
@@ -34,10 +34,6 @@ def crowd(port: int, size: int = CROWD) -> Iterator[list[stdlib_socket.socket]]:
             resources.enter_context(stdlib_socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT))
             for _ in range(size)
         ]
-
-
-def echo_to(event: Any) -> None:
-    event.socket.ondata = lambda event: event.target.send(event.data)
 
 
 async def is_served(port: int) -> None:

@@ -800,49 +800,49 @@ def test_interrupted_while_output_is_not_read(backend: str) -> None:
 
 
 STOP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-IN_TIME = "mozsocket: 1 open, closed in {} s; Ctrl-C again closes at once\n"
+
+
+@contextmanager
+def told_to_stop(number: int, backend: str, grace: float) -> Iterator[tuple[Program, int, socket.socket]]:
+    """An echo server that has got a signal, its port, and its one client."""
+    with program("listen", 0, "--echo", "--grace", grace, "--backend", backend) as server:
+        port = server.port()
+        with dialled(port) as peer:
+            peer.sendall(b"data")
+            assert read_exactly(peer, 4) == b"data"
+            server.process.send_signal(number)
+            note = server.stderr.readline().decode()
+            assert note == f"mozsocket: 1 open, closed in {grace} s; Ctrl-C again closes at once\n"
+            yield server, port, peer
 
 
 @on_each_backend
 @on_posix
 @STOP_SIGNALS
 def test_stopping_lets_connections_finish(number: int, backend: str) -> None:
-    with program("listen", 0, "--echo", "--grace", 30, "--backend", backend) as server:
-        port = server.port()
-        with dialled(port) as peer:
-            peer.sendall(b"before")
-            assert read_exactly(peer, 6) == b"before"
-            server.process.send_signal(number)
-            assert server.stderr.readline().decode() == IN_TIME.format(30)
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT)
-            peer.sendall(b"after")
-            peer.shutdown(socket.SHUT_WR)
-            assert read_all(peer) == b"after"
-            assert server.ends() == (0, "")  # long before the time is over
+    with told_to_stop(number, backend, 30) as (server, port, peer):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT)
+        peer.sendall(b"after")
+        peer.shutdown(socket.SHUT_WR)
+        assert read_all(peer) == b"after"
+        assert server.ends() == (0, "")  # long before the time is over
 
 
 @on_each_backend
 @on_posix
 @STOP_SIGNALS
 def test_stopping_closes_what_has_not_finished_in_time(number: int, backend: str) -> None:
-    with program("listen", 0, "--echo", "--grace", 0.5, "--backend", backend) as server, dialled(server.port()) as peer:
-        peer.sendall(b"data")
-        assert read_exactly(peer, 4) == b"data"
-        server.process.send_signal(number)
+    with told_to_stop(number, backend, 0.5) as (server, _, peer):
         assert read_all(peer) == b""
-        assert server.ends() == (0, IN_TIME.format(0.5))
+        assert server.ends() == (0, "")
 
 
 @on_each_backend
 @on_posix
 @STOP_SIGNALS
 def test_a_second_signal_closes_at_once(number: int, backend: str) -> None:
-    with program("listen", 0, "--echo", "--grace", 30, "--backend", backend) as server, dialled(server.port()) as peer:
-        peer.sendall(b"data")
-        assert read_exactly(peer, 4) == b"data"
-        server.process.send_signal(number)
-        assert server.stderr.readline().decode() == IN_TIME.format(30)
+    with told_to_stop(number, backend, 30) as (server, _, peer):
         server.process.send_signal(number)
         assert read_all(peer) == b""
         assert server.ends() == (128 + number, "")

@@ -52,28 +52,18 @@ def answer_and_close(event: Any) -> None:
     event.target.close()
 
 
-async def test_the_last_response_in_plaintext() -> None:
-    async with MozTCPSocket() as tcp:
-        server = tcp.listen(0, host="127.0.0.1")
-        server.onconnect = lambda event: setattr(event.socket, "ondata", answer_and_close)
-        for _ in range(100):
-            with await dial(server.localPort) as peer:
-                peer.sendall(UNREAD)
-                await all_blocked()  # it has answered, and closed
-                assert await blocking(read_all, peer) == ANSWER
-        server.close()
-
-
-async def test_the_last_response_in_tls() -> None:
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
+async def test_the_last_response(secured: bool) -> None:
     context = client_context()
     async with MozTCPSocket() as tcp:
-        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context())
+        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=secured, ssl_context=server_context())
         server.onconnect = lambda event: setattr(event.socket, "ondata", answer_and_close)
         for _ in range(100):
-            with await secure(await dial(server.localPort), context) as peer:
-                peer.sendall(UNREAD)
-                await all_blocked()
-                assert await blocking(read_all, peer) == ANSWER  # and then close_notify, else it would raise
+            peer = await dial(server.localPort)
+            with await secure(peer, context) if secured else peer as client:
+                client.sendall(UNREAD)
+                await all_blocked()  # it has answered, and closed
+                assert await blocking(read_all, client) == ANSWER  # and in TLS close_notify, else it would raise
         server.close()
 
 
@@ -172,9 +162,8 @@ runpy.run_module("mozsocket", run_name="__main__")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_NOFILE")
-async def test_more_clients_than_there_are_descriptors(anyio_backend: tuple[str, dict[str, Any]]) -> None:
+async def test_more_clients_than_there_are_descriptors(backend: str) -> None:
     """Each is served when others have gone, without anybody's help."""
-    backend = "uvloop" if anyio_backend[1] else anyio_backend[0]
     command = [sys.executable, "-c", LISTENING, "listen", "0", "--host", "127.0.0.1", "--echo", "--backend", backend]
     with await blocking(lambda: subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process:
         assert process.stderr is not None
@@ -197,9 +186,9 @@ async def test_more_clients_than_there_are_descriptors(anyio_backend: tuple[str,
 
 
 @pytest.fixture
-def hanging_resolver(monkeypatch: pytest.MonkeyPatch, anyio_backend: tuple[str, dict[str, Any]]) -> Iterator[None]:
+def hanging_resolver(monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[None]:
     """It answers when the test is over."""
-    if anyio_backend[1]:
+    if backend == "uvloop":
         pytest.skip("uvloop asks libuv, which asks the system")
     real = stdlib_socket.getaddrinfo
     over = threading.Event()

@@ -6,7 +6,6 @@ With ``--full-load`` there are 10,000 at once, 100,000 after another and 4 GiB, 
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -14,12 +13,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import psutil
 import pytest
 
 from mozsocket import MozTCPSocket, TCPSocket
 
-from .peers import PEER_TIMEOUT, all_blocked, blocking
+from .footprint import Footprint
+from .peers import PEER_TIMEOUT, all_blocked, blocking, echo_to
 
 resource = pytest.importorskip("resource", reason="limits of descriptors are POSIX's")
 
@@ -102,23 +101,24 @@ def short_servers():
                 sock.sendall(data)
     tell("done")
 
+pattern = bytes(range(256)) * 4097
+block = pattern[:-256]
+
 def sender():  # of count bytes
     listener = listening()
-    block = bytes(range(256)) * 4096
     with listener.accept()[0] as sock:
         for _ in range(count // len(block)):
             sock.sendall(block)
 
 def receiver():  # of count bytes; it begins when it is told to
     listener = listening()
-    block = bytes(range(256)) * 4096
     with listener.accept()[0] as sock:
         told()
         received = 0
         buffer = memoryview(bytearray(len(block)))
         while size := sock.recv_into(buffer):
             begin = received % 256
-            assert buffer[:size - size % 256] == (block + block)[begin:begin + size - size % 256]
+            assert buffer[:size] == pattern[begin:begin + size]
             received += size
     tell(received)
 
@@ -167,30 +167,6 @@ async def peer(role: str, count: int) -> AsyncIterator[Peer]:
             await blocking(process.wait, PEER_TIMEOUT)
         finally:
             process.kill()  # if it has not ended, the test has failed
-
-
-class Footprint:
-    """What this process holds."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        process = psutil.Process()
-        self.descriptors = process.num_fds()
-        self.tasks = len(anyio.get_running_tasks())
-        self.memory = process.memory_info().rss
-
-    def check_no_more_than(self, before: Footprint) -> None:
-        assert self.descriptors <= before.descriptors
-        assert self.tasks <= before.tasks
-        assert self.memory <= before.memory + GROWTH
-
-
-def echo(event: Any) -> None:
-    event.target.send(event.data)
-
-
-def echo_to(event: Any) -> None:
-    event.socket.ondata = echo
 
 
 async def test_many_at_once(full: bool, role: str, as_many_descriptors_as_allowed: int) -> None:
@@ -264,7 +240,10 @@ async def test_many_after_another(full: bool, role: str) -> None:
                         await exchange(tcp, port, b"%08d" % number * 8)
                     footprints.append(Footprint())
                 assert await servers.says() == "done"
-        footprints[1].check_no_more_than(footprints[0])
+        before, after = footprints
+        assert after.descriptors <= before.descriptors
+        assert after.tasks <= before.tasks
+        assert after.memory <= before.memory + GROWTH
 
 
 async def exchange(tcp: MozTCPSocket, port: int, message: bytes) -> None:
@@ -285,13 +264,13 @@ async def exchange(tcp: MozTCPSocket, port: int, message: bytes) -> None:
 
 async def test_a_suspended_receiver_of_much(full: bool) -> None:
     size = 4 << 30 if full else 64 << 20
-    block = bytes(range(256)) * 4096
+    pattern = bytes(range(256)) * 4097
     received = 0
 
     def on_data(event: Any) -> None:
         nonlocal received
         begin = received % 256
-        assert event.data == (block + block)[begin : begin + len(event.data)]
+        assert event.data == pattern[begin : begin + len(event.data)]
         received += len(event.data)
 
     async with peer("sender", size) as sender, TCPSocket("127.0.0.1", int(await sender.says())) as socket:

@@ -133,11 +133,6 @@ def network() -> Iterator[BadNetwork]:
         yield built
 
 
-@pytest.fixture
-def backend(anyio_backend: tuple[str, dict[str, Any]]) -> str:
-    return "uvloop" if anyio_backend[1] else anyio_backend[0]
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("network")

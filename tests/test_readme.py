@@ -44,11 +44,16 @@ def section(title: str) -> str:
     return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
 
 
+def code(title: str) -> str:
+    """The example under a heading."""
+    (found,) = re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
+    return str(found)
+
+
 def example(title: str) -> dict[str, Any]:
     """The example under a heading, as a module's namespace."""
-    (code,) = re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
     namespace: dict[str, Any] = {"__name__": "example"}
-    exec(compile(code, f"README.md: {title}", "exec"), namespace)  # noqa: S102
+    exec(compile(code(title), f"README.md: {title}", "exec"), namespace)  # noqa: S102
     return namespace
 
 
@@ -152,9 +157,8 @@ anyio.run(main, 0, backend=sys.argv[1], backend_options={"use_uvloop": True} if 
 @contextmanager
 def service(backend: tuple[str, dict[str, Any]], grace: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The example of a service in a process of its own, and its port."""
-    (code,) = re.findall(r"```python\n(.*?)```", section("Shutting down"), re.DOTALL)
-    code = code.replace('__name__ == "__main__"', "False") + SERVICE
-    command = [sys.executable, "-c", code, backend[0], str(bool(backend[1])), str(grace)]
+    program = code("Shutting down").replace('__name__ == "__main__"', "False") + SERVICE
+    command = [sys.executable, "-c", program, backend[0], str(bool(backend[1])), str(grace)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

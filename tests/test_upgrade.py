@@ -14,7 +14,6 @@ from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 
 from .certificates import client_context, server_context
 from .peers import (
-    Accepting,
     Recorder,
     accept,
     all_blocked,
@@ -336,13 +335,11 @@ async def test_an_early_client_hello_in_the_segment_of_the_plaintext() -> None:
     assert server.lines == [(True, b"encrypted")]
 
 
-async def test_an_early_client_hello_that_waits_to_be_delivered() -> None:
+async def test_an_early_client_hello_that_waits_to_be_delivered(listener: socket.socket) -> None:
     """It is received while the socket is suspended, before the call: it is TLS's."""
     async with MozTCPSocket() as tcp:
-        accepting = Accepting(tcp.listen(0, host="127.0.0.1", ssl_context=server_context()))
-        with await dial(accepting.server.localPort) as peer:
-            socket_, recorder = await accepting.first()
-            accepting.server.close()
+        socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
+        with peer:
             socket_.suspend()
             client = EarlyHello()
             peer.sendall(client.hello)
@@ -403,12 +400,10 @@ async def test_commands_that_the_program_throws_away() -> None:
     assert server.lines == [(True, b"honest")]
 
 
-async def test_commands_injected_while_suspended() -> None:
+async def test_commands_injected_while_suspended(listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
-        accepting = Accepting(tcp.listen(0, host="127.0.0.1", ssl_context=server_context()))
-        with await dial(accepting.server.localPort) as peer:
-            socket_, recorder = await accepting.first()
-            accepting.server.close()
+        socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
+        with peer:
             socket_.suspend()
             peer.sendall(INJECTED * 20_000)  # more than the channel holds: the reader waits for room in it
             await all_blocked()
@@ -420,15 +415,15 @@ async def test_commands_injected_while_suspended() -> None:
     assert recorder.data == b""
 
 
-async def test_an_upgrade_at_any_moment_while_the_channel_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_upgrade_at_any_moment_while_the_channel_fills(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reader never holds anything that is neither delivered nor found by the upgrade."""
     monkeypatch.setattr(_tls, "ALERT_PATIENCE", 0.01)
     for turns in range(50):
         async with MozTCPSocket() as tcp:
-            accepting = Accepting(tcp.listen(0, host="127.0.0.1", ssl_context=server_context()))
-            with await dial(accepting.server.localPort) as peer:
-                socket_, recorder = await accepting.first()
-                accepting.server.close()
+            socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
+            with peer:
                 socket_.suspend()
                 peer.sendall(INJECTED * 20_000)
                 for _ in range(turns):
