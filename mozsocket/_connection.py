@@ -7,14 +7,18 @@ Three tasks, in the socket's own task group, and while an upgrade's handshake la
       ▲──────────────── send buffer ◀─────────────────────────┘
 
 The reader is there from the connect to the end. While no handler runs and nothing is queued it calls the handler
-itself. The writer and the dispatcher are started when there is first something for them: what the operating system
-would not take at once or was sent outside a handler, and an asynchronous handler.
+itself. Where a stream takes the data, it is the caller of ``receive()`` that reads, and the reader stands by: to bring
+about TLS, and to read on when the socket is closed. The writer and the dispatcher are started when there is first
+something for them: what the operating system would not take at once or was sent outside a handler, and an asynchronous
+handler.
 
 Every end of a connection goes through the closing of its transport, after which ``error``, if there was a failure, and
 ``close`` are due. It is closed
 
 - by ``closeImmediately()``, and so when a handler has raised: at once;
 - when the peer's end has been delivered: at once if nothing is buffered, else by the writer when all is sent;
+- when the peer has ended and so has the program, by ``send_eof()``, where ``allow_half_open`` keeps the one from being
+  the other's end: in the same ways;
 - after ``close()``: when all is sent and the peer has ended too, or ``linger`` is over; by the reader, if it was a
   handler that the reader called that closed, and nothing has to wait to be sent; else by the writer;
 - when reading fails: at once; when TLS does, when the peer has had time to read why;
@@ -30,7 +34,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -38,6 +42,7 @@ import anyio.lowlevel
 from ._addresses import display
 from ._connect import connect
 from ._dispatch import Signal, turn
+from ._eagerness import Eagerness
 from ._errors import InvalidStateError, explain
 from ._events import Event
 from ._inbox import QUEUED_READ_SIZE, Inbox
@@ -49,6 +54,9 @@ from ._transport import Transport, configure
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import ExceptionGroup
+
+if TYPE_CHECKING:
+    from ._stream import SocketStream
 
 __all__ = ("Connection",)
 
@@ -62,50 +70,8 @@ READ_AT_ONCE = 245_760
 is read while it is in the processor's cache, and does not pile up (measured: 2.4 times as fast).
 """
 
-LOOKS = 3
-"""Turns of the event loop for which to look for an answer: when both ends are in one process it is here by then."""
-
-MAX_SKIP = 63
-"""How often, where that was in vain, it is left out before it is tried again."""
-
 FAILURE_PATIENCE = 1
 """Seconds to wait, when nothing more can be sent, for what the peer sent before; as a rule it is there."""
-
-
-class Eagerness:
-    """Whether to look again for more to read, before the operating system is asked to tell.
-
-    The answer to what a handler has sent is often here within a few turns of the event loop, and a turn costs far less
-    than to have the operating system tell. Where it is not, as with a distant peer, that is tried ever less often.
-    """
-
-    __slots__ = ("_limit", "_looks", "_skip", "_skipped")
-
-    def __init__(self) -> None:
-        self._limit = 0  # how many looks there may be now
-        self._looks = 0  # how many there have been since something was read
-        self._skip = self._skipped = 1  # how many times not to look, and did not
-
-    def found(self) -> None:
-        """Something was read."""
-        if self._looks:
-            self._skip = self._looks = 0
-        if self._skipped < self._skip:
-            self._skipped += 1
-            self._limit = 0
-        else:
-            self._skipped = 0
-            self._limit = LOOKS
-
-    def look(self) -> bool:
-        """Whether to look again at the next turn of the event loop."""
-        if self._looks < self._limit:
-            self._looks += 1
-            return True
-        if self._looks:
-            self._skip = min(2 * self._skip + 1, MAX_SKIP)
-            self._looks = self._limit = 0
-        return False
 
 
 class Connection(Lifetime):
@@ -116,17 +82,21 @@ class Connection(Lifetime):
         "_attempt",
         "_buffer",
         "_close_told",
+        "_end_told",
+        "_eof_sent",
         "_flush_scheduled",
         "_half_closed",
         "_host",
         "_inbox",
         "_opened",
         "_options",
+        "_parked",
         "_peer_ended",
         "_port",
         "_reading",
         "_server_side",
         "_state",
+        "_stream",
         "_suspensions",
         "_tls",
         "_transport",
@@ -153,6 +123,10 @@ class Connection(Lifetime):
         self._reading = False  # while the reader delivers what it has read
         self._half_closed = False  # whether the peer has been told of our end, and the reader is to end the connection
         self._peer_ended = False  # whether nothing more will be read
+        self._end_told = False  # whether the program has been told so, on a socket that stays open
+        self._eof_sent = False  # whether the peer has been told of our end
+        self._stream: SocketStream | None = None  # what takes the data in place of the handlers
+        self._parked: anyio.Event | None = None  # what the reader waits for meanwhile
         self._close_told = False  # whether the last event has been delivered
 
     def __repr__(self) -> str:
@@ -175,6 +149,7 @@ class Connection(Lifetime):
         if self._state.precedes(state):
             self._state = state
             self._opened = self._opened or state is _OPEN
+            self._change_reader()
             self._notify()
 
     def _not_open(self, what: str) -> InvalidStateError:
@@ -196,6 +171,7 @@ class Connection(Lifetime):
         """Close the transport, whatever is still to be told."""
         if self._transport is not None:
             self._transport.close()
+        self._change_reader()
         self._notify()
 
     def _abandon(self) -> None:
@@ -290,6 +266,7 @@ class Connection(Lifetime):
     def _upgrade(self, tls: TLSTransport, leftover: bytes) -> None:
         """Go on in TLS, to which all belongs that is not delivered yet."""
         self._spawn("handshake", self._limit_handshake, tls)
+        self._change_reader()
         if not self._flush_scheduled:
             self._schedule_flush()
         if leftover:
@@ -302,6 +279,7 @@ class Connection(Lifetime):
         if self._state is _OPEN:  # not before the first event
             self._announcement = Event("secure", self)
             self._wake_dispatch()
+        self._change_reader()
         self._notify()
 
     async def _limit_handshake(self, tls: TLSTransport) -> None:
@@ -345,9 +323,11 @@ class Connection(Lifetime):
         """End the connection, of which nothing more can be had."""
         if self._state is _OPEN or self._buffer.amount:
             self._fail(exc)
-        if isinstance(exc, ssl.SSLError) and self._tls is not None:
-            await self._tls.part()
-        self._shut()
+        try:
+            if isinstance(exc, ssl.SSLError) and self._tls is not None:
+                await self._tls.part()
+        finally:
+            self._shut()
 
     async def _read_until_end(self) -> None:
         """Read until the peer's end or the transport is closed, or until ours has been sent."""
@@ -356,7 +336,12 @@ class Connection(Lifetime):
         left = READ_AT_ONCE
         assert self._transport is not None
         while self._half_closed is lingering and not (transport := self._transport).closed:
-            direct = not (self._busy or self._suspensions.count or "data" in self._async_types)
+            if self._stream is not None and self._is_streaming():
+                await self._park()
+                continue
+            direct = not (
+                self._busy or self._suspensions.count or self._stream is not None or "data" in self._async_types
+            )
             size = transport.read_size if direct else QUEUED_READ_SIZE
             data = transport.receive(size)
             if data is not None:
@@ -384,8 +369,9 @@ class Connection(Lifetime):
             pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
         elif data:
             self._pump(self._data_event(data))
-        else:
-            self._end_of_stream()
+        elif self._end_of_stream():
+            self._announcement = Event("end", self)
+            self._pump()
         self._reading = False
 
     async def _queue(self, data: bytes) -> None:
@@ -397,13 +383,54 @@ class Connection(Lifetime):
             self._wake_dispatch()
         await self._inbox.wait_for_room()
 
-    def _end_of_stream(self) -> None:
-        """The peer's end has been reached by the program: what is buffered is sent, then the socket closes."""
+    def _takes_data(self) -> bool:
+        """Whether what is queued is due to the handlers."""
+        return self._state is _OPEN and not self._suspensions.count and self._stream is None
+
+    def _end_of_stream(self) -> bool:
+        """The peer's end has been reached by the program.
+
+        :return: whether it is to be told, as the socket stays open; else that closes
+        """
+        if self._options.allow_half_open:
+            self._end_told = True
+        else:
+            self._finish()
+        return self._end_told
+
+    def _finish(self) -> None:
+        """Both sides have ended, or that of the peer is the end of both: what is buffered is sent, then it closes."""
         self._set_ready_state(_CLOSING)
         if self._flush_scheduled or self._failure is not None or not self._half_close():
             self._wake_writer()
         else:
             self._shut()
+
+    # A stream in place of the handlers
+
+    def _is_streaming(self) -> bool:
+        """Whether it is for the stream to read."""
+        return (
+            self._stream is not None
+            and self._state is _OPEN
+            and not self._is_shut()
+            and (self._tls is None or self._tls.established)
+        )
+
+    async def _park(self) -> None:
+        """Wait, in the reader, until it is not for the stream to read."""
+        while self._is_streaming():
+            self._parked = anyio.Event()
+            await self._parked.wait()
+
+    def _change_reader(self) -> None:
+        """Have the reader and the stream look whose turn it is."""
+        if self._stream is None:
+            return
+        if self._parked is not None:
+            self._parked.set()
+        if self._transport is not None:
+            self._transport.interrupt()
 
     # Writing
 
@@ -414,6 +441,12 @@ class Connection(Lifetime):
         else:
             self._wake_writer()
         self._flush_scheduled = True
+
+    def _flush_soon(self) -> None:
+        """Send what is buffered, here and now unless someone is at it."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._flush()
 
     def _flush(self) -> None:
         sent = self._send_buffered() and self._failure is None
@@ -432,7 +465,17 @@ class Connection(Lifetime):
         :return: whether that is done
         """
         assert self._transport is not None
-        return self._transport.closed or self._transport.send_eof()
+        if not self._eof_sent and (self._transport.closed or self._transport.send_eof()):
+            self._eof_sent = True
+            self._notify()
+        return self._eof_sent
+
+    def _end_output(self) -> bool:
+        """After :meth:`send_eof`, when everything is handed over, half-close; not before TLS is there.
+
+        :return: whether that is done
+        """
+        return not self._buffer.finished or ((self._tls is None or self._tls.established) and self._half_close())
 
     def _send_buffered(self) -> bool:
         """Hand over what the operating system takes now.
@@ -449,6 +492,8 @@ class Connection(Lifetime):
                 if count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
                     return False
             if self._failure is None and not transport.closed and not transport.flush():
+                return False
+            if self._failure is None and self._state is _OPEN and not self._end_output():
                 return False
         except OSError as exc:
             self._fail(exc)
@@ -505,6 +550,9 @@ class Connection(Lifetime):
         """After a failure, wait until all that had come is read, however slow the handlers; an error waits no longer
         if the program suspends, nor if nothing comes though nothing holds it up.
         """
+        if self._stream is not None:  # its owner is told by send(), may receive yet, and is to close it
+            await self._wait_until(lambda: self._peer_ended or not self._is_streaming())
+            return
         waiting = True
         while waiting:
             with anyio.move_on_after(FAILURE_PATIENCE) as limit:

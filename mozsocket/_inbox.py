@@ -24,11 +24,12 @@ class Inbox:
     :ivar used: whether anything was ever queued
     """
 
-    __slots__ = ("_count", "_receiver", "_room", "_sender", "used")
+    __slots__ = ("_count", "_receiver", "_rest", "_room", "_sender", "used")
 
     def __init__(self) -> None:
         self.used = False
         self._count = 0
+        self._rest: bytes | memoryview = b""  # of the first read, of which part was taken
         self._room: anyio.Event | None = None  # what the reader waits for
         self._sender: MemoryObjectSendStream[bytes]
         self._receiver: MemoryObjectReceiveStream[bytes]
@@ -49,12 +50,17 @@ class Inbox:
             self._room = anyio.Event()
             await self._room.wait()
 
-    def take(self) -> bytes | None:
-        """The next of it; None if there is none, or it was discarded."""
+    def take(self, size: int = QUEUED_READ_SIZE) -> bytes | None:
+        """The next of it, at most ``size`` bytes; None if there is none, or it was discarded."""
         if not self._count:
             return None
+        data = self._rest or self._receiver.receive_nowait()
+        if len(data) > size:
+            self._rest = memoryview(data)[size:]
+            return bytes(data[:size])
+        self._rest = b""
         self._set_count(self._count - 1)
-        return self._receiver.receive_nowait()
+        return bytes(data)
 
     def __bool__(self) -> bool:
         return self._count > 0
@@ -63,6 +69,7 @@ class Inbox:
         """Forget what is queued, and let who waits for room go."""
         if self.used:
             self._receiver.close()
+            self._rest = b""
             self._set_count(0)
 
     def close(self) -> None:

@@ -38,6 +38,8 @@ class SocketOptions:
     server_hostname: str | None = None
     handshake_timeout: float = 30
     tls_standard_compatible: bool = True
+    allow_half_open: bool = False
+    proxy_protocol: bool = False  # of accepted sockets
 
     def __post_init__(self) -> None:
         if self.binaryType not in get_args(BinaryType):
@@ -55,6 +57,8 @@ class SocketOptions:
             check_server_hostname(self.server_hostname)
         _check_seconds("handshake_timeout", self.handshake_timeout)
         check_flag("tls_standard_compatible", self.tls_standard_compatible)
+        check_flag("allow_half_open", self.allow_half_open)
+        check_flag("proxy_protocol", self.proxy_protocol)
 
 
 def check_host(name: str, value: object) -> None:

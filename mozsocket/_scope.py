@@ -59,6 +59,7 @@ class MozTCPSocket:
         server_hostname: str | None = None,
         handshake_timeout: float = 30,
         tls_standard_compatible: bool = True,
+        allow_half_open: bool = False,
     ) -> TCPSocket:
         """Open a connection (MDN: ``open``). It returns at once, and connects when the caller next awaits.
 
@@ -81,6 +82,7 @@ class MozTCPSocket:
             server_hostname=server_hostname,
             handshake_timeout=handshake_timeout,
             tls_standard_compatible=tls_standard_compatible,
+            allow_half_open=allow_half_open,
         )
         self._run(socket, tasks)
         return socket
@@ -100,6 +102,8 @@ class MozTCPSocket:
         ssl_context: ssl.SSLContext | None = None,
         handshake_timeout: float = 30,
         tls_standard_compatible: bool = True,
+        allow_half_open: bool = False,
+        proxy_protocol: bool = False,
     ) -> TCPServerSocket:
         """Listen on a port (MDN: ``listen``). It listens when the call returns.
 
@@ -124,6 +128,8 @@ class MozTCPSocket:
             ssl_context=ssl_context,
             handshake_timeout=handshake_timeout,
             tls_standard_compatible=tls_standard_compatible,
+            allow_half_open=allow_half_open,
+            proxy_protocol=proxy_protocol,
         )
         if 0 < port < 1024 and not self._certified:
             raise PermissionError(

@@ -69,8 +69,12 @@ class TCPServerSocket(Lifetime):
         an ``ssl_context``. A connection whose handshake fails is logged
     :param ssl_context: the certificate, what is demanded of clients, ALPN; for TLS from the first byte, and for
         :meth:`TCPSocket.upgradeToSecure` of the accepted sockets
-    :param handshake_timeout: seconds that a TLS handshake may take
+    :param handshake_timeout: seconds that a TLS handshake may take, and the header of the PROXY protocol before it
     :param tls_standard_compatible: of the accepted sockets, as of :class:`TCPSocket`
+    :param allow_half_open: of the accepted sockets, as of :class:`TCPSocket`
+    :param proxy_protocol: whether each connection begins with a header of the PROXY protocol, version 1 or 2, as a
+        load balancer sends it: ``host`` and ``port`` of the accepted socket are then the client's. A connection
+        without one is logged and closed. Only for a port that nobody but the load balancer can reach
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument is out of range
     """
@@ -108,6 +112,8 @@ class TCPServerSocket(Lifetime):
         ssl_context: ssl.SSLContext | None = None,
         handshake_timeout: float = 30,
         tls_standard_compatible: bool = True,
+        allow_half_open: bool = False,
+        proxy_protocol: bool = False,
     ) -> None:
         check_port(port, lowest=0)
         if host is not None:
@@ -124,6 +130,8 @@ class TCPServerSocket(Lifetime):
             ssl_context=ssl_context,
             handshake_timeout=handshake_timeout,
             tls_standard_compatible=tls_standard_compatible,
+            allow_half_open=allow_half_open,
+            proxy_protocol=proxy_protocol,
         )
         self._set_up(port, max_connections, options)
         self._host = host
@@ -159,6 +167,8 @@ class TCPServerSocket(Lifetime):
         ssl_context: ssl.SSLContext | None = None,
         handshake_timeout: float = 30,
         tls_standard_compatible: bool = True,
+        allow_half_open: bool = False,
+        proxy_protocol: bool = False,
     ) -> TCPServerSocket:
         """Adopt a listening stream socket, which belongs to the TCPServerSocket from then on.
 
@@ -178,6 +188,8 @@ class TCPServerSocket(Lifetime):
             ssl_context=ssl_context,
             handshake_timeout=handshake_timeout,
             tls_standard_compatible=tls_standard_compatible,
+            allow_half_open=allow_half_open,
+            proxy_protocol=proxy_protocol,
         )
         self = cls.__new__(cls)
         address = sock.getsockname()

@@ -8,9 +8,11 @@ from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import TypedAttributeProvider
+from anyio.abc import ByteStream
 
 from ._addresses import host_and_port
 from ._connection import Connection
+from ._errors import InvalidStateError
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent, TCPSocketEvent
 from ._options import (
     BinaryType,
@@ -23,6 +25,7 @@ from ._options import (
     check_stream_socket,
 )
 from ._state import ReadyState, octets
+from ._stream import SocketStream
 from ._transport import Transport, configure
 
 if TYPE_CHECKING:
@@ -65,6 +68,8 @@ class TCPSocket(Connection, TypedAttributeProvider):
     :param handshake_timeout: seconds that a TLS handshake may take
     :param tls_standard_compatible: whether a peer that ends a TLS connection without saying so (close_notify), as
         also happens when an attacker cuts it off, is an error; else it is the peer's end (AnyIO's term)
+    :param allow_half_open: whether the socket stays open when the peer has ended its side: ``end`` fires, and sending
+        goes on until :meth:`send_eof` or :meth:`close` (Node's ``allowHalfOpen``)
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument is out of range
     """
@@ -79,6 +84,8 @@ class TCPSocket(Connection, TypedAttributeProvider):
     ondrain: EventHandler[Event[TCPSocket]] = EventHandler()
     #: Bytes have arrived.
     ondata: EventHandler[TCPSocketEvent] = EventHandler()
+    #: The peer has ended its side, and ours is open still: with ``allow_half_open`` only.
+    onend: EventHandler[Event[TCPSocket]] = EventHandler()
     #: The connection failed or was lost. ``close`` follows.
     onerror: EventHandler[TCPSocketErrorEvent[TCPSocket]] = EventHandler()
     #: The connection is closed: the last event, exactly once.
@@ -99,6 +106,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         server_hostname: str | None = None,
         handshake_timeout: float = 30,
         tls_standard_compatible: bool = True,
+        allow_half_open: bool = False,
     ) -> None:
         check_host("host", host)
         check_port(port, lowest=1)
@@ -113,6 +121,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
             server_hostname=server_hostname,
             handshake_timeout=handshake_timeout,
             tls_standard_compatible=tls_standard_compatible,
+            allow_half_open=allow_half_open,
         )
         if ssl_context is not None:
             check_role(ssl_context, server_side=False)
@@ -136,6 +145,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         server_hostname: str | None = None,
         handshake_timeout: float = 30,
         tls_standard_compatible: bool = True,
+        allow_half_open: bool = False,
     ) -> TCPSocket:
         """Adopt a connected stream socket: one of a socketpair, of a SOCKS library, or inherited.
 
@@ -156,6 +166,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
             server_hostname=server_hostname,
             handshake_timeout=handshake_timeout,
             tls_standard_compatible=tls_standard_compatible,
+            allow_half_open=allow_half_open,
         )
         self = cls._adopt(sock, _peer_of(sock), options, server_side=None)
         if useSecureTransport:
@@ -253,7 +264,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         :raises InvalidStateError: if the socket is not suspended
         """
         self._suspensions.resume()
-        if self._inbox.used and self._state is _OPEN and not self._suspensions.count:
+        if self._inbox.used and self._takes_data():
             self._wake_dispatch()
 
     def close(self) -> None:
@@ -271,6 +282,22 @@ class TCPSocket(Connection, TypedAttributeProvider):
                 self._schedule_flush()
             self._set_ready_state(_CLOSING)
             self._inbox.discard()
+
+    def send_eof(self) -> None:
+        """End our side of the connection: the peer gets what is buffered, and is told that no more will come.
+
+        The socket stays open, and ``data`` goes on, until the peer ends its side too; then it closes. Over TLS that
+        is close_notify, upon which some peers end at once, as TLS 1.2 demanded. Doing it twice does no harm.
+
+        :raises InvalidStateError: if the socket is not open
+        """
+        if self._state is not _OPEN:
+            raise self._not_open("send_eof()")
+        self._buffer.finish()
+        if self._end_told and self._stream is None:
+            self.close()
+        elif not self._flush_scheduled:
+            self._schedule_flush()
 
     def closeImmediately(self) -> None:
         """Close the connection without sending what is buffered and without waiting for the peer; ``close`` fires.
@@ -304,7 +331,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         :param server_hostname: likewise
         :param leftover: what came in the same ``data`` as the plaintext's end, behind it. It is part of TLS too: an
             early ClientHello, unless an attacker has put it there; then the handshake fails
-        :raises InvalidStateError: if the socket is not open
+        :raises InvalidStateError: if the socket is not open, or either side has ended
         :raises TypeError: if an argument is of the wrong type
         :raises ValueError: if the context is for the other side of TLS, or missing
         """
@@ -314,6 +341,8 @@ class TCPSocket(Connection, TypedAttributeProvider):
         early = octets(leftover, 0, None)
         if self._state is not _OPEN:
             raise self._not_open("upgradeToSecure()")
+        if self._tls is None and (self._buffer.finished or self._end_told):
+            raise InvalidStateError("upgradeToSecure() on a connection of which one side has ended: TLS needs both")
         if self._tls is None:
             self._upgrade(self._make_tls(ssl_context, server_hostname), early)
 
@@ -324,6 +353,28 @@ class TCPSocket(Connection, TypedAttributeProvider):
         self.close()
 
     # What mozsocket adds
+
+    def stream(self) -> ByteStream:
+        """The same connection as an AnyIO stream, for what reads better as a sequence and for libraries that take one.
+
+        From now on what arrives is for :meth:`~anyio.abc.ByteReceiveStream.receive`, and there is no ``data`` event;
+        what is queued comes first. Call it before anything can arrive: while connecting, or in a handler of
+        ``connect`` or ``open``. ``send()`` returns when all is handed to the operating system. The peer's end does not
+        close the socket; closing the stream does, and does not wait for the peer. :meth:`upgradeToSecure` goes on
+        working, and so do the events but ``data`` and ``end``.
+
+        A lost connection is :exc:`anyio.BrokenResourceError`, one that was closed here
+        :exc:`anyio.ClosedResourceError`.
+
+        :return: the stream, the same each time
+        :raises InvalidStateError: if the socket is neither connecting nor open
+        """
+        if self._stream is None:
+            if self._state not in (_CONNECTING, _OPEN):
+                raise self._not_open("stream()")
+            self._stream = SocketStream(self)
+            self._change_reader()
+        return self._stream
 
     async def opened(self) -> None:
         """Wait until the connection is open.
@@ -394,12 +445,14 @@ class TCPSocket(Connection, TypedAttributeProvider):
             return event
         if self._buffer.take_drain():
             return Event("drain", self)
-        if self._state is _OPEN and not self._suspensions.count:
+        if self._takes_data():
             data = self._inbox.take()
             if data:
                 return self._data_event(data)
-            if data is not None:
-                self._end_of_stream()
+            if data is not None and self._end_of_stream():
+                return Event("end", self)
+        if self._end_told and self._buffer.finished and self._state is _OPEN:
+            self._finish()
         return self._last_event() if self._is_shut() else None
 
     def _is_due(self) -> bool:
@@ -407,7 +460,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
             self._announcement is not None
             or self._buffer.drain_due
             or (self._is_shut() and not self._close_told)
-            or (self._state is _OPEN and not self._suspensions.count and bool(self._inbox))
+            or (self._takes_data() and bool(self._inbox))
         )
 
     def _last_event(self) -> Event[Any] | None:

@@ -5,6 +5,7 @@ The rules, each of which is one line below:
 - A socket goes from connecting to open, closing and closed; it may leave out any, and never goes back.
 - ``send()`` gives False, and a ``drain`` is owed, once more than 65536 bytes are buffered.
 - ``send()`` beyond the limit takes nothing, and a ``drain`` is owed, if one can come.
+- ``send()`` after ``send_eof()`` is an error.
 - An owed ``drain`` is due when nothing is buffered. If more was buffered before it was taken, it is due later.
 - Suspensions count: as often resumed as suspended.
 """
@@ -54,9 +55,10 @@ class SendBuffer:
 
     :ivar amount: its size in bytes: ``bufferedAmount``
     :ivar dropped: whether bytes were thrown away unsent
+    :ivar finished: whether the program has said that this is all
     """
 
-    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "amount", "dropped")
+    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "amount", "dropped", "finished")
 
     def __init__(self, limit: int | None = None) -> None:
         self._chunks = _NO_CHUNKS
@@ -65,14 +67,18 @@ class SendBuffer:
         self._limit = limit
         self.amount = 0
         self.dropped = False
+        self.finished = False
 
     def append(self, data: bytes) -> bool:
         """Take data to be sent.
 
         :return: False if more than :data:`BUFFER_THRESHOLD` bytes are now buffered: a drain is owed
         :raises BufferError: if that would be more than the limit; nothing is taken, but a drain is owed
+        :raises InvalidStateError: if it was said that there is no more
         """
         if self._ended:
+            if self.finished:
+                raise InvalidStateError("send() after send_eof(): the peer has been told that no more will come")
             return True
         amount = self.amount + len(data)
         if self._limit is not None and amount > self._limit:
@@ -89,6 +95,17 @@ class SendBuffer:
             self._drain_owed = True
             return False
         return True
+
+    def add(self, data: bytes) -> None:
+        """Take data whose sender waits until it is handed over: it counts to no limit, and no drain is owed for it."""
+        if data and not self._ended:
+            self._chunks = self._chunks or deque()
+            self._chunks.append(data)
+            self.amount += len(data)
+
+    def finish(self) -> None:
+        """Take no more: what is buffered is all."""
+        self.finished = self._ended = True
 
     def next_write(self, limit: int = sys.maxsize) -> list[bytes | memoryview]:
         """What to hand over next, in one call: some large chunks as they are, or many small ones joined.

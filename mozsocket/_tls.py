@@ -71,11 +71,13 @@ class TLSTransport:
     """
 
     __slots__ = (
+        "_ahead",
         "_begun",
         "_broken",
         "_eof",
         "_eof_sent",
         "_error",
+        "_fin_sent",
         "_full",
         "_incoming",
         "_object",
@@ -128,12 +130,14 @@ class TLSTransport:
         self._sealed = 0  # bytes of the program's that are encrypted, and not yet handed over whole
         self._unsent: memoryview | None = None  # the rest of the records being handed over
         self._starved = False  # whether there is nothing more to be had before more is read
+        self._ahead = b""  # what is decrypted already, and comes first
         self._full = False  # whether OpenSSL may hold decrypted bytes, for which there was no room
         self._eof = False  # whether the peer has ended the transport
         self._peer_ended = False  # whether it has ended TLS, as it should before
         self._error: ssl.SSLError | None = None  # what the next receive() raises
         self._broken = False  # whether TLS has failed: nothing is decrypted any more
-        self._eof_sent = False
+        self._eof_sent = False  # whether the peer is told that TLS ends
+        self._fin_sent = False  # whether it has got everything: it cannot be answered any more
         self._progress: anyio.Event | None = None  # what the writer waits for, when it needs more of the peer
 
     # Receiving
@@ -195,6 +199,10 @@ class TLSTransport:
     def _decrypt(self, size: int) -> bytes:
         """What is in the records that are here, up to the peer's end or an error, which is for the next call."""
         parts = []
+        if self._ahead:
+            parts.append(self._ahead[:size])
+            self._ahead = self._ahead[size:]
+            size -= len(parts[0])
         # That there is nothing, an exception would tell as well, but it takes a microsecond or two.
         while size and not self._peer_ended and (self._incoming.pending or self._full):
             try:
@@ -268,6 +276,8 @@ class TLSTransport:
         """
         if self._plaintext:
             return False
+        if self._fin_sent:
+            return True
         if not self._begun:
             self._shake_hands()
         while self._unsent or self._outgoing.pending:
@@ -284,15 +294,27 @@ class TLSTransport:
         :return: whether that is done
         """
         if self.established and not (self._eof_sent or self._broken):
-            try:
-                self._object.unwrap()
-            except ssl.SSLError:
-                pass  # it wants the peer's close_notify too, for which we do not wait
+            self._notify_close()
         self._eof_sent = self._begun = True
         try:
-            return self.flush() and self._transport.send_eof()
+            if not self.flush():
+                return False
+            self._fin_sent = True
+            return self._transport.send_eof()
         except OSError:
             return True  # the connection is lost already, which the next read tells
+
+    def _notify_close(self) -> None:
+        """Have close_notify sent. `ssl` then looks for the peer's, and fails for good if it finds data in its place: so
+        it must not find any.
+        """
+        self._ahead += self._object.read(self._object.pending()) if self._object.pending() else b""
+        undecrypted = self._incoming.read()
+        try:
+            self._object.unwrap()
+        except ssl.SSLError:
+            pass  # it wants the peer's too, for which we do not wait
+        self._incoming.write(undecrypted)
 
     # The handshake
 
@@ -375,6 +397,11 @@ class TLSTransport:
             await self._progress.wait()
         if self.closed:
             raise anyio.ClosedResourceError
+
+    def interrupt(self) -> None:
+        """Wake who waits, to look again at what to wait for."""
+        self._transport.interrupt()
+        self._let_writer_look()
 
     def _let_writer_look(self) -> None:
         if self._progress is not None:

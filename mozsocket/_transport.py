@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -43,21 +43,34 @@ class Watched:
         self.closed = False
         self._waiting = 0  # how many tasks wait
 
-    async def wait_readable(self) -> None:
-        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
+    def wait_readable(self) -> Coroutine[Any, Any, None]:
+        """Wait until there may be something to read, or :meth:`interrupt`.
+
+        :raises anyio.ClosedResourceError: if it is closed meanwhile
+        """
+        return self._wait(anyio.wait_readable)
+
+    def wait_writable(self) -> Coroutine[Any, Any, None]:
+        """Wait until something may be sent, or :meth:`interrupt`.
+
+        :raises anyio.ClosedResourceError: if it is closed meanwhile
+        """
+        return self._wait(anyio.wait_writable)
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         self._waiting += 1
         try:
-            await anyio.wait_readable(self.socket)
+            await wait(self.socket)
+        except anyio.ClosedResourceError:
+            if self.closed:
+                raise
         finally:
             self._waited()
 
-    async def wait_writable(self) -> None:
-        """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
-        self._waiting += 1
-        try:
-            await anyio.wait_writable(self.socket)
-        finally:
-            self._waited()
+    def interrupt(self) -> None:
+        """Wake who waits, to look again at what to wait for."""
+        if self._waiting and not self.closed:
+            anyio.notify_closing(self.socket)
 
     def _waited(self) -> None:
         self._waiting -= 1

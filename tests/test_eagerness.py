@@ -12,7 +12,8 @@ import anyio.lowlevel
 import pytest
 
 from mozsocket import TCPSocket
-from mozsocket._connection import LOOKS, MAX_SKIP, READ_AT_ONCE, Eagerness
+from mozsocket._connection import READ_AT_ONCE
+from mozsocket._eagerness import LOOKS, MAX_SKIP, Eagerness
 from mozsocket._transport import Transport
 
 

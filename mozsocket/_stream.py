@@ -1,0 +1,190 @@
+"""A connection as an AnyIO stream: what ``receive()`` and ``send()`` do in place of the handlers.
+
+Whoever calls them does the reading and writing, with no task switch. What the operating system would not take at once
+is left to the writer, as for the handlers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, ResourceGuard
+from anyio.abc import ByteStream
+
+from ._eagerness import Eagerness
+from ._errors import InvalidStateError, TCPSocketError
+from ._options import check_count
+from ._state import ReadyState, octets
+
+if TYPE_CHECKING:
+    from ._socket import TCPSocket
+
+__all__ = ("SocketStream",)
+
+_CONNECTING = ReadyState.CONNECTING
+_OPEN = ReadyState.OPEN
+
+
+class SocketStream(ByteStream):
+    """What :meth:`TCPSocket.stream` gives. For what the methods raise see there."""
+
+    __slots__ = ("_closed", "_eagerness", "_ended", "_receiving", "_sending", "_socket")
+
+    def __init__(self, socket: TCPSocket) -> None:
+        self._socket = socket
+        self._receiving = ResourceGuard("receiving from")
+        self._sending = ResourceGuard("sending to")
+        self._eagerness = Eagerness()
+        self._ended = False  # whether the peer has
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._socket!r}>"
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        """Those of the socket."""
+        return self._socket.extra_attributes
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """What has arrived, of which some is waited for.
+
+        :param max_bytes: bytes at most
+        :raises anyio.EndOfStream: at the peer's end
+        :raises anyio.BusyResourceError: if another task is receiving
+        """
+        check_count("max_bytes", max_bytes, 1)
+        with self._receiving:
+            await anyio.lowlevel.checkpoint()  # before anything is taken: a cancellation loses nothing
+            while (data := await self._look(max_bytes)) is None:
+                pass
+        if not data:
+            raise EndOfStream
+        return data
+
+    async def _look(self, max_bytes: int) -> bytes | None:
+        """Look once for what has arrived, then wait; ``b""`` at the peer's end."""
+        socket = self._socket
+        if not socket._is_streaming():
+            self._raise_if_over()
+            await self._connected()
+            return None
+        transport = socket._transport
+        assert transport is not None
+        try:
+            data = b"" if self._ended else socket._inbox.take(max_bytes)
+            if data is None:
+                data = transport.receive(max_bytes)
+        except OSError as exc:
+            await socket._lose(exc)
+            return None
+        if data is not None:
+            self._eagerness.found()
+            if not data:
+                self._end()
+        elif self._eagerness.look():
+            await anyio.lowlevel.checkpoint()
+        elif not transport.closed:
+            try:
+                await transport.wait_readable()
+            except ClosedResourceError:
+                pass  # which is told above
+        return data
+
+    def _end(self) -> None:
+        self._ended = self._socket._peer_ended = True
+        self._socket._notify()
+
+    async def send(self, item: bytes) -> None:
+        """Send bytes, and wait until the operating system has taken them all.
+
+        A cancelled ``send()`` is sent all the same: nothing is torn out of the stream.
+
+        :param item: bytes-like
+        :raises anyio.BusyResourceError: if another task is sending
+        """
+        if isinstance(item, str):
+            raise TypeError("send() takes a bytes-like object, not str")
+        data = octets(item, 0, None)
+        with self._sending:
+            await anyio.lowlevel.checkpoint()
+            await self._ready_to_send("send()")
+            self._socket._buffer.add(data)
+            self._socket._flush_soon()
+            await self._until(lambda: not self._socket._buffer.amount)
+
+    async def send_eof(self) -> None:
+        """Tell the peer that no more will come, when everything is sent; receiving goes on.
+
+        :raises anyio.BusyResourceError: if another task is sending
+        """
+        with self._sending:
+            await anyio.lowlevel.checkpoint()
+            if self._socket._eof_sent and not self._closed:
+                return
+            await self._ready_to_send("send_eof()")
+            self._socket.send_eof()
+            await self._until(lambda: self._socket._eof_sent)
+
+    async def _ready_to_send(self, what: str) -> None:
+        if self._socket._state is _CONNECTING:
+            await self._connected()
+        self._raise_if_over()
+        if self._socket._failure is not None:
+            self._raise_lost()
+        if self._socket._buffer.finished:
+            raise ClosedResourceError(f"{what} after send_eof()")
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        socket = self._socket
+        await socket._wait_until(lambda: socket._failure is not None or self._closed or reached())
+        self._raise_if_over()
+        if socket._failure is not None:
+            self._raise_lost()
+
+    async def _connected(self) -> None:
+        """Wait until there is a connection to read from."""
+        socket = self._socket
+        try:
+            await socket.opened()
+            if socket.ssl:
+                await socket.secured()
+        except TCPSocketError as exc:
+            raise BrokenResourceError(str(exc)) from exc
+        except InvalidStateError:
+            raise ClosedResourceError from None
+
+    def _raise_if_over(self) -> None:
+        """:raises anyio.BrokenResourceError: if the connection is lost
+        :raises anyio.ClosedResourceError: if it, or the stream, was closed
+        """
+        socket = self._socket
+        if self._closed:
+            raise ClosedResourceError
+        if socket._state is _CONNECTING or (socket._state is _OPEN and not socket._is_shut()):
+            return
+        if socket._failure is None:
+            raise ClosedResourceError
+        self._raise_lost()
+
+    def _raise_lost(self) -> None:
+        assert self._socket._failure is not None
+        self._socket._failure_seen = True
+        raise BrokenResourceError(str(self._socket._failure)) from self._socket._failure.again()
+
+    async def aclose(self) -> None:
+        """Close the socket, in order: what was sent arrives. It goes on closing by itself once all is sent, for
+        ``linger`` seconds at most. Cancelled, it closes immediately.
+        """
+        socket = self._socket
+        self._closed = True
+        socket.close()
+        try:
+            await anyio.lowlevel.checkpoint()
+            await socket._wait_until(lambda: socket._eof_sent or socket._is_shut())
+        except anyio.get_cancelled_exc_class():
+            socket.closeImmediately()
+            raise
