@@ -20,6 +20,8 @@ from ._options import check_count
 from ._state import ReadyState, octets
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from ._socket import TCPSocket
 
 __all__ = ("SocketStream",)
@@ -98,7 +100,7 @@ class SocketStream(ByteStream):
         self._ended = self._socket._peer_ended = True
         self._socket._notify()
 
-    async def send(self, item: bytes) -> None:
+    async def send(self, item: Buffer) -> None:
         """Send bytes, and wait until the operating system has taken them all.
 
         A cancelled ``send()`` is sent all the same: nothing is torn out of the stream.
@@ -111,7 +113,9 @@ class SocketStream(ByteStream):
         data = octets(item, 0, None)
         with self._sending:
             await anyio.lowlevel.checkpoint()
-            await self._ready_to_send("send()")
+            await self._ready_to_send()
+            if self._socket._buffer.finished:
+                raise ClosedResourceError("send() after send_eof()")
             self._socket._buffer.add(data)
             self._socket._flush_soon()
             await self._until(lambda: not self._socket._buffer.amount)
@@ -123,20 +127,16 @@ class SocketStream(ByteStream):
         """
         with self._sending:
             await anyio.lowlevel.checkpoint()
-            if self._socket._eof_sent and not self._closed:
-                return
-            await self._ready_to_send("send_eof()")
+            await self._ready_to_send()
             self._socket.send_eof()
             await self._until(lambda: self._socket._eof_sent)
 
-    async def _ready_to_send(self, what: str) -> None:
+    async def _ready_to_send(self) -> None:
         if self._socket._state is _CONNECTING:
             await self._connected()
         self._raise_if_over()
         if self._socket._failure is not None:
             self._raise_lost()
-        if self._socket._buffer.finished:
-            raise ClosedResourceError(f"{what} after send_eof()")
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         socket = self._socket

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from ._addresses import plain
@@ -36,12 +37,13 @@ class Watched:
     :ivar closed: whether it has been closed
     """
 
-    __slots__ = ("_waiting", "closed", "socket")
+    __slots__ = ("_leaving", "_waiting", "closed", "socket")
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.closed = False
         self._waiting = 0  # how many tasks wait
+        self._leaving = 0  # how many of them are woken, and yet to run
 
     def wait_readable(self) -> Coroutine[Any, Any, None]:
         """Wait until there may be something to read, or :meth:`interrupt`.
@@ -58,6 +60,8 @@ class Watched:
         return self._wait(anyio.wait_writable)
 
     async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        if self._leaving:
+            await self._wait_for_those_leaving()
         self._waiting += 1
         try:
             await wait(self.socket)
@@ -70,10 +74,20 @@ class Watched:
     def interrupt(self) -> None:
         """Wake who waits, to look again at what to wait for."""
         if self._waiting and not self.closed:
+            self._leaving = self._waiting
             anyio.notify_closing(self.socket)
+
+    async def _wait_for_those_leaving(self) -> None:
+        """On asyncio, who has been woken gives up waiting for the socket, and would do so for who waits by then."""
+        while self._leaving:
+            await anyio.lowlevel.checkpoint()
+        if self.closed:
+            raise anyio.ClosedResourceError
 
     def _waited(self) -> None:
         self._waiting -= 1
+        if self._leaving:
+            self._leaving -= 1
         if self.closed and not self._waiting:
             self.socket.close()
 

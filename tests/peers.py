@@ -87,8 +87,9 @@ async def send_all(sock: socket.socket, data: bytes) -> None:
 def read_all(sock: socket.socket) -> bytes:
     """Everything up to the end of stream. Blocks."""
     parts = []
-    while part := sock.recv(1 << 20):
-        parts.append(part)
+    with suppress(ssl.SSLZeroReturnError):  # so the end is called by an SSLSocket that has ended its own side
+        while part := sock.recv(1 << 20):
+            parts.append(part)
     return b"".join(parts)
 
 
@@ -138,7 +139,7 @@ class Recorder:
     :ivar events: all of them
     """
 
-    TYPES = ("open", "secure", "drain", "data", "error", "close")
+    TYPES = ("open", "secure", "drain", "data", "end", "error", "close")
 
     def __init__(self, target: TCPSocket) -> None:
         self.events: list[Any] = []

@@ -1,137 +1,504 @@
-"""``socket.stream()``: the same contract as that of other streams, and what only ours has: handlers beside it."""
+"""``socket.stream()``: what it does beside the contract of a stream, which test_trio_contract.py checks."""
 
 from __future__ import annotations
 
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import ssl
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio.abc import SocketAttribute
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.buffered import BufferedByteStream
+from anyio.streams.text import TextStream
+from anyio.streams.tls import TLSAttribute, TLSStream
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 
 from .certificates import client_context, server_context
 from .peers import (
     PEER_TIMEOUT,
+    Accepting,
+    accept,
+    all_blocked,
+    blocking,
+    connected,
+    dial,
+    port_of,
+    read_all,
+    read_exactly,
+    reset,
+    secure,
+    securely_connected,
+    send_all,
+    unused_port,
 )
-
-if sys.version_info < (3, 11):
-    pass
 
 pytestmark = pytest.mark.anyio
 
-BIG = bytes(range(256)) * 4096 * 16  # 16 MiB
+MUCH = bytes(range(256)) * 65536  # 16 MiB: more than the kernel buffers between two sockets of this machine
 
 
-@asynccontextmanager
-async def pair(**options: Any) -> AsyncIterator[tuple[TCPSocket, TCPSocket]]:
-    """Two sockets of ours, connected to each other."""
-    with anyio.fail_after(PEER_TIMEOUT):
-        async with AsyncExitStack() as stack:
-            sockets = [TCPSocket.from_socket(sock, **options) for sock in socket.socketpair()]
-            for sock in sockets:
-                await stack.enter_async_context(sock)
-                sock.onerror = lambda event: None
-            yield sockets[0], sockets[1]
+async def receive_exactly(stream: ByteStream, size: int) -> bytes:
+    return await BufferedByteStream(stream).receive_exactly(size)
 
 
-# Trio's own checks
+async def send_on(stream: ByteStream) -> None:
+    while True:
+        await stream.send(b"x" * 1000)
 
 
-class TestTrioContract:
-    """Against ``trio.testing.check_two_way_stream`` and ``check_half_closeable_stream``."""
+async def receive_all(stream: ByteStream) -> bytes:
+    return b"".join([part async for part in stream])
 
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        return "trio"
 
-    @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-    async def test_half_closeable(self, tls: bool) -> None:
-        trio = pytest.importorskip("trio")
-        import trio.testing
+async def test_receives_and_sends(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, role, listener)
+        with peer:
+            async with sock.stream() as stream:
+                assert isinstance(stream, ByteStream)
+                await send_all(peer, b"hello")
+                assert await stream.receive() == b"hello"
+                await stream.send(b"world")
+                mutable: Any = bytearray(b"!")
+                await stream.send(mutable)
+                assert await blocking(read_exactly, peer, 6) == b"world!"
+            assert sock.readyState == "closing"
+            assert await blocking(read_all, peer) == b""
+        await sock.closed()
+        assert recorder.types[-1] == "close"
+        assert "data" not in recorder.types
 
-        class Adapter(trio.abc.HalfCloseableStream):  # type: ignore[name-defined, misc]
-            """Trio's names for AnyIO's methods, and Trio's exceptions for AnyIO's."""
 
-            def __init__(self, sock: TCPSocket) -> None:
-                self.sock = sock
-                self.stream = sock.stream()
-                self.sending = anyio.ResourceGuard("sending to")
-                self.closed = False
+async def test_gives_at_most_what_is_asked_for(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            sock.suspend()
+            await send_all(peer, b"queued")
+            while not sock._inbox:
+                await all_blocked()
+            stream = sock.stream()
+            assert stream is sock.stream()
+            assert await stream.receive(4) == b"queu"
+            assert await stream.receive(1) == b"e"
+            await send_all(peer, b"more")
+            assert await stream.receive(9) == b"d"  # what was queued comes first, and by itself
+            assert await stream.receive(3) == b"mor"
+            assert await stream.receive(3) == b"e"
+            await stream.aclose()
 
-            async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-                try:
-                    return await function(*args)
-                except anyio.EndOfStream:
-                    return b""
-                except (anyio.ClosedResourceError, InvalidStateError) as exc:
-                    raise trio.ClosedResourceError from exc
-                except (anyio.BrokenResourceError, TCPSocketError) as exc:
-                    raise trio.BrokenResourceError from exc
-                except anyio.BusyResourceError as exc:
-                    raise trio.BusyResourceError from exc
 
-            async def send_all(self, data: bytes) -> None:
-                await self._call(self._send, self.stream.send, data)
+async def test_what_came_before_the_connection_was_known_is_not_lost(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", port_of(listener))
+        stream = sock.stream()
+        with await accept(listener) as peer:
+            await send_all(peer, b"220 ready\r\n")
+            await sock.opened()
+            await all_blocked()
+            assert await stream.receive() == b"220 ready\r\n"
+            await stream.aclose()
 
-            async def wait_send_all_might_not_block(self) -> None:
-                if self.closed:
-                    raise trio.ClosedResourceError
-                await self._call(self._send, self.sock.drained)
 
-            async def _send(self, function: Callable[..., Awaitable[None]], *args: bytes) -> None:
-                with self.sending:  # AnyIO has no such waiting, which Trio counts as sending
-                    await function(*args)
+async def test_the_first_calls_wait_for_the_connection(listener: socket.socket) -> None:
+    async with TCPSocket("127.0.0.1", port_of(listener)) as sock:
+        stream = sock.stream()
+        await stream.send(b"hello")
+        with await accept(listener) as peer:
+            assert await blocking(read_exactly, peer, 5) == b"hello"
+            await stream.send_eof()
+            assert await blocking(peer.recv, 1) == b""
 
-            async def receive_some(self, max_bytes: int | None = None) -> Any:
-                return await self._call(self.stream.receive, 65536 if max_bytes is None else max_bytes)
 
-            async def send_eof(self) -> None:
-                await self._call(self._send, self.stream.send_eof)
+@pytest.mark.parametrize("call", ["receive", "send", "send_eof"])
+async def test_a_connection_that_fails_is_told_by_the_call(call: str) -> None:
+    async with TCPSocket("127.0.0.1", unused_port()) as sock:  # and by nothing else
+        stream = sock.stream()
+        with pytest.raises(anyio.BrokenResourceError, match="refused") as caught:
+            await getattr(stream, call)(*[b"x"][: call == "send"])
+        assert isinstance(caught.value.__cause__, TCPSocketError)
+        assert caught.value.__cause__.name == "ConnectionRefusedError"
 
-            async def aclose(self) -> None:
-                self.closed = True
-                await self._call(self.stream.aclose)
 
-        async with MozTCPSocket() as tcp:
-            listener = tcp.listen(0, host="127.0.0.1", linger=0, useSecureTransport=tls, ssl_context=server_context())
+async def test_the_peer_s_end_closes_nothing(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, role, listener)
+        with peer:
+            stream = sock.stream()
+            await send_all(peer, b"question")
+            peer.shutdown(socket.SHUT_WR)
+            assert await receive_all(stream) == b"question"
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            await all_blocked()
+            assert sock.readyState == "open"
+            await stream.send(b"answer")
+            await stream.send_eof()
+            assert await blocking(read_all, peer) == b"answer"
+            assert sock.readyState == "open"
+            with pytest.raises(anyio.ClosedResourceError):
+                await stream.send(b"x")
+            await stream.aclose()
+        await sock.closed()
+        assert recorder.types[-1] == "close"
 
-            async def maker() -> tuple[Any, Any]:
-                accepted: list[Adapter] = []
-                came = anyio.Event()
 
-                def onconnect(event: Any) -> None:
-                    accepted.append(Adapter(event.socket))
-                    came.set()
+async def test_an_end_that_was_queued(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener)
+        with peer:
+            sock.suspend()
+            await send_all(peer, b"all")
+            peer.shutdown(socket.SHUT_WR)
+            while not sock._peer_ended:
+                await all_blocked()
+            assert await receive_all(sock.stream()) == b"all"
+            await sock.stream().send(b"answer")
+            await sock.stream().aclose()
+            assert await blocking(read_all, peer) == b"answer"
 
-                listener.onconnect = onconnect
-                options: dict[str, Any] = {}
-                if tls:
-                    options = {"useSecureTransport": True, "ssl_context": client_context()}
-                sock = tcp.open("localhost", listener.localPort, linger=0, **options)
-                sock.onerror = lambda event: None
-                client = Adapter(sock)
-                await came.wait()
-                accepted[0].sock.onerror = lambda event: None
-                await sock.opened()
-                return client, accepted[0]
 
-            async def clogged() -> tuple[Any, Any]:
-                client, server = await maker()
-                for adapter in client, server:
-                    raw = adapter.sock.extra(SocketAttribute.raw_socket)
-                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # a size of its own, which does not grow
-                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-                for adapter in client, server:
-                    with anyio.move_on_after(0.1):
-                        while True:
-                            await adapter.stream.send(bytes(1 << 20))
-                return client, server
+async def test_a_lost_connection_is_broken(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, role, listener)
+        stream = sock.stream()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive_broken, stream)
+            await all_blocked()
+            reset(peer)
+        await recorder.until("close")
+        assert recorder.types[-2:] == ["error", "close"]
+        with pytest.raises(anyio.BrokenResourceError):
+            await stream.send(b"x")
+        await stream.aclose()
+        with pytest.raises(anyio.ClosedResourceError):
+            await stream.receive()
 
-            await trio.testing.check_half_closeable_stream(maker, clogged)
-            listener.close()
+
+async def receive_broken(stream: ByteStream) -> None:
+    with pytest.raises(anyio.BrokenResourceError) as caught:
+        await stream.receive()
+    assert isinstance(caught.value.__cause__, TCPSocketError)
+    assert caught.value.__cause__.name == "NetworkInterruptError"
+
+
+async def test_a_loss_that_the_stream_has_told_is_no_news_to_the_block(listener: socket.socket) -> None:
+    async with TCPSocket("127.0.0.1", port_of(listener)) as sock:
+        stream = sock.stream()
+        reset(await accept(listener))
+        await receive_broken(stream)
+
+
+async def test_after_a_failed_send_what_came_is_still_received(role: str, listener: socket.socket) -> None:
+    """As of an HTTP server that refuses a long request, answers, and closes."""
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, role, listener)
+        stream = sock.stream()
+        await send_all(peer, b"413 Content Too Large")
+        peer.shutdown(socket.SHUT_WR)
+        await stream.send(b"unread")
+        await blocking(peer.recv, 1)
+        peer.close()  # with unread input: RST
+        with pytest.raises(anyio.BrokenResourceError):
+            await send_on(stream)
+        assert await receive_exactly(stream, 21) == b"413 Content Too Large"
+        await stream.aclose()
+        await recorder.until("close")
+        assert recorder.types[-2:] == ["error", "close"]
+
+
+async def test_one_receives_and_one_sends_at_a_time(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            stream = sock.stream()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.receive)
+                tasks.start_soon(stream.send, MUCH)
+                await all_blocked()
+                for call, args in ((stream.receive, ()), (stream.send, (b"x",)), (stream.send_eof, ())):
+                    with pytest.raises(anyio.BusyResourceError):
+                        await call(*args)
+                tasks.cancel_scope.cancel()
+            sock.closeImmediately()
+
+
+async def test_a_cancelled_receive_loses_nothing(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            stream = sock.stream()
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(stream.receive)
+                    await all_blocked()
+                    scope.cancel()
+                    peer.sendall(b"all of it")
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await stream.receive()
+            assert await receive_exactly(stream, 9) == b"all of it"
+            await stream.aclose()
+
+
+async def test_a_cancelled_send_is_sent_all_the_same(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            stream = sock.stream()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send, MUCH)
+                await all_blocked()
+                assert sock.bufferedAmount
+                tasks.cancel_scope.cancel()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send, b"the end")
+                assert await blocking(read_exactly, peer, len(MUCH) + 7) == MUCH + b"the end"
+            await stream.aclose()
+
+
+async def test_sending_waits_for_the_peer_and_counts_to_no_limit(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, role, listener, max_buffered_amount=1000)
+        with peer:
+            stream = sock.stream()
+            sent = anyio.Event()
+
+            async def send() -> None:
+                await stream.send(MUCH)
+                sent.set()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(send)
+                await all_blocked()
+                assert not sent.is_set()
+                assert await blocking(read_exactly, peer, len(MUCH)) == MUCH
+            assert sock.bufferedAmount == 0
+            await stream.aclose()
+        await sock.closed()
+        assert "drain" not in recorder.types
+
+
+@pytest.mark.parametrize("close", ["socket.close", "socket.closeImmediately", "stream.aclose"])
+async def test_closing_wakes_who_waits(close: str, role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            stream = sock.stream()
+
+            async def receive() -> None:
+                with pytest.raises(anyio.ClosedResourceError):
+                    await stream.receive()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive)
+                await all_blocked()
+                if close == "stream.aclose":
+                    await stream.aclose()
+                else:
+                    getattr(sock, close.partition(".")[2])()
+            for call, args in ((stream.receive, ()), (stream.send, (b"x",)), (stream.send_eof, ())):
+                with pytest.raises(anyio.ClosedResourceError):
+                    await call(*args)
+
+
+async def test_closing_does_not_wait_for_the_peer_but_the_scope_does(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener, linger=PEER_TIMEOUT)
+        await sock.stream().send(b"all")
+        await sock.stream().aclose()
+        assert sock.readyState == "closing"
+        assert await blocking(read_all, peer) == b"all"
+        peer.close()
+
+
+async def test_a_cancelled_close_is_immediate(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await sock.stream().aclose()
+            await sock.closed()
+
+
+async def test_closing_in_an_asynchronous_handler() -> None:
+    """A server that reads better as a sequence."""
+
+    async def onconnect(event: Any) -> None:
+        async with event.socket.stream() as stream:
+            buffered = BufferedByteStream(stream)
+            name = await buffered.receive_until(b"\n", 100)
+            await stream.send(b"hello " + name)
+
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        server.onconnect = onconnect
+        with await dial(server.localPort) as peer:
+            await send_all(peer, b"wor")
+            await all_blocked()
+            await send_all(peer, b"ld\n")
+            assert await blocking(read_all, peer) == b"hello world"
+        server.close()
+
+
+async def test_upgrading_while_receiving(role: str, listener: socket.socket) -> None:
+    """The handshake is done beside the waiting receive(), and what comes after it is decrypted."""
+    async with MozTCPSocket() as tcp:
+        options = {"ssl_context": client_context() if role == "client" else server_context()}
+        sock, recorder, peer = await connected(tcp, role, listener, **options)
+        stream = sock.stream()
+        got: list[bytes] = []
+
+        async def receive() -> None:
+            got.append(await stream.receive())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await all_blocked()
+            sock.upgradeToSecure(server_hostname="localhost")
+            tasks.start_soon(stream.send, b"encrypted")
+            if role == "client":
+                tls = await secure(peer, server_context(), server_side=True)
+            else:
+                tls = await secure(peer, client_context())
+            with tls:
+                assert await blocking(read_exactly, tls, 9) == b"encrypted"
+                await sock.secured()
+                await send_all(tls, b"too")
+                while not got:
+                    await all_blocked()
+                assert got == [b"too"]
+                assert stream.extra(TLSAttribute.tls_version).startswith("TLS")
+                await stream.aclose()
+                assert await blocking(tls.recv, 1) == b""
+        assert "secure" in recorder.types
+
+
+async def test_over_tls(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await securely_connected(tcp, role, listener, version)
+        with peer:
+            stream = sock.stream()
+            await send_all(peer, b"x" * 100_000)
+            assert await stream.receive(7) == b"x" * 7  # a part of a record
+            assert await receive_exactly(stream, 99_993) == b"x" * 99_993
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send, MUCH)
+                assert await blocking(read_exactly, peer, len(MUCH)) == MUCH
+            await stream.aclose()
+            assert await blocking(peer.recv, 1) == b""
+
+
+async def test_being_cut_off_in_tls_is_no_end(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await securely_connected(tcp, "client", listener)
+        stream = sock.stream()
+        peer.shutdown(socket.SHUT_WR)
+        with pytest.raises(anyio.BrokenResourceError, match="close_notify"):
+            await stream.receive()
+        peer.close()
+        await recorder.until("close")
+
+
+async def test_only_of_a_socket_that_lives(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener)
+        with peer:
+            sock.close()
+            with pytest.raises(InvalidStateError, match=r"stream\(\) on a socket that is closing"):
+                sock.stream()
+
+
+async def test_bad_arguments(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener)
+        with peer:
+            stream: Any = sock.stream()
+            with pytest.raises(ValueError, match="max_bytes must be at least 1, not 0"):
+                await stream.receive(0)
+            with pytest.raises(TypeError, match="max_bytes must be an int, not str"):
+                await stream.receive("1")
+            with pytest.raises(TypeError, match="bytes-like object, not str"):
+                await stream.send("text")
+            with pytest.raises(TypeError, match="bytes-like"):
+                await stream.send(1)
+            await stream.aclose()
+
+
+# Under what others have built on AnyIO's streams
+
+
+async def test_typed_attributes(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            stream = sock.stream()
+            assert stream.extra(SocketAttribute.remote_address) == peer.getsockname()
+            assert stream.extra(SocketAttribute.local_port) == peer.getpeername()[1]
+            await stream.aclose()
+
+
+async def test_under_a_text_stream(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        with peer:
+            text = TextStream(sock.stream())
+            await text.send("größer")
+            assert await blocking(read_exactly, peer, 8) == "größer".encode()
+            for octet in "größer".encode():
+                await send_all(peer, bytes([octet]))
+            got = ""
+            while got != "größer":
+                got += await text.receive()
+            await text.aclose()
+
+
+async def test_under_anyio_s_tls(role: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        context = client_context() if role == "client" else server_context()
+        tls: dict[str, TLSStream] = {}
+
+        async def wrap() -> None:
+            tls["ours"] = await TLSStream.wrap(
+                sock.stream(), hostname="localhost", ssl_context=context, server_side=role == "server"
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wrap)
+            if role == "client":
+                theirs = await secure(peer, server_context(), server_side=True)
+            else:
+                theirs = await secure(peer, client_context())
+        with theirs:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(tls["ours"].send, MUCH[:1_000_000])
+                assert await blocking(read_exactly, theirs, 1_000_000) == MUCH[:1_000_000]
+            await send_all(theirs, b"hello")
+            assert await tls["ours"].receive() == b"hello"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(tls["ours"].aclose)
+                assert await blocking(theirs.recv, 1) == b""
+                await blocking(theirs.unwrap)
+
+
+async def test_handlers_of_two_sockets_and_a_stream_between() -> None:
+    """One program may use both, each socket its way."""
+    async with MozTCPSocket() as tcp:
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1"))
+        sock = tcp.open("127.0.0.1", accepting.server.localPort)
+        stream = sock.stream()
+        await stream.send(b"one")
+        _, recorder = await accepting.first()
+        await recorder.until("data")
+        accepted, _ = accepting.sockets[0]
+        accepted.send(b"two")
+        assert await stream.receive() == b"two"
+        await stream.aclose()
+        await recorder.until("close")
+        assert recorder.data == b"one"
+        accepting.server.close()
