@@ -1,5 +1,6 @@
 """Mozilla's TCPSocket API, on AnyIO: event-driven sockets that run under asyncio and Trio alike."""
 
+from ._activation import listen_fds
 from ._errors import InvalidStateError, TCPSocketError
 from ._events import (
     Event,
@@ -29,4 +30,5 @@ __all__ = (
     "TCPSocketError",
     "TCPSocketErrorEvent",
     "TCPSocketEvent",
+    "listen_fds",
 )

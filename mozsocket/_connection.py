@@ -48,6 +48,7 @@ from ._events import Event
 from ._inbox import QUEUED_READ_SIZE, Inbox
 from ._lifetime import Lifetime
 from ._options import SocketOptions, check_role, identity
+from ._proxy_protocol import parse
 from ._state import ReadyState, SendBuffer, SuspendCount
 from ._tls import TLSTransport, default_context
 from ._transport import Transport, configure
@@ -200,7 +201,10 @@ class Connection(Lifetime):
 
         :return: whether there is one that the program still wants
         """
-        if self._state is _CONNECTING and (self._transport is None or self._options.useSecureTransport):
+        options = self._options
+        if self._state is _CONNECTING and (
+            self._transport is None or options.proxy_protocol or options.useSecureTransport
+        ):
             await self._connect()
         if self._state is _CONNECTING and self._failure is None:
             self._set_ready_state(_OPEN)
@@ -218,6 +222,8 @@ class Connection(Lifetime):
                         sock = await connect(self._host, self._port, self._options.local_host)
                         configure(sock)
                         self._transport = Transport(sock)
+                    if self._options.proxy_protocol:
+                        await self._receive_proxy_header(self._transport)
                     if self._options.useSecureTransport:
                         await self._shake_hands()
             except (OSError, UnicodeError, ExceptionGroup) as exc:
@@ -225,8 +231,25 @@ class Connection(Lifetime):
                 if isinstance(exc, ssl.SSLError) and self._tls is not None:
                     await self._tls.part()
 
+    async def _receive_proxy_header(self, transport: Transport | TLSTransport) -> None:
+        data = b""
+        with _time_limit(self._options.handshake_timeout, "no header of the PROXY protocol"):
+            while (header := parse(data)) is None:
+                part = transport.receive(QUEUED_READ_SIZE)
+                if part is None:
+                    await transport.wait_readable()
+                elif part:
+                    data += part
+                else:
+                    raise ConnectionResetError(errno.ECONNRESET, "it ended before a header of the PROXY protocol")
+        if header.source is not None:
+            self._host, self._port = header.source
+        if len(data) > header.size:
+            self._inbox.put(data[header.size :])
+
     async def _shake_hands(self) -> None:
         self._transport = self._tls = self._make_tls()
+        self._feed(self._tls)
         with _time_limit(self._options.handshake_timeout, "no TLS handshake"):
             await self._tls.handshake()
 
@@ -271,9 +294,13 @@ class Connection(Lifetime):
             self._schedule_flush()
         if leftover:
             tls.feed(leftover)
+        self._feed(tls)
+        self._transport = self._tls = tls
+
+    def _feed(self, tls: TLSTransport) -> None:
+        """What is queued is part of TLS."""
         while (data := self._inbox.take()) is not None:
             tls.feed(data)
-        self._transport = self._tls = tls
 
     def _on_established(self) -> None:
         if self._state is _OPEN:  # not before the first event

@@ -142,10 +142,12 @@ def identity(host: str) -> str | None:
 
 def check_stream_socket(value: object) -> None:
     """:raises TypeError: if it is not a socket
-    :raises ValueError: if it is closed, or not a stream socket
+    :raises ValueError: if it is closed, not a stream socket, or one that does TLS
     """
     if not isinstance(value, socket.socket):
         raise TypeError(f"from_socket() takes a socket.socket, not {type(value).__name__}")
+    if isinstance(value, ssl.SSLSocket):
+        raise ValueError("from_socket() takes a plain socket, and does TLS itself: see useSecureTransport")
     if value.fileno() == -1:
         raise ValueError("from_socket() takes an open socket, not one that is closed")
     if value.type != socket.SOCK_STREAM:

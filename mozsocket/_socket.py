@@ -191,7 +191,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         self = cls._adopt(sock, peer, options, server_side=True)
         self._started = True
         self._accepted_by = server
-        if not options.useSecureTransport:
+        if not (options.useSecureTransport or options.proxy_protocol):
             self._set_ready_state(_OPEN)
         return self
 
@@ -199,7 +199,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
 
     @property
     def host(self) -> str:
-        """What it connects to; of an accepted or adopted socket, the peer's address."""
+        """What it connects to; of an accepted or adopted socket, the peer's address, or what a proxy says it is."""
         return self._host
 
     @property

@@ -9,6 +9,8 @@ import select
 import socket
 import ssl
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -77,6 +79,18 @@ def unused_port() -> int:
     """A port of loopback on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return port_of(listener)
+
+
+def wait_until_it_listens(port: int) -> None:
+    """Wait for a program that has been started to listen on loopback. Blocks."""
+    deadline = time.monotonic() + PEER_TIMEOUT
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, f"nothing listens on port {port}"
+            threading.Event().wait(0.02)
 
 
 async def send_all(sock: socket.socket, data: bytes) -> None:

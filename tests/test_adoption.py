@@ -1,0 +1,211 @@
+"""Sockets that others have made: of a socketpair, of a SOCKS library, of a service manager."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from python_socks.sync import Proxy
+
+from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket, listen_fds
+
+from .certificates import client_context
+from .peers import (
+    Recorder,
+    accept,
+    blocking,
+    dial,
+    listening,
+    port_of,
+    read_all,
+    send_all,
+    unused_port,
+    wait_until_it_listens,
+)
+from .programs import program
+
+pytestmark = pytest.mark.anyio
+unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the system has no UNIX-domain sockets")
+
+
+async def talk(sock: TCPSocket, peer: socket.socket) -> None:
+    recorder = Recorder(sock)
+    await recorder.until("open")
+    sock.send(b"hello")
+    sock.send_eof()
+    assert await blocking(read_all, peer) == b"hello"
+    await send_all(peer, b"world")
+    peer.close()
+    await recorder.until("close")
+    assert recorder.data == b"world"
+
+
+async def test_one_of_a_socketpair() -> None:
+    ours, peer = socket.socketpair()
+    async with TCPSocket.from_socket(ours) as sock:
+        assert sock.port == 0 or sys.platform == "win32"
+        await talk(sock, peer)
+
+
+@unix
+async def test_a_unix_domain_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as ours:
+        listener.bind(path)
+        listener.listen()
+        ours.connect(path)
+        peer, _ = listener.accept()
+        async with TCPSocket.from_socket(ours.dup()) as sock:
+            assert (sock.host, sock.port) == (path, 0)
+            await talk(sock, peer)
+
+
+async def test_through_a_socks_proxy(listener: socket.socket) -> None:
+    """python-socks speaks with the proxy, microsocks, and gives the socket to us."""
+    with socks_proxy() as port:
+        ours = await blocking(Proxy.from_url(f"socks5://127.0.0.1:{port}").connect, "127.0.0.1", port_of(listener))
+        peer = await accept(listener)
+        async with TCPSocket.from_socket(ours) as sock:
+            recorder = Recorder(sock)
+            await sock.opened()
+            sock.send(b"hello")
+            assert await blocking(peer.recv, 5) == b"hello"
+            await send_all(peer, b"world")
+            peer.close()
+            await recorder.until("close")
+            assert recorder.data == b"world"
+
+
+@contextmanager
+def socks_proxy() -> Iterator[int]:
+    port = unused_port()
+    with subprocess.Popen([program("microsocks"), "-i", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL) as it:
+        try:
+            wait_until_it_listens(port)
+            yield port
+        finally:
+            it.terminate()
+
+
+def test_a_socket_that_does_tls_already_is_refused() -> None:
+    ours, peer = socket.socketpair()
+    context = client_context()
+    tls = context.wrap_socket(ours, server_hostname="localhost", do_handshake_on_connect=False)
+    with peer, tls, pytest.raises(ValueError, match="takes a plain socket, and does TLS itself"):
+        TCPSocket.from_socket(tls)
+
+
+# Socket activation
+
+ACTIVATED = """
+    import sys, anyio
+    from mozsocket import TCPServerSocket, listen_fds
+
+    async def main():
+        sockets = listen_fds(*sys.argv[2:])
+        print(len(sockets), len(listen_fds()), flush=True)
+        for sock in sockets:
+            async with TCPServerSocket.from_socket(sock) as server:
+                def onconnect(event):
+                    event.socket.send(b"%d" % server.localPort)
+                    event.socket.close()
+                    server.close()
+                server.onconnect = onconnect
+                await server.closed()
+
+    anyio.run(main, backend=sys.argv[1])
+"""
+
+
+MANAGER = """
+import os, sys
+for index, descriptor in enumerate(map(int, sys.argv[1].split(","))):
+    os.dup2(descriptor, 3 + index)
+os.environ.setdefault("LISTEN_PID", str(os.getpid()))
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[2:]])
+"""
+
+
+def activate(sockets: list[socket.socket], arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """Start a program as a service manager does: with the sockets as its descriptors from 3 on."""
+    descriptors = [sock.fileno() for sock in sockets]
+    given = ",".join(map(str, descriptors))
+    return subprocess.Popen(
+        [sys.executable, "-c", MANAGER, given, textwrap.dedent(ACTIVATED), *arguments],
+        env={**os.environ, "LISTEN_FDS": str(len(sockets)), **environment},
+        pass_fds=descriptors,
+        stdout=subprocess.PIPE,
+    )
+
+
+@unix
+async def test_socket_activation(backend: str) -> None:
+    arguments = [backend.replace("uvloop", "asyncio")]
+    with listening() as first, listening() as second, activate([first, second], arguments) as process:
+        assert process.stdout is not None
+        assert await blocking(process.stdout.readline) == b"2 0\n"
+        for sock in first, second:
+            with await dial(port_of(sock)) as peer:
+                assert await blocking(read_all, peer) == str(port_of(sock)).encode()
+        assert await blocking(process.wait) == 0
+
+
+@unix
+async def test_the_sockets_of_a_name() -> None:
+    with (
+        listening() as first,
+        listening() as second,
+        activate([first, second], ["asyncio", "admin"], LISTEN_FDNAMES="web:admin") as process,
+    ):
+        assert process.stdout is not None
+        assert await blocking(process.stdout.readline) == b"1 0\n"
+        with await dial(port_of(second)) as peer:
+            assert await blocking(read_all, peer) == str(port_of(second)).encode()
+        assert await blocking(process.wait) == 0
+
+
+@unix
+async def test_those_of_another_process_are_none_of_ours() -> None:
+    with listening() as sock, activate([sock], ["asyncio"], LISTEN_PID="1") as process:
+        assert process.stdout is not None
+        assert await blocking(process.stdout.read) == b"0 0\n"
+
+
+def test_without_socket_activation_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LISTEN_PID", raising=False)
+    assert listen_fds() == []
+
+
+@pytest.mark.parametrize("variable", ["LISTEN_PID", "LISTEN_FDS"])
+def test_malformed_variables(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv(variable, "one")
+    with pytest.raises(ValueError, match=f"{variable} must be a number, not 'one'"):
+        listen_fds()
+
+
+def test_a_name_is_a_str() -> None:
+    wrong: Any = 1
+    with pytest.raises(TypeError, match="name must be a str, not int"):
+        listen_fds(wrong)
+
+
+# Several processes on one port
+
+
+async def test_reuse_port_shares_a_port() -> None:
+    async with MozTCPSocket() as tcp:
+        first = tcp.listen(0, host="127.0.0.1", reuse_port=True)
+        second = TCPServerSocket(first.localPort, host="127.0.0.1", reuse_port=True)
+        async with second:
+            assert second.localPort == first.localPort
+        first.close()
