@@ -376,7 +376,7 @@ class Connection(Lifetime):
                     self._take(data)
                 else:
                     await self._queue(data)
-                if not data:
+                if not data or self._half_closed is not lingering:
                     return
                 eagerness.found()
             left -= size

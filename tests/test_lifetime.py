@@ -17,12 +17,12 @@ import anyio.lowlevel
 import pytest
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError
+from mozsocket.testing import EventRecorder
 
 from .conftest import open_descriptors
 from .peers import (
     PEER_TIMEOUT,
     Accepting,
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -113,7 +113,7 @@ async def test_leaving_the_block_waits_for_the_buffer_and_the_peer(listener: std
 
     async def program() -> None:
         async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             await socket.opened()
             socket.send(MUCH)
         assert socket.readyState == "closed"
@@ -148,7 +148,7 @@ async def test_leaving_the_block_waits_for_the_last_handler(listener: stdlib_soc
 async def test_leaving_the_block_while_connecting(clogged: int) -> None:
     before = sockets()
     async with TCPSocket("127.0.0.1", clogged) as socket:
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         await all_blocked()
     assert events.types == ["close"]
     assert sockets() == before
@@ -156,7 +156,7 @@ async def test_leaving_the_block_while_connecting(clogged: int) -> None:
 
 async def test_leaving_the_block_without_awaiting_once(listener: stdlib_socket.socket) -> None:
     async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
-        events = Recorder(socket)
+        events = EventRecorder(socket)
     assert events.types == ["close"]
     assert socket.readyState == "closed"
 
@@ -164,7 +164,7 @@ async def test_leaving_the_block_without_awaiting_once(listener: stdlib_socket.s
 @pytest.mark.parametrize("how", ["close", "closeImmediately"])
 async def test_closing_right_after_entering(how: str, listener: stdlib_socket.socket) -> None:
     async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         getattr(socket, how)()
         assert socket.readyState == "closing"
         with pytest.raises(InvalidStateError, match=r"opened\(\).* was closed first"):
@@ -177,7 +177,7 @@ async def test_closing_right_after_entering(how: str, listener: stdlib_socket.so
 async def test_closing_an_adopted_socket_right_after_entering(how: str) -> None:
     ours, theirs = stdlib_socket.socketpair()
     async with TCPSocket.from_socket(ours) as socket:
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         getattr(socket, how)()
         await socket.closed()
         assert events.types == ["close"]
@@ -189,7 +189,7 @@ async def test_closing_an_adopted_socket_right_after_entering(how: str) -> None:
 async def test_closing_right_after_open(how: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", port_of(listener))
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         getattr(socket, how)()
         assert socket.readyState == "closing"
         assert events.types == []
@@ -205,7 +205,7 @@ async def test_closing_before_entering(how: str, listener: stdlib_socket.socket)
     await socket.closed()
     with pytest.raises(InvalidStateError, match="was closed first"):
         await socket.opened()
-    events = Recorder(socket)
+    events = EventRecorder(socket)
     async with socket:
         pass
     assert socket.readyState == "closed"
@@ -228,13 +228,13 @@ async def test_an_adopted_socket_opens_when_entered() -> None:
     ours, theirs = stdlib_socket.socketpair()
     theirs.settimeout(PEER_TIMEOUT)
     socket = TCPSocket.from_socket(ours)
-    events = Recorder(socket)
+    events = EventRecorder(socket)
     theirs.sendall(b"early")
     await all_blocked()
     assert (events.types, socket.readyState) == ([], "connecting")
     async with socket:
         assert events.types == []
-        await events.until("data")
+        await events.first("data")
         socket.send(b"answer")
         with theirs:
             assert await blocking(read_exactly, theirs, 6) == b"answer"
@@ -257,7 +257,7 @@ async def test_an_exception_of_the_body_leaves_as_itself(listener: stdlib_socket
     error = BodyError()
     with leaves(BodyError) as caught:
         async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             peer = await accept(listener)
             await socket.opened()
             socket.send(MUCH)  # nobody reads it: the block does not wait for that
@@ -307,7 +307,7 @@ async def test_an_exception_of_a_handler_leaves_as_itself_at_once(
     error = HandlerError()
     with leaves(HandlerError) as caught:
         async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             socket.onopen = make_handler(error)
             await anyio.sleep(math.inf)
     assert caught.value is error
@@ -495,7 +495,7 @@ async def test_an_unobserved_failure_is_not_lost_behind_the_body_s_exception(
 async def test_cancelling_the_body(listener: stdlib_socket.socket) -> None:
     with anyio.CancelScope() as scope:
         async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             peer = await accept(listener)
             await socket.opened()
             socket.send(MUCH)
@@ -548,7 +548,7 @@ async def test_methods_after_a_cancellation_do_nothing(listener: stdlib_socket.s
 
 async def test_resuming_a_socket_that_has_ended(listener: stdlib_socket.socket) -> None:
     async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         await socket.opened()
         socket.suspend()
         with await accept(listener) as peer:
@@ -565,12 +565,12 @@ async def test_resuming_a_socket_that_has_ended(listener: stdlib_socket.socket) 
 async def test_entering_a_socket_of_a_scope(listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         async with tcp.open("127.0.0.1", port_of(listener)) as socket:
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             peer = await accept(listener)
             await socket.opened()
             socket.send(b"all of it")
             peer.sendall(b"answer")
-            await events.until("data")
+            await events.first("data")
             peer.shutdown(stdlib_socket.SHUT_WR)
         assert socket.readyState == "closed"
         assert events.types == ["open", "data", "close"]
@@ -897,7 +897,7 @@ class Trial:
         """Have its events noted, by plain functions or by asynchronous ones."""
         self._targets.append(target)
         server = isinstance(target, TCPServerSocket)
-        for type_ in ("connect",) if server else Recorder.TYPES:
+        for type_ in ("connect",) if server else ("open", "secure", "drain", "data", "end", "error", "close"):
             target.addEventListener(type_, self._slowly_noted if slowly else self._note)
 
     def _note(self, event: Any) -> None:
@@ -1083,3 +1083,20 @@ async def test_cancelled_at_every_turn(scenario: Scenario, slowly: bool, monkeyp
             break
         assert turns < 1000
     assert turns > 1
+
+
+@pytest.mark.parametrize("before", range(5))
+async def test_closing_in_a_handler_waits_no_longer_than_linger(before: int, listener: stdlib_socket.socket) -> None:
+    """However the reader has last waited for the data: it looks eagerly at first, and asks the system later."""
+    async with TCPSocket("127.0.0.1", port_of(listener), linger=0.1) as socket:
+        seen: list[bytes] = []
+        socket.ondata = lambda event: seen.append(event.data)
+        with await accept(listener) as peer:
+            for number in range(before):
+                peer.sendall(b"x")
+                while len(seen) == number:
+                    await all_blocked()
+            socket.ondata = lambda event: socket.close()
+            peer.sendall(b"x")
+            with anyio.fail_after(PEER_TIMEOUT / 2):
+                await socket.closed()
