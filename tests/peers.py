@@ -9,6 +9,7 @@ import select
 import socket
 import ssl
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import anyio.to_thread
 from typing_extensions import TypeVarTuple, Unpack
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 
@@ -81,15 +83,19 @@ def unused_port() -> int:
         return port_of(listener)
 
 
-def wait_until_it_listens(port: int) -> None:
-    """Wait for a program that has been started to listen on loopback. Blocks."""
+def wait_until_it_listens(port: int, *, while_running: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait for a program that has been started to listen on loopback. Blocks.
+
+    :raises ConnectionError: if it does not, or ends
+    """
     deadline = time.monotonic() + PEER_TIMEOUT
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT).close()
             return
         except ConnectionRefusedError:
-            assert time.monotonic() < deadline, f"nothing listens on port {port}"
+            if time.monotonic() > deadline or (while_running is not None and while_running.poll() is not None):
+                raise
             threading.Event().wait(0.02)
 
 
@@ -147,55 +153,6 @@ def echo_to(event: Any) -> None:
     event.socket.ondata = lambda event: event.target.send(event.data)
 
 
-class Recorder:
-    """Records the events of a socket, or of a server, in order.
-
-    :ivar events: all of them
-    """
-
-    TYPES = ("open", "secure", "drain", "data", "end", "error", "close")
-
-    def __init__(self, target: TCPSocket) -> None:
-        self.events: list[Any] = []
-        self._more = anyio.Event()
-        for type_ in self.TYPES:
-            target.addEventListener(type_, self._record)
-
-    def _record(self, event: Any) -> None:
-        self.events.append(event)
-        self._more.set()
-
-    @property
-    def types(self) -> list[str]:
-        """The types of the events, successive ``data`` counted once."""
-        types: list[str] = []
-        for event in self.events:
-            if not (event.type == "data" and types and types[-1] == "data"):
-                types.append(event.type)
-        return types
-
-    @property
-    def data(self) -> Any:
-        """All data so far, joined."""
-        parts = [event.data for event in self.events if event.type == "data"]
-        return (parts[0][:0] if parts else b"").join(parts)
-
-    def last(self, type: str) -> Any:
-        return [event for event in self.events if event.type == type][-1]
-
-    async def until(self, type: str) -> Any:
-        """Wait for the first event of a type."""
-        await self.until_so(lambda: any(event.type == type for event in self.events))
-        return next(event for event in self.events if event.type == type)
-
-    async def until_so(self, reached: Callable[[], bool]) -> None:
-        """Wait for events until something is so."""
-        with anyio.fail_after(PEER_TIMEOUT):
-            while not reached():
-                await self._more.wait()
-                self._more = anyio.Event()
-
-
 class Accepting:
     """A server whose accepted sockets are recorded.
 
@@ -205,15 +162,15 @@ class Accepting:
 
     def __init__(self, server: TCPServerSocket) -> None:
         self.server = server
-        self.sockets: list[tuple[TCPSocket, Recorder]] = []
+        self.sockets: list[tuple[TCPSocket, EventRecorder]] = []
         self._more = anyio.Event()
         server.onconnect = self._accepted
 
     def _accepted(self, event: Any) -> None:
-        self.sockets.append((event.socket, Recorder(event.socket)))
+        self.sockets.append((event.socket, EventRecorder(event.socket)))
         self._more.set()
 
-    async def first(self) -> tuple[TCPSocket, Recorder]:
+    async def first(self) -> tuple[TCPSocket, EventRecorder]:
         """Wait for the first accepted socket."""
         with anyio.fail_after(PEER_TIMEOUT):
             while not self.sockets:
@@ -223,7 +180,7 @@ class Accepting:
 
 async def connected(
     tcp: MozTCPSocket, role: str, listener: socket.socket, **options: Any
-) -> tuple[TCPSocket, Recorder, socket.socket]:
+) -> tuple[TCPSocket, EventRecorder, socket.socket]:
     """An open TCPSocket in a role, its recorder, and the blocking socket at its other end.
 
     :param role: ``"client"``: opened by the program; ``"server"``: accepted by it
@@ -231,7 +188,7 @@ async def connected(
     """
     if role == "client":
         socket_ = tcp.open("127.0.0.1", port_of(listener), **options)
-        recorder = Recorder(socket_)
+        recorder = EventRecorder(socket_)
         peer = await accept(listener)
         await socket_.opened()
     else:
@@ -267,7 +224,7 @@ def shake_hands(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.Memor
 
 async def securely_connected(
     tcp: MozTCPSocket, role: str, listener: socket.socket, version: ssl.TLSVersion | None = None, **options: Any
-) -> tuple[TCPSocket, Recorder, ssl.SSLSocket]:
+) -> tuple[TCPSocket, EventRecorder, ssl.SSLSocket]:
     """As :func:`connected`, with TLS from the start.
 
     :param version: the only version of TLS that is spoken
@@ -277,7 +234,7 @@ async def securely_connected(
         options.setdefault("ssl_context", client_context(version=version))
         options.setdefault("server_hostname", "localhost")
         socket_ = tcp.open("127.0.0.1", port_of(listener), **options)
-        recorder = Recorder(socket_)
+        recorder = EventRecorder(socket_)
         peer = await secure(await accept(listener), server_context(version=version), server_side=True)
         await socket_.opened()
     else:

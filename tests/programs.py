@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -19,12 +20,14 @@ from .peers import PEER_TIMEOUT, blocking
 
 
 def program(name: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
-    return path
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")  # where servers are
+    return path or unavailable(f"{name} is not installed")
+
+
+def unavailable(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 class OpenSSL:

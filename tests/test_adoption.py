@@ -16,10 +16,10 @@ import pytest
 from python_socks.sync import Proxy
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket, listen_fds
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context
 from .peers import (
-    Recorder,
     accept,
     blocking,
     dial,
@@ -37,14 +37,14 @@ unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the system has
 
 
 async def talk(sock: TCPSocket, peer: socket.socket) -> None:
-    recorder = Recorder(sock)
-    await recorder.until("open")
+    recorder = EventRecorder(sock)
+    await recorder.first("open")
     sock.send(b"hello")
     sock.send_eof()
     assert await blocking(read_all, peer) == b"hello"
     await send_all(peer, b"world")
     peer.close()
-    await recorder.until("close")
+    await recorder.first("close")
     assert recorder.data == b"world"
 
 
@@ -74,13 +74,13 @@ async def test_through_a_socks_proxy(listener: socket.socket) -> None:
         ours = await blocking(Proxy.from_url(f"socks5://127.0.0.1:{port}").connect, "127.0.0.1", port_of(listener))
         peer = await accept(listener)
         async with TCPSocket.from_socket(ours) as sock:
-            recorder = Recorder(sock)
+            recorder = EventRecorder(sock)
             await sock.opened()
             sock.send(b"hello")
             assert await blocking(peer.recv, 5) == b"hello"
             await send_all(peer, b"world")
             peer.close()
-            await recorder.until("close")
+            await recorder.first("close")
             assert recorder.data == b"world"
 
 

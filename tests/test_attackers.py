@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from mozsocket import MozTCPSocket
+from mozsocket.testing import EventRecorder
 
 from .certificates import AUTHORITY, client_context, server_context
-from .peers import PEER_TIMEOUT, Recorder, all_blocked, blocking, dial, echo_to, read_all, read_exactly, secure
+from .peers import PEER_TIMEOUT, all_blocked, blocking, dial, echo_to, read_all, read_exactly, secure
 from .programs import s_client
 
 pytestmark = pytest.mark.anyio
@@ -145,7 +146,7 @@ async def test_tls_to_a_server_in_plaintext() -> None:
         server = tcp.listen(0, host="127.0.0.1")
         server.onconnect = echo_to
         client = tcp.open("127.0.0.1", server.localPort, useSecureTransport=True, ssl_context=client_context())
-        error = await Recorder(client).until("error")
+        error = await EventRecorder(client).first("error")
         tcp.close()
     assert error.name == "SecurityError"
 

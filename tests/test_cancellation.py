@@ -15,9 +15,10 @@ import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
 from mozsocket import MozTCPSocket, TCPSocket
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
-from .peers import PEER_TIMEOUT, Recorder, blocking, listening, port_of, read_all, read_exactly
+from .peers import PEER_TIMEOUT, blocking, listening, port_of, read_all, read_exactly
 
 pytestmark = pytest.mark.anyio
 
@@ -78,7 +79,7 @@ class Exchange:
         contexts = client_context(), server_context()
         self._context, self._peers_context = contexts if role == "client" else contexts[::-1]
         self._socket: TCPSocket | None = None
-        self._recorder: Recorder | None = None
+        self._recorder: EventRecorder | None = None
         self._received_by_peer = b""
         self._peer: threading.Thread | None = None
 
@@ -123,7 +124,7 @@ class Exchange:
         if self._role == "client":
             self._start_peer(lambda: listener.accept()[0])
             opened = tcp.open("localhost", port_of(listener), useSecureTransport=secure, ssl_context=context)
-            self._recorder = Recorder(opened)
+            self._recorder = EventRecorder(opened)
             self._talk(opened)
         else:
             server = tcp.listen(0, host="127.0.0.1", useSecureTransport=secure, ssl_context=context)
@@ -132,7 +133,7 @@ class Exchange:
 
             def on_connect(event: Any) -> None:
                 server.close()
-                self._recorder = Recorder(event.socket)
+                self._recorder = EventRecorder(event.socket)
                 self._talk(event.socket)
 
             server.onconnect = on_connect

@@ -19,12 +19,12 @@ import anyio.lowlevel
 import pytest
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 from .peers import (
     PEER_TIMEOUT,
     Accepting,
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -83,9 +83,9 @@ async def test_a_reset_before_it_is_accepted() -> None:
                 if socket.port == port_of(honest):
                     socket.close()
                 else:
-                    await events.until("close")
+                    await events.first("close")
                     assert events.types == ["error", "close"]
-                    assert events.last("error").name == "NetworkInterruptError"
+                    assert events.of("error")[-1].name == "NetworkInterruptError"
             assert await blocking(read_all, honest) == b""
         accepting.server.close()
 
@@ -94,7 +94,7 @@ async def test_a_reset_in_the_handshake(role: str, listener: stdlib_socket.socke
     async with MozTCPSocket() as tcp:
         if role == "client":
             socket = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, ssl_context=client_context())
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             peer = await accept(listener)
             await blocking(peer.recv, 1)
         else:
@@ -102,9 +102,9 @@ async def test_a_reset_in_the_handshake(role: str, listener: stdlib_socket.socke
             socket.upgradeToSecure()
             peer.sendall(b"\x16\x03\x01")
         reset(peer)
-        await events.until("close")
+        await events.first("close")
     assert events.types == ["error", "close"]
-    assert events.last("error").name == "NetworkInterruptError"
+    assert events.of("error")[-1].name == "NetworkInterruptError"
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
@@ -115,8 +115,8 @@ async def test_a_reset_while_suspended(secured: bool, role: str, listener: stdli
         peer.sendall(b"never read")
         await all_blocked()
         reset(peer)
-        await events.until("close")  # errors do not wait
-        assert events.last("error").name == "NetworkInterruptError"
+        await events.first("close")  # errors do not wait
+        assert events.of("error")[-1].name == "NetworkInterruptError"
         assert events.data == b""
 
 
@@ -131,7 +131,7 @@ async def test_a_reset_in_the_middle_of_close(secured: bool, role: str, listener
         await all_blocked()
         assert socket.readyState == "closing"
         reset(peer)
-        await events.until("close")
+        await events.first("close")
         assert "error" not in events.types
 
 
@@ -146,7 +146,7 @@ async def test_a_peer_that_stops_reading_for_ever(role: str, listener: stdlib_so
             await all_blocked()
             assert socket.readyState == "closing"
             socket.closeImmediately()
-            await events.until("close")
+            await events.first("close")
             assert events.types[-1] == "close"
             assert "error" not in events.types
 
@@ -244,5 +244,5 @@ async def test_a_clock_that_jumps(role: str, listener: stdlib_socket.socket, mon
         assert await blocking(read_exactly, peer, 5) == b"hello"
         socket.close()
         (await blocking(peer.unwrap)).close()  # it takes the program's close_notify, and answers it
-        await events.until("close")
+        await events.first("close")
         assert "error" not in events.types

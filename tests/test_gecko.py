@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from mozsocket import MozTCPSocket, TCPSocket
+from mozsocket.testing import EventRecorder
 
-from .peers import Accepting, Recorder, all_blocked, unused_port
+from .peers import Accepting, all_blocked, unused_port
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +24,15 @@ BIG = bytes(i * 31 & 255 for i in range(65536)) * 8
 class Connection:
     """A client and the socket that the server accepted for it, with their events."""
 
-    def __init__(self, client: TCPSocket, accepted: TCPSocket, events: Recorder, accepted_events: Recorder) -> None:
+    def __init__(
+        self, client: TCPSocket, accepted: TCPSocket, events: EventRecorder, accepted_events: EventRecorder
+    ) -> None:
         self.client = client
         self.accepted = accepted
         self.events = events
         self.accepted_events = accepted_events
 
-    def ends(self, reverse: bool) -> tuple[TCPSocket, Recorder]:
+    def ends(self, reverse: bool) -> tuple[TCPSocket, EventRecorder]:
         """The sender, and the receiver's events."""
         return (self.accepted, self.events) if reverse else (self.client, self.accepted_events)
 
@@ -37,8 +40,8 @@ class Connection:
 async def connect(tcp: MozTCPSocket, **options: Any) -> Connection:
     accepting = Accepting(tcp.listen(0, **options))
     client = tcp.open("localhost", accepting.server.localPort, **options)
-    events = Recorder(client)
-    await events.until("open")
+    events = EventRecorder(client)
+    await events.first("open")
     accepted, accepted_events = await accepting.first()
     accepting.server.close()
     assert (client.readyState, accepted.readyState) == ("open", "open")
@@ -51,7 +54,7 @@ async def test_small_send(reverse: bool) -> None:
         connection = await connect(tcp)
         sender, received = connection.ends(reverse)
         assert sender.send(SMALL)
-        await received.until_so(lambda: received.data == SMALL)
+        await received.until(lambda: received.data == SMALL)
         tcp.close()
 
 
@@ -60,10 +63,10 @@ async def test_big_send(reverse: bool) -> None:
     async with MozTCPSocket() as tcp:
         connection = await connect(tcp)
         sender, received = connection.ends(reverse)
-        drains = Recorder(sender)
+        drains = EventRecorder(sender)
         assert not sender.send(BIG)
-        await drains.until("drain")
-        await received.until_so(lambda: len(received.data) >= len(BIG))
+        await drains.first("drain")
+        await received.until(lambda: len(received.data) >= len(BIG))
         assert received.data == BIG
         tcp.close()
 
@@ -73,10 +76,10 @@ async def test_drain_twice() -> None:
         connection = await connect(tcp)
         for count in (1, 2):
             assert not connection.client.send(BIG)
-            await connection.events.until_so(lambda count=count: connection.events.types.count("drain") == count)  # type: ignore[misc]
+            await connection.events.until(lambda count=count: connection.events.types.count("drain") == count)  # type: ignore[misc]
             assert connection.client.bufferedAmount == 0
         received = connection.accepted_events
-        await received.until_so(lambda: len(received.data) >= 2 * len(BIG))
+        await received.until(lambda: len(received.data) >= 2 * len(BIG))
         assert received.data == BIG * 2
         tcp.close()
 
@@ -88,9 +91,9 @@ async def test_buffer_twice() -> None:
         assert not connection.client.send(BIG)
         assert not connection.client.send(BIG)
         assert connection.client.bufferedAmount == 2 * len(BIG)
-        await connection.events.until("drain")
+        await connection.events.first("drain")
         received = connection.accepted_events
-        await received.until_so(lambda: len(received.data) >= 2 * len(BIG))
+        await received.until(lambda: len(received.data) >= 2 * len(BIG))
         assert received.data == BIG * 2
         tcp.close()
     assert connection.events.types.count("drain") == 1
@@ -104,7 +107,7 @@ async def test_close_after_a_big_send(reverse: bool) -> None:
         sender.send(BIG)
         sender.close()
         assert sender.readyState == "closing"
-        await received.until("close")
+        await received.first("close")
         assert received.data == BIG
     assert sender.readyState == "closed"
 
@@ -127,19 +130,19 @@ async def test_close_immediately_of_a_big_send() -> None:
         await all_blocked()
         connection.client.closeImmediately()
         assert connection.client.bufferedAmount == 0
-        await connection.events.until("close")
+        await connection.events.first("close")
         connection.accepted.resume()
-        await connection.accepted_events.until("close")
+        await connection.accepted_events.first("close")
         assert len(connection.accepted_events.data) < len(BIG) * 64
 
 
 async def test_refused_connect() -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("localhost", unused_port())
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         assert socket.readyState == "connecting"
     assert events.types == ["error", "close"]
-    assert events.last("error").name == "ConnectionRefusedError"
+    assert events.of("error")[-1].name == "ConnectionRefusedError"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ async def test_sliced_sends(byteOffset: int, byteLength: int | None, expected: b
         connection = await connect(tcp)
         connection.client.send(SMALL, byteOffset, byteLength)
         connection.client.close()
-        await connection.accepted_events.until("close")
+        await connection.accepted_events.first("close")
         assert connection.accepted_events.data == expected
 
 
@@ -160,7 +163,7 @@ async def test_binary_type_string() -> None:
         connection = await connect(tcp, binaryType="string")
         connection.client.send("é\xff\0 is one byte a character")
         connection.client.close()
-        await connection.accepted_events.until("close")
+        await connection.accepted_events.first("close")
         assert connection.accepted_events.data == "é\xff\0 is one byte a character"
 
 

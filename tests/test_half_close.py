@@ -12,10 +12,10 @@ import anyio
 import pytest
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket
+from mozsocket.testing import EventRecorder
 
 from .peers import (
     PEER_TIMEOUT,
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -41,7 +41,9 @@ def layer(request: pytest.FixtureRequest) -> str:
 
 
 @asynccontextmanager
-async def joined(layer: str, role: str, **options: Any) -> AsyncIterator[tuple[TCPSocket, Recorder, socket.socket]]:
+async def joined(
+    layer: str, role: str, **options: Any
+) -> AsyncIterator[tuple[TCPSocket, EventRecorder, socket.socket]]:
     """A socket of ours, its recorder and a blocking peer, in plaintext or in TLS."""
     with listening() as listener:
         async with MozTCPSocket() as tcp:
@@ -77,10 +79,10 @@ async def test_the_answer_comes_after_our_end(layer: str, role: str) -> None:
         sock.send_eof()  # does no harm
         assert await blocking(read_all, peer) == b"question"
         await send_all(peer, b"answer")
-        await recorder.until_so(lambda: recorder.data == b"answer")
+        await recorder.until(lambda: recorder.data == b"answer")
         assert sock.readyState == "open"
         end(peer)
-        await recorder.until("close")
+        await recorder.first("close")
         assert recorder.types[-2:] == ["data", "close"]
 
 
@@ -89,10 +91,10 @@ async def test_all_that_was_sent_comes_before_our_end(layer: str, role: str) -> 
         sock.send(MUCH)
         sock.send_eof()
         assert await blocking(read_all, peer) == MUCH
-        await recorder.until("drain")
+        await recorder.first("drain")
         assert sock.bufferedAmount == 0
         end(peer)
-        await recorder.until("close")
+        await recorder.first("close")
 
 
 async def test_what_had_come_and_was_not_read_yet_survives_our_end(layer: str, role: str) -> None:
@@ -106,10 +108,10 @@ async def test_what_had_come_and_was_not_read_yet_survives_our_end(layer: str, r
         assert await blocking(read_all, peer) == b""
         await send_all(peer, b"z")
         sock.resume()
-        await recorder.until_so(lambda: recorder.data.endswith(b"z"))
+        await recorder.until(lambda: recorder.data.endswith(b"z"))
         assert recorder.data == b"x" * 40_000 + b"y" * 40_000 + b"z"
         end(peer)
-        await recorder.until("close")
+        await recorder.first("close")
 
 
 async def test_our_end_from_a_handler(layer: str, role: str) -> None:
@@ -123,7 +125,7 @@ async def test_our_end_from_a_handler(layer: str, role: str) -> None:
         await send_all(peer, b"go")
         assert await blocking(read_all, peer) == b"one"
         end(peer)
-        await recorder.until("close")
+        await recorder.first("close")
 
 
 async def test_closing_after_our_end_is_a_close(layer: str, role: str) -> None:
@@ -131,7 +133,7 @@ async def test_closing_after_our_end_is_a_close(layer: str, role: str) -> None:
         sock.send_eof()
         assert await blocking(read_all, peer) == b""
         sock.close()
-        await recorder.until("close")
+        await recorder.first("close")
         assert "error" not in recorder.types
 
 
@@ -140,7 +142,7 @@ async def test_a_reset_after_our_end_is_told(role: str) -> None:
         sock.send_eof()
         assert await blocking(read_all, peer) == b""
         reset(peer)
-        await recorder.until("close")
+        await recorder.first("close")
         assert recorder.types[-2:] == ["error", "close"]
 
 
@@ -183,7 +185,7 @@ async def test_tls_cannot_begin_where_one_side_has_ended(role: str) -> None:
         sock.closeImmediately()
     async with joined("plain", role, allow_half_open=True) as (sock, recorder, peer):
         end(peer)
-        await recorder.until("end")
+        await recorder.first("end")
         with pytest.raises(InvalidStateError, match="one side has ended"):
             sock.upgradeToSecure(ssl_context=context, server_hostname="localhost")
         sock.closeImmediately()
@@ -195,7 +197,7 @@ async def test_tls_cannot_begin_where_one_side_has_ended(role: str) -> None:
 async def test_without_allow_half_open_the_peer_s_end_closes(layer: str, role: str) -> None:
     async with joined(layer, role) as (_, recorder, peer):
         end(peer)
-        await recorder.until("close")
+        await recorder.first("close")
         assert "end" not in recorder.types
 
 
@@ -203,14 +205,14 @@ async def test_the_answer_goes_out_after_the_peer_s_end(layer: str, role: str) -
     async with joined(layer, role, allow_half_open=True) as (sock, recorder, peer):
         await send_all(peer, b"question")
         end(peer)
-        await recorder.until("end")
+        await recorder.first("end")
         assert recorder.data == b"question"
         assert sock.readyState == "open"
         sock.send(MUCH)
         sock.send_eof()
         assert sock.readyState == "closing"  # as both have ended
         assert await blocking(read_all, peer) == MUCH
-        await recorder.until("close")
+        await recorder.first("close")
         assert [name for name in recorder.types if name not in ("open", "drain")] == ["data", "end", "close"]
 
 
@@ -231,7 +233,7 @@ async def test_the_answer_of_an_end_handler(asynchronous: bool, layer: str, role
         sock.onend = slowly if asynchronous else answer
         end(peer)
         assert await blocking(read_all, peer) == b"answer"
-        await recorder.until("close")
+        await recorder.first("close")
         assert "error" not in recorder.types
 
 
@@ -241,7 +243,7 @@ async def test_both_ends_close_whichever_is_first(layer: str, role: str) -> None
         assert await blocking(read_all, peer) == b""
         assert sock.readyState == "open"
         end(peer)
-        await recorder.until("close")
+        await recorder.first("close")
         assert recorder.types[-2:] == ["end", "close"]
 
 
@@ -253,7 +255,7 @@ async def test_the_end_waits_behind_the_data_while_suspended(role: str) -> None:
         await all_blocked()
         assert "end" not in recorder.types
         sock.resume()
-        await recorder.until("end")
+        await recorder.first("end")
         assert recorder.types[-2:] == ["data", "end"]
         sock.close()
 
@@ -261,22 +263,22 @@ async def test_the_end_waits_behind_the_data_while_suspended(role: str) -> None:
 async def test_a_peer_that_went_away_after_its_end_is_noticed_by_sending(role: str) -> None:
     async with joined("plain", role, allow_half_open=True) as (sock, recorder, peer):
         end(peer)
-        await recorder.until("end")
+        await recorder.first("end")
         peer.close()
         while sock.readyState == "open" and "error" not in recorder.types:
             sock.send(b"x")
             await all_blocked()
-        await recorder.until("close")
+        await recorder.first("close")
         assert recorder.types[-2:] == ["error", "close"]
 
 
 async def test_leaving_the_block_ends_a_half_open_socket(listener: socket.socket) -> None:
     with anyio.fail_after(10):
         async with TCPSocket("127.0.0.1", port_of(listener), allow_half_open=True) as sock:
-            recorder = Recorder(sock)
+            recorder = EventRecorder(sock)
             with await accept(listener) as peer:
                 end(peer)
-                await recorder.until("end")
+                await recorder.first("end")
     assert recorder.types[-1] == "close"
 
 

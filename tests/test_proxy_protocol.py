@@ -116,7 +116,7 @@ async def test_the_client_is_whom_the_header_names(header: bytes) -> None:
             await send_all(peer, header + b"data")
             sock, recorder = await accepting.first()
             assert (sock.host, sock.port) == (HEADERS[header] or peer.getsockname())
-            await recorder.until("data")
+            await recorder.first("data")
             assert recorder.data == b"data"
             sock.close()
 
@@ -132,7 +132,7 @@ async def test_one_byte_at_a_time(header: bytes) -> None:
                 await send_all(peer, bytes([octet]))
                 await all_blocked()
             sock, recorder = await accepting.first()
-            await recorder.until_so(lambda: recorder.data == b"data")
+            await recorder.until(lambda: recorder.data == b"data")
             assert sock.port == 56324
             sock.close()
 
@@ -168,7 +168,7 @@ async def test_the_header_comes_before_tls() -> None:
                 sock, recorder = await accepting.first()
                 assert (sock.host, sock.port, sock.ssl) == ("192.0.2.1", 56324, True)
                 await send_all(peer, b"hello")
-                await recorder.until("data")
+                await recorder.first("data")
                 sock.close()
                 assert await blocking(read_all, peer) == b""
 

@@ -17,11 +17,11 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 from .peers import (
     Accepting,
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -82,9 +82,9 @@ async def test_an_upgrade_when_the_connection_is_lost_but_that_is_yet_to_be_told
                 await anyio.lowlevel.checkpoint()
             with suppress(InvalidStateError):
                 socket.upgradeToSecure()
-            await events.until("close")
+            await events.first("close")
             assert events.types[-2:] == ["error", "close"]
-            assert events.last("error").name == "NetworkInterruptError"
+            assert events.of("error")[-1].name == "NetworkInterruptError"
 
 
 # Asynchronous handlers begin in the step in which their event is taken.
@@ -166,7 +166,7 @@ async def test_a_stray_cancellation_on_an_accepted_socket(
             socket, events = await accepting.first()
             socket.ondata = cancelled_result
             peer.sendall(b"data")
-            await events.until("close")
+            await events.first("close")
         with await dial(accepting.server.localPort):  # which goes on
             await all_blocked()
             assert len(accepting.sockets) == 2
@@ -236,7 +236,7 @@ async def test_what_had_come_is_delivered_to_a_slow_handler_whatever_linger(list
         await all_blocked()
         socket.resume()
         peer.close()  # with unread input: the system sends RST
-        await events.until("close")
+        await events.first("close")
         assert len(events.data) == 340_000
         assert events.types[-2:] == ["error", "close"]
 
@@ -259,7 +259,7 @@ async def test_suspending_after_a_failure_lets_the_error_come(anyio_backend_name
             socket.suspend()
 
         socket.ondata = ondata
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         async with anyio.create_task_group() as tasks, socket:
             await socket.opened()
             peer.sendall(b"1")
@@ -271,9 +271,9 @@ async def test_suspending_after_a_failure_lets_the_error_come(anyio_backend_name
             await all_blocked()
             leave.set()
             with anyio.fail_after(5):
-                error = await events.until("error")
+                error = await events.first("error")
             assert error.errorCode == errno.EPIPE
-            await events.until("close")
+            await events.first("close")
 
 
 async def send_all_or_fail(sock: stdlib_socket.socket, data: bytes) -> None:
@@ -289,10 +289,10 @@ async def test_a_failure_is_told_though_the_peer_never_ends(
     with peer:
         async with TCPSocket.from_socket(ours) as socket:
             await socket.opened()
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             ours.shutdown(stdlib_socket.SHUT_WR)
             socket.send(b"x")
-            await events.until("close")
+            await events.first("close")
             assert events.types == ["error", "close"]
 
 

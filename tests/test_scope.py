@@ -18,11 +18,11 @@ import pytest
 import trio
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
+from mozsocket.testing import EventRecorder
 
 from .conftest import open_descriptors
 from .peers import (
     Accepting,
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -138,7 +138,7 @@ async def test_close_closes_all(listener: stdlib_socket.socket, clogged: int) ->
         inward_peer = await dial(accepting.server.localPort)
         inward, inward_events = await accepting.first()
         attempt = tcp.open(LOOPBACK, clogged)
-        attempt_events = Recorder(attempt)
+        attempt_events = EventRecorder(attempt)
         await all_blocked()
         for socket in (outward, inward):
             socket.send(b"last words")
@@ -610,7 +610,7 @@ async def test_cancelling_while_connecting(clogged: int) -> None:
     before = open_descriptors()
     async with MozTCPSocket() as tcp:
         socket = tcp.open(LOOPBACK, clogged)
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         await all_blocked()
         tcp.cancel_scope.cancel()
     assert (socket.readyState, events.types) == ("closed", [])
@@ -621,12 +621,12 @@ async def test_cancelling_before_anything_has_begun(listener: stdlib_socket.sock
     before = open_descriptors()
     async with MozTCPSocket() as tcp:
         socket = tcp.open(LOOPBACK, port_of(listener))
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         server = tcp.listen(0)
         tcp.cancel_scope.cancel()
         late_server = tcp.listen(0)
         late = tcp.open(LOOPBACK, port_of(listener))
-        late_events = Recorder(late)
+        late_events = EventRecorder(late)
     assert (socket.readyState, late.readyState) == ("closed", "closed")
     assert events.types + late_events.types == []
     assert "closed" in repr(server) and "closed" in repr(late_server)

@@ -13,11 +13,11 @@ from anyio.streams.tls import TLSAttribute
 from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError
 from mozsocket._tls import default_context
 from mozsocket._transport import Transport
+from mozsocket.testing import EventRecorder
 
 from .certificates import AUTHORITY, certificate, client_context, server_context
 from .peers import (
     Accepting,
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -46,9 +46,9 @@ async def test_data_goes_both_ways_at_once(role: str, version: ssl.TLSVersion, l
         with peer:
             assert socket_.send(DATA) is False
             assert await blocking(exchange, peer, DATA, len(DATA)) == DATA
-            await recorder.until_so(lambda: len(recorder.data) == len(DATA))
+            await recorder.until(lambda: len(recorder.data) == len(DATA))
             assert recorder.data == DATA
-            await recorder.until("drain")
+            await recorder.first("drain")
             socket_.close()
             assert await blocking(read_all, peer) == b""
     assert "error" not in recorder.types
@@ -100,7 +100,7 @@ async def test_bytes_that_come_one_at_a_time(role: str, version: ssl.TLSVersion,
                 ssl_context=client_context(version=version),
                 **options,  # type: ignore[arg-type]
             )
-            recorder = Recorder(socket_)
+            recorder = EventRecorder(socket_)
             socket_.addEventListener("data", lambda event: event.target.close())
             socket_.onopen = lambda event: event.target.send(b"hello")
             peer = await accept(listener)
@@ -109,7 +109,7 @@ async def test_bytes_that_come_one_at_a_time(role: str, version: ssl.TLSVersion,
 
             def on_connect(event: Any) -> None:
                 nonlocal recorder
-                recorder = Recorder(event.socket)
+                recorder = EventRecorder(event.socket)
                 event.socket.ondata = lambda event: event.target.close()
                 event.socket.send(b"hello")
                 server.close()
@@ -134,7 +134,7 @@ async def test_many_records_read_at_once_are_one_data(
                 peer.send(bytes([number]) * 10)
             await anyio.lowlevel.checkpoint()
             monkeypatch.undo()
-            await recorder.until_so(lambda: recorder.data.endswith(bytes([19]) * 10))
+            await recorder.until(lambda: recorder.data.endswith(bytes([19]) * 10))
             # The system may hand over the last of them a moment later.
             assert len([event for event in recorder.events if event.type == "data"]) < 10
             socket_.close()
@@ -176,7 +176,7 @@ async def test_buffered_amount_counts_what_tls_holds(
                 await anyio.lowlevel.checkpoint()
             assert socket_.bufferedAmount <= sent
             assert await blocking(read_exactly, peer, sent) == bytes(sent)
-            await recorder.until("drain")
+            await recorder.first("drain")
             assert socket_.bufferedAmount == 0
             socket_.close()
 
@@ -204,7 +204,7 @@ async def test_a_suspended_socket_holds_the_peer_back(
             sent = await send_until_full(peer)
             assert recorder.data == b""
             socket_.resume()
-            await recorder.until_so(lambda: len(recorder.data) >= sent)
+            await recorder.until(lambda: len(recorder.data) >= sent)
             socket_.close()
 
 
@@ -219,7 +219,7 @@ async def test_closing_says_so(role: str, version: ssl.TLSVersion, listener: soc
             socket_.close()
             # Without close_notify the peer, which is strict, would raise SSLEOFError.
             assert await blocking(read_all, peer) == b"the last"
-        await recorder.until("close")
+        await recorder.first("close")
     assert "error" not in recorder.types
 
 
@@ -238,7 +238,7 @@ async def test_an_end_in_the_segment_of_the_last_data(answers: int, version: ssl
             for number in range(answers):
                 tls.write(b"x")
                 peer.sendall(outgoing.read())
-                await recorder.until_so(lambda number=number: len(recorder.data) > number)  # type: ignore[misc]
+                await recorder.until(lambda number=number: len(recorder.data) > number)  # type: ignore[misc]
             tls.write(b"last")
             with pytest.raises(ssl.SSLWantReadError):
                 tls.unwrap()
@@ -255,7 +255,7 @@ async def test_closing_does_not_wait_for_the_peer(role: str, listener: socket.so
         socket_, recorder, peer = await securely_connected(tcp, role, listener, linger=0.01)
         with peer:
             socket_.close()
-            await recorder.until("close")
+            await recorder.first("close")
 
 
 async def test_the_peers_end_is_answered(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
@@ -266,7 +266,7 @@ async def test_the_peers_end_is_answered(role: str, version: ssl.TLSVersion, lis
         assert await blocking(read_exactly, peer, len(DATA)) == DATA
         plain = await blocking(peer.unwrap)  # sends close_notify, and waits for ours
         with plain:
-            await recorder.until("close")
+            await recorder.first("close")
     assert "error" not in recorder.types
 
 
@@ -279,7 +279,7 @@ async def test_what_is_buffered_is_sent_after_the_peers_end(
             socket_.send(DATA)
             socket.socket.shutdown(peer, socket.SHUT_WR)  # the end of TCP, without a word of TLS
             assert await blocking(read_exactly, peer, len(DATA)) == DATA
-            await recorder.until("close")
+            await recorder.first("close")
     assert "error" not in recorder.types
 
 
@@ -291,8 +291,8 @@ async def test_being_cut_off_is_an_error_after_the_data(
         with peer:
             peer.sendall(DATA[:100_000])
             socket.socket.shutdown(peer, socket.SHUT_WR)
-            error = await recorder.until("error")
-        await recorder.until("close")
+            error = await recorder.first("error")
+        await recorder.first("close")
     assert recorder.data == DATA[:100_000]
     assert (error.name, error.message, error.errorCode) == ("NetworkInterruptError", "Network", 294)
     assert "close_notify" in str(error.error)
@@ -303,7 +303,7 @@ async def test_a_reset(role: str, version: ssl.TLSVersion, listener: socket.sock
     async with MozTCPSocket() as tcp:
         _, recorder, peer = await securely_connected(tcp, role, listener, version)
         reset(peer)
-        error = await recorder.until("error")
+        error = await recorder.first("error")
     assert (error.name, error.message) == ("NetworkInterruptError", "Network")
 
 
@@ -313,7 +313,7 @@ async def test_closing_immediately_drops_what_is_buffered(role: str, listener: s
         with peer:
             socket_.send(bytes(10_000_000))
             socket_.closeImmediately()
-            await recorder.until("close")
+            await recorder.first("close")
 
 
 async def test_garbage_in_the_middle(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
@@ -322,7 +322,7 @@ async def test_garbage_in_the_middle(role: str, version: ssl.TLSVersion, listene
         with socket.socket(fileno=peer.detach()) as plain:
             plain.settimeout(5)
             plain.sendall(b"this is not TLS at all")
-            error = await recorder.until("error")
+            error = await recorder.first("error")
             await blocking(read_all, plain)  # the alert and the end, not a reset
     assert error.message == "SecurityProtocol"
     assert recorder.data == b""
@@ -334,9 +334,9 @@ async def test_garbage_in_the_middle(role: str, version: ssl.TLSVersion, listene
 async def test_a_peer_that_never_answers(listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         tcp_socket = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, handshake_timeout=0.05)
-        recorder = Recorder(tcp_socket)
+        recorder = EventRecorder(tcp_socket)
         with await accept(listener):
-            await recorder.until("close")
+            await recorder.first("close")
     assert recorder.types == ["error", "close"]
     error = recorder.events[0]
     assert (error.name, error.message) == ("NetworkTimeoutError", "Network")
@@ -372,12 +372,12 @@ async def test_a_client_that_never_says_hello(caplog: pytest.LogCaptureFixture) 
 async def test_closing_during_the_handshake(method: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         tcp_socket = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True)
-        recorder = Recorder(tcp_socket)
+        recorder = EventRecorder(tcp_socket)
         with await accept(listener) as peer:
             await blocking(peer.recv, 5)
             getattr(tcp_socket, method)()
             assert tcp_socket.readyState == "closing"
-            await recorder.until("close")
+            await recorder.first("close")
     assert recorder.types == ["close"]
 
 
@@ -399,11 +399,11 @@ async def test_cancelling_the_handshake(role: str, listener: socket.socket) -> N
 
 async def test_a_reset_during_the_handshake(listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
-        recorder = Recorder(tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True))
+        recorder = EventRecorder(tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True))
         peer = await accept(listener)
         await blocking(peer.recv, 5)
         reset(peer)
-        await recorder.until("close")
+        await recorder.first("close")
     assert [event.type for event in recorder.events] == ["error", "close"]
     assert recorder.events[0].name == "NetworkInterruptError"
 
@@ -416,7 +416,7 @@ async def connects(leaf: Any, host: str, listener: socket.socket, **options: Any
     async with MozTCPSocket() as tcp:
         options.setdefault("ssl_context", client_context())
         tcp_socket = tcp.open(host, port_of(listener), useSecureTransport=True, **options)
-        recorder = Recorder(tcp_socket)
+        recorder = EventRecorder(tcp_socket)
         tcp_socket.onopen = lambda event: event.target.close()
         peer = await accept(listener)
         try:
@@ -424,7 +424,7 @@ async def connects(leaf: Any, host: str, listener: socket.socket, **options: Any
                 await blocking(read_all, peer)
         except ssl.SSLError:
             peer.close()
-        await recorder.until("close")
+        await recorder.first("close")
     return recorder.events[0].name if recorder.types[0] == "error" else None
 
 
@@ -524,11 +524,11 @@ async def test_a_socketpair_by_the_contexts_role() -> None:
         client = TCPSocket.from_socket(
             theirs, useSecureTransport=True, ssl_context=client_context(), server_hostname="localhost"
         )
-        received = Recorder(server)
+        received = EventRecorder(server)
         async with server, client:
             await client.opened()
             client.send(b"hello")
-            await received.until("data")
+            await received.first("data")
     assert received.data == b"hello"
 
 

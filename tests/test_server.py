@@ -18,12 +18,12 @@ import anyio.lowlevel
 import pytest
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError, _server
+from mozsocket.testing import EventRecorder
 
 from .conftest import open_descriptors
 from .peers import (
     PEER_TIMEOUT,
     Accepting,
-    Recorder,
     all_blocked,
     blocking,
     dial,
@@ -431,7 +431,7 @@ async def test_no_open_event_on_an_accepted_socket() -> None:
         with await dial(accepting.server.localPort) as peer:
             await blocking(peer.sendall, b"data")
         socket, events = await accepting.first()
-        await events.until("close")
+        await events.first("close")
         assert events.types == ["data", "close"]
         assert events.data == b"data"
         assert all(event.target is socket for event in events.events)
@@ -485,13 +485,13 @@ async def test_data_waits_for_an_async_onconnect_and_other_connections_do_not() 
         server = tcp.listen(0)
         admitted = anyio.Event()
         order: list[str] = []
-        seen: list[Recorder] = []
+        seen: list[EventRecorder] = []
 
         async def connect(event: TCPServerSocketEvent) -> None:
             echo(event)
             if not order:
                 order.append("in")
-                seen.append(Recorder(event.socket))
+                seen.append(EventRecorder(event.socket))
                 await admitted.wait()
                 order.append("out")
 

@@ -13,10 +13,10 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket.testing import EventRecorder
 
 from .peers import (
     Accepting,
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -47,11 +47,11 @@ async def test_opens_sends_receives_and_closes(role: str, listener: stdlib_socke
             assert socket.send(b"hello")
             assert await blocking(read_exactly, peer, 5) == b"hello"
             peer.sendall(b"answer")
-            await events.until("data")
+            await events.first("data")
             socket.close()
             assert socket.readyState == "closing"
             assert await blocking(read_all, peer) == b""
-        await events.until("close")
+        await events.first("close")
         assert socket.readyState == "closed"
     assert events.data == b"answer"
     assert events.types == (["open"] if role == "client" else []) + ["data", "close"]
@@ -102,9 +102,9 @@ async def test_no_event_before_the_caller_awaits_nor_inside_its_calls(listener: 
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", port_of(listener))
         assert socket.readyState == "connecting"
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         peer = await accept(listener)
-        await events.until("open")
+        await events.first("open")
 
         def sees_nothing(call: Any) -> None:
             before = len(events.events)
@@ -116,7 +116,7 @@ async def test_no_event_before_the_caller_awaits_nor_inside_its_calls(listener: 
         sees_nothing(socket.resume)
         sees_nothing(socket.close)
         sees_nothing(socket.closeImmediately)
-        await events.until("close")
+        await events.first("close")
         peer.close()
 
 
@@ -178,7 +178,7 @@ async def test_send_needs_an_open_socket(role: str, listener: stdlib_socket.sock
             socket.close()
             with pytest.raises(InvalidStateError, match="is closing"):
                 socket.send(b"x")
-        await events.until("close")
+        await events.first("close")
         with pytest.raises(InvalidStateError, match="is closed") as caught:
             socket.send(b"x")
         assert caught.value.__cause__ is None
@@ -189,7 +189,7 @@ async def test_send_after_a_loss_tells_of_it(role: str, listener: stdlib_socket.
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
         reset(peer)
-        await events.until("close")
+        await events.first("close")
         with pytest.raises(InvalidStateError) as caught:
             socket.send(b"x")
         assert isinstance(caught.value.__cause__, TCPSocketError)
@@ -248,7 +248,7 @@ async def test_sends_within_and_outside_handlers_keep_their_order(role: str, lis
             for count, size in enumerate((1, 70_000, 5, 4096, 300_000, 4095), start=1):
                 send(size)
                 peer.sendall(b"?")
-                await events.until_so(lambda count=count: len(events.data) == count)  # type: ignore[misc]
+                await events.until(lambda count=count: len(events.data) == count)  # type: ignore[misc]
             for _ in range(2000):
                 send(100)
             await all_blocked()
@@ -267,13 +267,13 @@ async def test_threshold(role: str, listener: stdlib_socket.socket) -> None:
             assert socket.bufferedAmount == 65537
             received = await blocking(read_exactly, peer, 65537)
             assert len(received) == 65537
-            await events.until("drain")
+            await events.first("drain")
             assert socket.bufferedAmount == 0
             assert socket.send(bytes(65536))
             await blocking(read_exactly, peer, 65536)
             await socket.drained()
             socket.close()
-        await events.until("close")
+        await events.first("close")
     assert events.types.count("drain") == 1  # none is owed for 65536 bytes
 
 
@@ -292,7 +292,7 @@ async def test_buffered_amount_counts_what_the_system_has_not_taken(role: str, l
         with peer:
             assert len(await blocking(read_exactly, peer, taken + 1)) == taken + 1
             assert await blocking(read_exactly, peer, stuck - 1 + 1000) == bytes(stuck - 1) + b"x" * 1000
-            await events.until("drain")
+            await events.first("drain")
             assert socket.bufferedAmount == 0
 
 
@@ -313,7 +313,7 @@ async def test_drain_comes_with_nothing_buffered(role: str, listener: stdlib_soc
         socket.send(bytes(100_000))
         with peer:
             assert len(await blocking(read_all, peer)) == 20 * 100_000
-        await events.until("close")
+        await events.first("close")
     assert amounts == [0] * 20
     assert results == [False] * 19
 
@@ -343,7 +343,7 @@ async def test_drain_is_postponed_while_more_is_buffered(role: str, listener: st
             assert socket.bufferedAmount > 0
             assert amounts == []  # postponed
             await blocking(read_exactly, peer, MANY)
-            await events.until("drain")
+            await events.first("drain")
             await all_blocked()
             assert amounts == [0]  # not lost, and once
 
@@ -379,7 +379,7 @@ async def test_sends_to_another_socket_from_a_handler_go_out(listener: stdlib_so
             first.ondata = lambda event: second.send(bytes(MANY))
             first_peer.sendall(b"!")
             await blocking(read_exactly, second_peer, MANY)
-            await second_events.until("drain")
+            await second_events.first("drain")
             first.ondata = lambda event: second.close()
             first_peer.sendall(b"!")
             assert await blocking(read_all, second_peer) == b""
@@ -419,7 +419,7 @@ async def test_one_byte_at_a_time(role: str, listener: stdlib_socket.socket) -> 
                     peer.send(bytes([i]))
 
         await blocking(drip)
-        await events.until("close")
+        await events.first("close")
         assert events.data == bytes(range(256))
 
 
@@ -429,8 +429,8 @@ async def test_binary_type_string(role: str, listener: stdlib_socket.socket) -> 
         assert socket.binaryType == "string"
         with peer:
             peer.sendall(bytes(range(256)))
-            await events.until("data")
-        await events.until("close")
+            await events.first("data")
+        await events.first("close")
         assert events.data == "".join(map(chr, range(256)))
 
 
@@ -442,7 +442,7 @@ async def test_much_data_in_both_directions_at_once(role: str, listener: stdlib_
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(send_all, peer, SOME * 4)
                 assert await blocking(read_exactly, peer, len(SOME) * 4) == SOME * 4
-        await events.until("close")
+        await events.first("close")
         assert events.data == SOME * 4
 
 
@@ -469,7 +469,7 @@ async def test_events_come_one_at_a_time_and_in_order(role: str, listener: stdli
         socket.onclose = at_the_end
         await blocking(peer.sendall, SOME)
         peer.close()
-        await events.until("close")
+        await events.first("close")
 
 
 async def test_a_slow_handler_holds_its_peer_back_and_no_other(listener: stdlib_socket.socket) -> None:
@@ -487,10 +487,10 @@ async def test_a_slow_handler_holds_its_peer_back_and_no_other(listener: stdlib_
                 tasks.start_soon(send_all, slow_peer, bytes(MANY))
                 await all_blocked()
                 quick_peer.sendall(b"still here")
-                await quick_events.until("data")
+                await quick_events.first("data")
                 assert slow.readyState == "open"
                 leave.set()
-            await slow_events.until_so(lambda: len(slow_events.data) == MANY)
+            await slow_events.until(lambda: len(slow_events.data) == MANY)
 
 
 async def test_suspended_receiver_bounds_memory(role: str, listener: stdlib_socket.socket) -> None:
@@ -516,8 +516,8 @@ async def test_suspended_receiver_bounds_memory(role: str, listener: stdlib_sock
             assert unread > 0
             assert events.types.count("data") == 0
             socket.resume()
-            await events.until_so(lambda: len(events.data) == sent)
-        await events.until("close")
+            await events.until(lambda: len(events.data) == sent)
+        await events.first("close")
 
 
 async def test_suspend_counts_and_holds_data_and_the_end_behind_it(role: str, listener: stdlib_socket.socket) -> None:
@@ -535,7 +535,7 @@ async def test_suspend_counts_and_holds_data_and_the_end_behind_it(role: str, li
         assert socket.readyState == "open"
         socket.send(b"still open to us")
         socket.resume()
-        await events.until("close")
+        await events.first("close")
         assert events.types[len(before) :] in (["data", "close"], ["data", "error", "close"])
         assert events.data == b"held"
 
@@ -544,14 +544,14 @@ async def test_suspend_while_connecting(listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", port_of(listener))
         socket.suspend()
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         with await accept(listener) as peer:
             peer.sendall(b"early")
-            await events.until("open")
+            await events.first("open")
             await all_blocked()
             assert events.types == ["open"]
             socket.resume()
-            await events.until("data")
+            await events.first("data")
 
 
 async def test_suspensions_at_any_moment_keep_the_order(role: str, listener: stdlib_socket.socket) -> None:
@@ -568,7 +568,7 @@ async def test_suspensions_at_any_moment_keep_the_order(role: str, listener: std
                     socket.resume()
                     for _ in range(turns % 5):
                         await anyio.lowlevel.checkpoint()
-        await events.until("close")
+        await events.first("close")
         assert len(events.data) == len(data)
         assert events.data == data
 
@@ -586,7 +586,7 @@ async def test_suspend_within_a_handler_stops_at_once(role: str, listener: stdli
             await blocking(peer.sendall, SOME)
             while len(events.data) < len(SOME):
                 expected += 1
-                await events.until_so(lambda expected=expected: count() == expected)  # type: ignore[misc]
+                await events.until(lambda expected=expected: count() == expected)  # type: ignore[misc]
                 await all_blocked()
                 assert count() == expected
                 socket.resume()
@@ -601,10 +601,10 @@ async def test_drain_does_not_wait_while_suspended(role: str, listener: stdlib_s
             await blocking(peer.sendall, b"held")
             socket.send(bytes(MANY))
             await blocking(read_exactly, peer, MANY)
-            await events.until("drain")
+            await events.first("drain")
             assert events.data == b""
             socket.resume()
-            await events.until("data")
+            await events.first("data")
 
 
 async def test_an_error_does_not_wait_while_suspended(role: str, listener: stdlib_socket.socket) -> None:
@@ -614,9 +614,9 @@ async def test_an_error_does_not_wait_while_suspended(role: str, listener: stdli
         peer.sendall(b"held")
         await all_blocked()
         reset(peer)
-        error = await events.until("error")
+        error = await events.first("error")
         assert error.name == "NetworkInterruptError"
-        await events.until("close")
+        await events.first("close")
         assert events.data == b""
 
 
@@ -630,8 +630,8 @@ async def test_a_write_error_does_not_wait_while_suspended_with_a_full_queue(
         await all_blocked()
         reset(peer)
         socket.send(b"into the void")
-        assert (await events.until("error")).name == "NetworkInterruptError"
-        await events.until("close")
+        assert (await events.first("error")).name == "NetworkInterruptError"
+        await events.first("close")
 
 
 async def test_what_came_before_a_write_error_is_delivered_first(role: str, listener: stdlib_socket.socket) -> None:
@@ -645,7 +645,7 @@ async def test_what_came_before_a_write_error_is_delivered_first(role: str, list
 
         socket.ondata = slow
         peer.sendall(b"first ")
-        await events.until_so(lambda: True)
+        await events.until(lambda: True)
         await all_blocked()
         peer.sendall(b"421 too busy")
         socket.send(bytes(MANY))
@@ -654,7 +654,7 @@ async def test_what_came_before_a_write_error_is_delivered_first(role: str, list
         with pytest.raises(TCPSocketError):
             await socket.drained()
         leave.set()
-        await events.until("close")
+        await events.first("close")
         assert events.data == b"first 421 too busy"
         assert events.types[-3:] == ["data", "error", "close"]
 
@@ -693,7 +693,7 @@ async def test_close_sends_what_is_buffered_then_drain_then_end(role: str, liste
         assert socket.readyState == "closing"
         with peer:
             assert await blocking(read_all, peer) == SOME * 8
-        await events.until("close")
+        await events.first("close")
         assert events.types[-2:] == ["drain", "close"]
         assert events.types.count("close") == 1
 
@@ -706,7 +706,7 @@ async def test_no_data_after_close(role: str, listener: stdlib_socket.socket) ->
             socket.close()
             assert await blocking(read_all, peer) == b""
             peer.sendall(b"much too late")
-        await events.until("close")
+        await events.first("close")
         assert "data" not in events.types
         assert "error" not in events.types
 
@@ -721,7 +721,7 @@ async def test_no_queued_data_after_close(role: str, listener: stdlib_socket.soc
             socket.close()
             socket.resume()
         peer.close()
-        await events.until("close")
+        await events.first("close")
         assert "data" not in events.types
 
 
@@ -734,7 +734,7 @@ async def test_close_waits_for_the_peer_no_longer_than_linger(
         with peer:
             began = anyio.current_time()
             socket.close()
-            await events.until("close")
+            await events.first("close")
             assert linger - 0.002 <= anyio.current_time() - began < linger + 3
             assert "error" not in events.types
 
@@ -763,7 +763,7 @@ async def test_peer_that_goes_on_sending_while_we_close_gets_everything(
         with peer:
             await blocking(peer.sendall, SOME * 8)
             assert await blocking(read_all, peer) == SOME * 8
-        await events.until("close")
+        await events.first("close")
         assert "error" not in events.types
 
 
@@ -775,7 +775,7 @@ async def test_close_immediately_drops_what_is_buffered(role: str, listener: std
         socket.closeImmediately()
         socket.closeImmediately()
         assert (socket.readyState, socket.bufferedAmount) == ("closing", 0)
-        await events.until("close")
+        await events.first("close")
         with pytest.raises(InvalidStateError, match="was closed first"):
             await socket.drained()
         with peer:
@@ -793,14 +793,14 @@ async def test_close_immediately_ends_a_close_that_lingers(role: str, listener: 
             await all_blocked()
             assert "close" not in events.types
             socket.closeImmediately()
-            await events.until("close")
+            await events.first("close")
 
 
 @pytest.mark.parametrize("method", ["close", "closeImmediately"])
 async def test_close_while_connecting(clogged: int, method: str) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", clogged)
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         await all_blocked()
         getattr(socket, method)()
         assert socket.readyState == "closing"
@@ -815,7 +815,7 @@ async def test_close_at_once(listener: stdlib_socket.socket, method: str) -> Non
     """Gecko ignores a close() before its socket exists."""
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", port_of(listener))
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         getattr(socket, method)()
         assert socket.readyState == "closing"
     assert events.types == ["close"]
@@ -828,7 +828,7 @@ async def test_close_at_once(listener: stdlib_socket.socket, method: str) -> Non
 async def test_close_in_a_handler(listener: stdlib_socket.socket, type_: str, method: str) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", port_of(listener))
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         setattr(socket, f"on{type_}", lambda event: getattr(socket, method)())
         with await accept(listener) as peer:
             if type_ == "drain":
@@ -838,7 +838,7 @@ async def test_close_in_a_handler(listener: stdlib_socket.socket, type_: str, me
                 peer.sendall(b"x")
             if type_ != "close":
                 await blocking(read_all, peer)
-        await events.until("close")
+        await events.first("close")
     assert events.types.count("close") == 1
     assert events.types[-1] == "close"
     assert "error" not in events.types
@@ -854,7 +854,7 @@ async def test_peers_end_closes_when_what_is_buffered_is_sent(role: str, listene
             await all_blocked()
             assert socket.readyState == "closing"
             assert await blocking(read_all, peer) == SOME * 8
-        await events.until("close")
+        await events.first("close")
         assert events.types[-2:] == ["drain", "close"]
 
 
@@ -875,12 +875,12 @@ async def test_refused() -> None:
     """An error, then close, and no open; in the error the state is closed already."""
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", unused_port())
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         states = []
         socket.onerror = lambda event: states.append(socket.readyState)
     assert events.types == ["error", "close"]
     assert states == ["closed"]
-    error = events.last("error")
+    error = events.of("error")[-1]
     assert (error.name, error.message) == ("ConnectionRefusedError", "Network")
     assert error.errorCode == error.error.__cause__.errno
     assert isinstance(error.error.__cause__, ConnectionRefusedError)
@@ -889,8 +889,8 @@ async def test_refused() -> None:
 async def test_refused_by_every_address() -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("localhost", unused_port())
-        events = Recorder(socket)
-    error = events.last("error")
+        events = EventRecorder(socket)
+    error = events.of("error")[-1]
     assert error.name == "ConnectionRefusedError"  # Gecko calls every early failure that; this one is
     assert len(getattr(error.error.__cause__, "exceptions", [1])) >= 1
 
@@ -899,20 +899,20 @@ async def test_refused_by_every_address() -> None:
 async def test_unknown_host(host: str) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open(host, 80)
-        events = Recorder(socket)
+        events = EventRecorder(socket)
     assert events.types == ["error", "close"]
-    assert events.last("error").name == "DomainNotFoundError"
-    assert events.last("error").message == "Network"
+    assert events.of("error")[-1].name == "DomainNotFoundError"
+    assert events.of("error")[-1].message == "Network"
 
 
 async def test_connect_timeout(clogged: int) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", clogged, connect_timeout=0.05)
-        events = Recorder(socket)
+        events = EventRecorder(socket)
         with pytest.raises(TCPSocketError, match=r"NetworkTimeoutError: not connected within 0\.05 seconds"):
             await socket.opened()
     assert events.types == ["error", "close"]
-    assert events.last("error").name == "NetworkTimeoutError"
+    assert events.of("error")[-1].name == "NetworkTimeoutError"
 
 
 async def test_reset_by_the_peer(role: str, listener: stdlib_socket.socket) -> None:
@@ -920,9 +920,9 @@ async def test_reset_by_the_peer(role: str, listener: stdlib_socket.socket) -> N
         socket, events, peer = await connected(tcp, role, listener)
         before = list(events.types)
         reset(peer)
-        await events.until("close")
+        await events.first("close")
         assert events.types == [*before, "error", "close"]
-        error = events.last("error")
+        error = events.of("error")[-1]
         assert (error.name, error.message) == ("NetworkInterruptError", "Network")
         assert isinstance(error.error.__cause__, ConnectionResetError)
         for method in (socket.closed, socket.drained):
@@ -950,7 +950,7 @@ async def test_reset_after_data_delivers_the_data(role: str, listener: stdlib_so
         reset(peer)
         await all_blocked()
         leave.set()
-        await events.until("close")
+        await events.first("close")
         assert events.data == b"one two"
         assert events.types[-3:] == ["data", "error", "close"]
 
@@ -962,7 +962,7 @@ async def test_reset_while_sending_fails_a_close(role: str, listener: stdlib_soc
         socket.close()
         await all_blocked()
         reset(peer)
-        await events.until("close")
+        await events.first("close")
         assert events.types[-2:] == ["error", "close"]
         assert "drain" not in events.types
 
@@ -994,13 +994,13 @@ async def test_from_socket_of_a_pair() -> None:
     ours, peer = stdlib_socket.socketpair()
     with peer:
         async with TCPSocket.from_socket(ours, binaryType="string") as socket:
-            events = Recorder(socket)
+            events = EventRecorder(socket)
             assert (socket.readyState, socket.host, socket.port) == ("connecting", "", 0)
             await socket.opened()
             socket.send(SOME)
             assert await blocking(read_exactly, peer, len(SOME)) == SOME
             peer.sendall(b"answer")
-            await events.until("data")
+            await events.first("data")
             assert SocketAttribute.remote_port not in socket.extra_attributes
             peer.shutdown(stdlib_socket.SHUT_WR)
             await socket.closed()

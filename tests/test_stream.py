@@ -169,7 +169,7 @@ async def test_a_lost_connection_is_broken(role: str, listener: socket.socket) -
             tasks.start_soon(receive_broken, stream)
             await all_blocked()
             reset(peer)
-        await recorder.until("close")
+        await recorder.first("close")
         assert recorder.types[-2:] == ["error", "close"]
         with pytest.raises(anyio.BrokenResourceError):
             await stream.send(b"x")
@@ -206,7 +206,7 @@ async def test_after_a_failed_send_what_came_is_still_received(role: str, listen
             await send_on(stream)
         assert await receive_exactly(stream, 21) == b"413 Content Too Large"
         await stream.aclose()
-        await recorder.until("close")
+        await recorder.first("close")
         assert recorder.types[-2:] == ["error", "close"]
 
 
@@ -401,7 +401,7 @@ async def test_being_cut_off_in_tls_is_no_end(listener: socket.socket) -> None:
         with pytest.raises(anyio.BrokenResourceError, match="close_notify"):
             await stream.receive()
         peer.close()
-        await recorder.until("close")
+        await recorder.first("close")
 
 
 async def test_only_of_a_socket_that_lives(listener: socket.socket) -> None:
@@ -494,11 +494,11 @@ async def test_handlers_of_two_sockets_and_a_stream_between() -> None:
         stream = sock.stream()
         await stream.send(b"one")
         _, recorder = await accepting.first()
-        await recorder.until("data")
+        await recorder.first("data")
         accepted, _ = accepting.sockets[0]
         accepted.send(b"two")
         assert await stream.receive() == b"two"
         await stream.aclose()
-        await recorder.until("close")
+        await recorder.first("close")
         assert recorder.data == b"one"
         accepting.server.close()

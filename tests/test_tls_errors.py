@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mozsocket import MozTCPSocket, TCPSocketError, TCPSocketErrorEvent
+from mozsocket.testing import EventRecorder
 
 from .certificates import AUTHORITY, certificate, client_context, server_context
 from .peers import (
     PEER_TIMEOUT,
     Accepting,
-    Recorder,
     accept,
     blocking,
     connected,
@@ -173,7 +173,7 @@ async def failed(
     async with MozTCPSocket() as tcp:
         if role == "client":
             socket_ = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, ssl_context=ours, **options)
-            recorder = Recorder(socket_)
+            recorder = EventRecorder(socket_)
             peer = await accept(listener)
         else:
             socket_, recorder, peer = await connected(tcp, role, listener, ssl_context=ours)
@@ -181,14 +181,14 @@ async def failed(
         # The peer is told by an alert. A reset would be no SSLError.
         with pytest.raises(ssl.SSLError) as told, peer, await secure(peer, theirs, server_side=role == "client") as tls:
             await blocking(read_all, tls)
-        await recorder.until("close")
+        await recorder.first("close")
         if not early:
             with pytest.raises(TCPSocketError) as raised:
                 await (socket_.opened() if role == "client" else socket_.secured())
         with pytest.raises(TCPSocketError) as raised:
             await socket_.closed()
     assert recorder.types == (["open"] if early else []) + ["error", "close"]
-    event = recorder.last("error")
+    event = recorder.of("error")[-1]
     error = event.error
     assert isinstance(event, TCPSocketErrorEvent)
     assert type(error) is TCPSocketError
@@ -437,7 +437,7 @@ async def spoken_to(role: str, noise: bytes, listener: socket.socket) -> tuple[T
         if role == "client":
             context = client_context()
             socket_ = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, ssl_context=context)
-            recorder = Recorder(socket_)
+            recorder = EventRecorder(socket_)
             peer = await accept(listener)
         else:
             socket_, recorder, peer = await connected(tcp, role, listener, ssl_context=server_context())
@@ -445,8 +445,8 @@ async def spoken_to(role: str, noise: bytes, listener: socket.socket) -> tuple[T
         with peer:
             peer.sendall(noise)
             seen = await blocking(read_all, peer)
-        error = (await recorder.until("error")).error
-        await recorder.until("close")
+        error = (await recorder.first("error")).error
+        await recorder.first("close")
     assert recorder.types == ["error", "close"]
     return error, seen
 
@@ -488,14 +488,16 @@ async def test_a_peer_that_ends_in_the_handshake(role: str, listener: socket.soc
     async with MozTCPSocket() as tcp:
         if role == "client":
             context = client_context()
-            recorder = Recorder(tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, ssl_context=context))
+            recorder = EventRecorder(
+                tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, ssl_context=context)
+            )
             peer = await accept(listener)
         else:
             socket_, recorder, peer = await connected(tcp, role, listener, ssl_context=server_context())
             socket_.upgradeToSecure()
         with peer:
             peer.shutdown(socket.SHUT_WR)
-            await recorder.until("close")
+            await recorder.first("close")
     error = recorder.events[0].error
     assert named(error) == ("NetworkInterruptError", "Network", 294)
     assert isinstance(error.__cause__, ssl.SSLEOFError)
@@ -527,10 +529,10 @@ async def test_what_is_spoilt_on_its_way_to_us_is_refused(
             socket.socket.send(peer, b"\x17\x03\x03\x00\x40" + bytes(64))
             with pytest.raises(ssl.SSLError, match="ALERT_BAD_RECORD_MAC"):
                 await blocking(read_all, peer)
-        await recorder.until("close")
+        await recorder.first("close")
         with pytest.raises(TCPSocketError, match="TLS failed: decryption failed or bad record mac"):
             await socket_.closed()
-    assert named(recorder.last("error").error) == ("SecurityError", "SecurityProtocol", 281)
+    assert named(recorder.of("error")[-1].error) == ("SecurityError", "SecurityProtocol", 281)
     assert recorder.types[-2:] == ["error", "close"]
     assert recorder.data == b""
 
@@ -564,8 +566,8 @@ async def test_what_is_spoilt_on_its_way_to_the_peer_is_refused(
             await socket_.secured()
             socket_.send(b"x" * 100)
             await blocking(spoil)
-            error = (await recorder.until("error")).error
-        await recorder.until("close")
+            error = (await recorder.first("error")).error
+        await recorder.first("close")
     assert named(error) == ("SecurityError", "SecurityProtocol", 1020)
     assert error.detail == "the peer refused TLS: sslv3 alert bad record mac"
     assert recorder.data == b"before"

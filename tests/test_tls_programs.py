@@ -18,9 +18,10 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
+from mozsocket.testing import EventRecorder
 
 from .certificates import AUTHORITY, certificate, client_context, server_context
-from .peers import PEER_TIMEOUT, Accepting, Recorder
+from .peers import PEER_TIMEOUT, Accepting
 from .programs import OpenSSL, program, s_client, s_server
 
 pytestmark = pytest.mark.anyio
@@ -120,9 +121,9 @@ async def test_no_mail_is_delivered_to_a_server_that_is_not_trusted() -> None:
     with smtp_server(mailbox) as port:
         async with MozTCPSocket() as tcp:
             client = tcp.open("127.0.0.1", port)
-            recorder = Recorder(client)
+            recorder = EventRecorder(client)
             deliver(client, client_context(trusting=False), MAIL)
-            error = await recorder.until("error")
+            error = await recorder.first("error")
     assert error.name == "SecurityUntrustedCertificateIssuerError"
     assert mailbox.delivered == []
 
@@ -331,12 +332,12 @@ async def test_s_server_sends_and_receives(flag: str, files: Path) -> None:
         port = await server.port()
         async with MozTCPSocket() as tcp:
             client = tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context())
-            recorder = Recorder(client)
+            recorder = EventRecorder(client)
             await client.opened()
             client.send(lines + b"the last line\n")
             await server.until(b"(the last line\n)")
             await server.send(lines)
-            await recorder.until_so(lambda: len(recorder.data) >= len(lines))
+            await recorder.until(lambda: len(recorder.data) >= len(lines))
             client.close()
         await server.wait()
     assert lines in bytes(server.output)
@@ -351,8 +352,8 @@ async def test_s_server_is_told_that_it_is_not_trusted(flag: str, files: Path) -
         port = await server.port()
         async with MozTCPSocket() as tcp:
             context = client_context(trusting=False)
-            recorder = Recorder(tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=context))
-            await recorder.until("close")
+            recorder = EventRecorder(tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=context))
+            await recorder.first("close")
         await server.wait()
     assert b"alert unknown ca" in server.output
     assert recorder.types == ["error", "close"]
@@ -364,8 +365,8 @@ async def test_s_server_refuses_a_client_without_a_certificate(flag: str, files:
     with s_server(files, "-Verify", "1", "-verify_return_error", flag) as server:
         port = await server.port()
         async with MozTCPSocket() as tcp:
-            recorder = Recorder(tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context()))
-            error = await recorder.until("error")
+            recorder = EventRecorder(tcp.open("127.0.0.1", port, useSecureTransport=True, ssl_context=client_context()))
+            error = await recorder.first("error")
         await server.wait()
     expected = {"-tls1_2": ("SecurityError", 1040), "-tls1_3": ("SecurityNoCertificateError", 1116)}
     assert (error.name, error.errorCode) == expected[flag]
@@ -407,9 +408,9 @@ async def talk_with_new_keys(program: OpenSSL, socket_: TCPSocket, order: str, g
 
 async def thanked(program: OpenSSL, socket_: TCPSocket) -> None:
     """What the peer sends arrives, whatever is on its way to it."""
-    recorder = Recorder(socket_)
+    recorder = EventRecorder(socket_)
     await program.send(b"thank you\n")
-    await recorder.until_so(lambda: recorder.data == b"thank you\n")
+    await recorder.until(lambda: recorder.data == b"thank you\n")
 
 
 @pytest.mark.parametrize(("flag", "order", "given", "taken"), ORDERS.values(), ids=ORDERS.keys())

@@ -11,10 +11,10 @@ import anyio
 import pytest
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError, _tls
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 from .peers import (
-    Recorder,
     accept,
     all_blocked,
     blocking,
@@ -57,10 +57,10 @@ async def test_plaintext_before_and_tls_after(role: str, version: ssl.TLSVersion
         assert await blocking(read_exactly, peer, 5) == b"plain"
         with await go_secure(peer, role, theirs) as peer:
             await socket_.secured()
-            await recorder.until("secure")
+            await recorder.first("secure")
             assert await blocking(read_exactly, peer, 6) == b"secret"
             peer.sendall(b"answer")
-            await recorder.until("data")
+            await recorder.first("data")
             socket_.upgradeToSecure()  # does nothing
             socket_.close()
             assert await blocking(read_all, peer) == b""
@@ -85,7 +85,7 @@ async def test_upgrade_in_the_middle_of_a_blocked_send(
         with await go_secure(peer, role, theirs) as peer:
             assert await blocking(read_exactly, peer, len(BIG)) == BIG[::-1]
             assert await blocking(read_all, peer) == b""
-        await recorder.until("close")
+        await recorder.first("close")
     assert recorder.types[-2:] == ["drain", "close"]
     assert socket_.bufferedAmount == 0
 
@@ -102,7 +102,7 @@ async def test_nothing_sent_after_it_goes_out_unencrypted(role: str, listener: s
             assert socket_.bufferedAmount == 6005
             socket_.close()
             seen = await blocking(read_all, peer)
-        error = await recorder.until("error")
+        error = await recorder.first("error")
     assert seen.startswith(b"plain")
     assert b"SECRET" not in seen
     assert (error.name, error.error.__class__) == ("NetworkTimeoutError", TCPSocketError)
@@ -117,7 +117,7 @@ async def test_a_peer_that_stalls_in_the_handshake(role: str, listener: socket.s
             socket_.upgradeToSecure(**arguments)
             with pytest.raises(TCPSocketError, match="no TLS handshake within"):
                 await socket_.secured()
-            await recorder.until("close")
+            await recorder.first("close")
 
 
 @pytest.mark.parametrize("end", [lambda peer: peer.close(), reset], ids=["close", "reset"])
@@ -131,8 +131,8 @@ async def test_a_peer_that_ends_in_the_handshake(
         if role == "client":
             await blocking(peer.recv, 100)
         end(peer)
-        error = await recorder.until("error")
-        await recorder.until("close")
+        error = await recorder.first("error")
+        await recorder.first("close")
     assert error.name == "NetworkInterruptError"
 
 
@@ -148,7 +148,7 @@ async def test_closing_in_the_handshake(role: str, method: str, listener: socket
                 peer.close()
             with pytest.raises(InvalidStateError, match="closed first"):
                 await socket_.secured()
-            await recorder.until("close")
+            await recorder.first("close")
     assert "error" not in recorder.types
 
 
@@ -205,7 +205,7 @@ async def test_secure_comes_before_data_though_handlers_are_slow(role: str, list
         socket_.upgradeToSecure(**arguments)
         with await go_secure(peer, role, theirs) as peer:
             peer.sendall(b"data")
-            await recorder.until("data")
+            await recorder.first("data")
             socket_.close()
     assert order == ["secure", "secure done", "data", "data done"]
 
@@ -220,7 +220,7 @@ async def test_not_open(listener: socket.socket) -> None:
             socket_.close()
             with pytest.raises(InvalidStateError, match="closing"):
                 socket_.upgradeToSecure()
-        await recorder.until("close")
+        await recorder.first("close")
         with pytest.raises(InvalidStateError, match="closed"):
             socket_.upgradeToSecure()
 
@@ -269,7 +269,7 @@ class Starttls:
         self._keep_leftover = keep_leftover
         self._rest = b""
         socket_.ondata = self._on_data
-        self.recorder = Recorder(socket_)
+        self.recorder = EventRecorder(socket_)
 
     def _on_data(self, event: Any) -> None:
         *lines, self._rest = (self._rest + event.data).split(b"\r\n")
@@ -330,7 +330,7 @@ async def test_an_early_client_hello_in_the_segment_of_the_plaintext() -> None:
             peer.sendall(b"STARTTLS\r\n" + client.hello)
             assert await blocking(read_exactly, peer, 14) == b"220 go ahead\r\n"
             await blocking(client.go_on, peer)
-            await server.recorder.until_so(lambda: bool(server.lines))
+            await server.recorder.until(lambda: bool(server.lines))
             tcp.close()
     assert server.lines == [(True, b"encrypted")]
 
@@ -347,7 +347,7 @@ async def test_an_early_client_hello_that_waits_to_be_delivered(listener: socket
             socket_.upgradeToSecure()
             socket_.resume()
             await blocking(client.go_on, peer)
-            await recorder.until("data")
+            await recorder.first("data")
             socket_.close()
     assert recorder.data == b"encrypted\r\n"
 
@@ -378,9 +378,9 @@ async def test_commands_injected_into_the_plaintext(inject: Callable[[socket.soc
         peer, server = await serve_starttls(tcp, keep_leftover=True)
         with peer:
             await inject(peer)
-            error = await server.recorder.until("error")
+            error = await server.recorder.first("error")
             answer = await blocking(read_all, peer)
-        await server.recorder.until("close")
+        await server.recorder.first("close")
     assert (error.message, error.name) == ("SecurityProtocol", "SecurityError")
     assert server.lines == []
     assert b"250" not in answer
@@ -409,8 +409,8 @@ async def test_commands_injected_while_suspended(listener: socket.socket) -> Non
             await all_blocked()
             socket_.upgradeToSecure()
             socket_.resume()
-            error = await recorder.until("error")
-            await recorder.until("close")
+            error = await recorder.first("error")
+            await recorder.first("close")
     assert error.message == "SecurityProtocol"
     assert recorder.data == b""
 
@@ -430,7 +430,7 @@ async def test_an_upgrade_at_any_moment_while_the_channel_fills(
                     await anyio.lowlevel.checkpoint()
                 socket_.upgradeToSecure()
                 socket_.resume()
-                error = await recorder.until("error")
+                error = await recorder.first("error")
         assert error.message == "SecurityProtocol"
         assert recorder.data == b""
 
@@ -439,7 +439,7 @@ async def test_an_upgrade_at_any_moment_while_the_channel_fills(
 async def test_responses_injected_into_the_plaintext(together: bool, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         client = tcp.open("127.0.0.1", port_of(listener))
-        recorder = Recorder(client)
+        recorder = EventRecorder(client)
         after: list[bytes] = []
 
         def on_data(event: Any) -> None:
@@ -458,9 +458,9 @@ async def test_responses_injected_into_the_plaintext(together: bool, listener: s
                 peer.sendall(b"220 go\r\n")
                 await blocking(peer.recv, 5)
                 peer.sendall(b"250 injected\r\n")
-            error = await recorder.until("error")
+            error = await recorder.first("error")
             seen = await blocking(read_all, peer)
-        await recorder.until("close")
+        await recorder.first("close")
     assert error.message == "SecurityProtocol"
     assert after == []
     assert b"PASSWORD" not in seen
@@ -490,5 +490,5 @@ async def test_the_context_of_the_call_wins_over_that_of_the_server(listener: so
         socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=wrong)
         socket_.upgradeToSecure(ssl_context=server_context())
         with await secure(peer, client_context()):
-            await recorder.until("secure")
+            await recorder.first("secure")
             socket_.close()
