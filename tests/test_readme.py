@@ -44,10 +44,15 @@ def section(title: str) -> str:
     return README.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
 
 
+def codes(title: str) -> list[str]:
+    """The examples under a heading."""
+    return re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
+
+
 def code(title: str) -> str:
-    """The example under a heading."""
-    (found,) = re.findall(r"```python\n(.*?)```", section(title), re.DOTALL)
-    return str(found)
+    """The only example under a heading."""
+    (found,) = codes(title)
+    return found
 
 
 def example(title: str) -> dict[str, Any]:
@@ -359,7 +364,7 @@ async def secure_is_told() -> None:
             socket, recorder, peer = await connected(tcp, "client", listener)
             socket.upgradeToSecure(ssl_context=client_context(), server_hostname="localhost")
             with await secure(peer, server_context(), server_side=True):
-                await recorder.until("secure")
+                await recorder.first("secure")
                 socket.close()
 
 
@@ -374,7 +379,7 @@ async def servers_upgrade() -> None:
             socket, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
             socket.upgradeToSecure()
             with await secure(peer, client_context()):
-                await recorder.until("secure")
+                await recorder.first("secure")
                 socket.close()
 
 

@@ -1,0 +1,267 @@
+"""The README's programs, as printed, against the servers that they are for."""
+
+from __future__ import annotations
+
+import hashlib
+import imaplib
+import os
+import poplib
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from mozsocket import TCPSocket, TCPSocketError
+
+from .certificates import client_context
+from .peers import PEER_TIMEOUT, blocking, dial, read_all, read_exactly
+from .programs import program
+from .services import MailServer, mail, redis
+from .test_readme import code, codes, example, port_from
+
+MESSAGE = b"From: a@localhost\r\nSubject: hello\r\n\r\n.dot\r\n..dots\r\n" + b"x" * 900 + b"\r\n"
+
+
+@pytest.fixture(scope="module")
+def mail_server() -> Iterator[MailServer]:
+    with mail() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis_port() -> Iterator[int]:
+    with redis() as port:
+        yield port
+
+
+# Mail
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("read", ["IMAP", "POP3"])
+async def test_mail_that_is_sent_can_be_read_back(read: str, mail_server: MailServer) -> None:
+    send_mail = example("Sending mail")["send_mail"]
+    port, address = mail_server.smtp_port, mail_server.address
+    await send_mail("localhost", port, "a@localhost", [address], MESSAGE, client_context())
+    (found,) = await blocking(read_by_imap if read == "IMAP" else read_by_pop3, mail_server)
+    assert found.partition(b"\r\n\r\n")[2] == MESSAGE.partition(b"\r\n\r\n")[2]
+
+
+def read_by_imap(server: MailServer) -> list[bytes]:
+    """The messages, once there are some; they are deleted."""
+    client = imaplib.IMAP4("localhost", server.imap_port)
+    client.starttls(client_context())
+    client.login(server.user, server.password)
+    while client.select()[1] == [b"0"]:
+        client.noop()
+    numbers = client.search(None, "ALL")[1][0].split()
+    messages: list[Any] = [client.fetch(number.decode(), "(RFC822)")[1][0] for number in numbers]
+    client.store("1:*", "+FLAGS", r"\Deleted")
+    client.expunge()
+    client.logout()
+    return [message[1] for message in messages]
+
+
+def read_by_pop3(server: MailServer) -> list[bytes]:
+    """The messages, once there are some; they are deleted."""
+    messages: list[bytes] = []
+    while not messages:
+        client = poplib.POP3("localhost", server.pop3_port)
+        client.stls(client_context())
+        client.user(server.user)
+        client.pass_(server.password)
+        for number in range(1, client.stat()[0] + 1):
+            messages.append(b"\r\n".join(client.retr(number)[1]) + b"\r\n")
+            client.dele(number)
+        client.quit()
+    return messages
+
+
+@pytest.mark.anyio
+async def test_mail_that_is_refused(mail_server: MailServer) -> None:
+    names = example("Sending mail")
+    with pytest.raises(names["SMTPError"], match=r"RCPT TO:<someone@elsewhere\.example>: 550"):
+        await names["send_mail"](
+            "localhost", mail_server.smtp_port, "a@localhost", ["someone@elsewhere.example"], MESSAGE, client_context()
+        )
+
+
+@pytest.mark.anyio
+async def test_mail_to_a_server_that_is_not_trusted(mail_server: MailServer) -> None:
+    send_mail = example("Sending mail")["send_mail"]
+    with pytest.raises(TCPSocketError, match="certificate"):
+        await send_mail("localhost", mail_server.smtp_port, "a@localhost", [mail_server.address], MESSAGE)
+
+
+# Redis
+
+
+@pytest.mark.anyio
+async def test_redis_pipelined(redis_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    names = example("Redis, pipelined")
+    await names["main"]("127.0.0.1", redis_port)
+    assert re.fullmatch(r"visits: \d+000\n", capsys.readouterr().out)
+    async with TCPSocket("127.0.0.1", redis_port) as sock:
+        client = names["Redis"](sock)
+        await sock.opened()
+        replies = [
+            client.command("SET", "key", b"\r\n\0value"),
+            client.command("GET", "key"),
+            client.command("GET", "nothing"),
+            client.command("NO SUCH COMMAND"),
+            client.command("DEL", "key"),
+        ]
+        assert [await replies[index].get() for index in (0, 1, 2, 4)] == [b"OK", b"\r\n\0value", None, 1]
+        with pytest.raises(names["RedisError"], match="ERR unknown command"):
+            await replies[3].get()
+        client.command("QUIT")
+        late = client.command("PING")
+        with pytest.raises(ConnectionError):
+            await late.get()
+
+
+@pytest.mark.anyio
+async def test_a_gibibyte_of_values_through_redis(redis_port: int) -> None:
+    """Pipelined: while the first answers come, the last commands are still on their way."""
+    size, count, rounds = 1 << 20, 128, 8
+    async with TCPSocket("127.0.0.1", redis_port) as sock:
+        client = example("Redis, pipelined")["Redis"](sock)
+        await sock.opened()
+        for number in range(rounds):
+            values = [bytes([number, index]) * (size // 2) for index in range(count)]
+            replies = []
+            for index, value in enumerate(values):
+                client.command("SET", f"key {index}", value)
+                replies.append(client.command("GET", f"key {index}"))
+                if sock.bufferedAmount > 16 * size:
+                    await sock.drained()
+            for reply, value in zip(replies, values, strict=True):
+                got = await reply.get()
+                assert hashlib.md5(got).digest() == hashlib.md5(value).digest()  # noqa: S324  (to compare by)
+        client.command("FLUSHALL")
+        assert await client.command("DBSIZE").get() == 0
+
+
+# Servers, as programs of their own
+
+
+@contextmanager
+def running(title: str, *arguments: str) -> Iterator[int]:
+    """An example as a program; the port that it listens on."""
+    command = [sys.executable, "-c", code(title), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.fullmatch(r"listening on (\d+)\n", process.stdout.readline())
+            assert found
+            yield int(found[1])
+        finally:
+            process.send_signal(signal.SIGKILL)
+            assert process.communicate()[1] == ""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_the_line_server(loop: str) -> None:
+    with running("A line server", loop, "0") as port:
+        with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
+            peer.sendall(b"a\nb")
+            assert read_exactly(peer, 4) == b"1 a\n"
+            peer.sendall(b"c\nrest")
+            assert read_exactly(peer, 5) == b"2 bc\n"
+            peer.shutdown(socket.SHUT_WR)
+            assert read_all(peer) == b""
+        with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
+            peer.sendall(b"x" * 65537)
+            assert read_exactly(peer, 9) == b"a line of"
+
+
+@pytest.mark.anyio
+async def test_the_chat_server(capsys: pytest.CaptureFixture[str]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(example("A chat server")["main"], 0)
+        port = await port_from(capsys)
+        with await dial(port) as ann, await dial(port) as bob:
+            ann.sendall(b"PRIVMSG #a :x\r\nNICK ann\r\nJOIN #a\r\n")
+            await said(ann, b"451 :You have not registered\r\n001 ann :Welcome\r\n:ann JOIN #a\r\n")
+            bob.sendall(b"NICK ann\r\nNICK bob\r\nJOIN #a\r\nPING 1\r\nWHAT\r\n")
+            await said(
+                bob,
+                b"433 ann :Nickname is already in use\r\n001 bob :Welcome\r\n:bob JOIN #a\r\nPONG 1\r\n"
+                b"421 WHAT :Unknown command\r\n",
+            )
+            await said(ann, b":bob JOIN #a\r\n")
+            for octet in b"PRIVMSG #a :hello all\r\n":
+                ann.sendall(bytes([octet]))
+            await said(bob, b":ann PRIVMSG #a :hello all\r\n")
+            bob.sendall(b"PRIVMSG ann :hello you\r\nQUIT\r\n")
+            await said(ann, b":bob PRIVMSG ann :hello you\r\n:bob QUIT\r\n")
+            assert await blocking(read_all, bob) == b""
+            ann.sendall(b"x" * 600)
+            assert await blocking(read_all, ann) == b"ERROR :line too long\r\n"
+        tasks.cancel_scope.cancel()
+
+
+async def said(peer: socket.socket, text: bytes) -> None:
+    assert await blocking(read_exactly, peer, len(text)) == text
+
+
+@pytest.mark.anyio
+async def test_the_chat_server_throws_out_who_does_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(example("A chat server")["main"], 0)
+        port = await port_from(capsys)
+        with await dial(port) as ann, await dial(port) as bob:
+            bob.sendall(b"NICK bob\r\n")
+            await said(bob, b"001 bob :Welcome\r\n")
+            ann.sendall(b"NICK ann\r\nJOIN #a\r\n")
+            await said(ann, b"001 ann :Welcome\r\n:ann JOIN #a\r\n")
+            line = b"PRIVMSG bob :" + b"x" * 400 + b"\r\n"
+            await blocking(ann.sendall, line * 50_000)
+            await blocking(ann.sendall, b"PRIVMSG bob :still here?\r\nPING 1\r\n")
+            await said(ann, b"PONG 1\r\n")
+            try:
+                assert len(await blocking(read_all, bob)) < len(line) * 50_000
+            except ConnectionResetError:
+                pass
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_nc_through_the_proxy_gets_its_whole_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends its side as soon as it has asked."""
+    nc = program("nc")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(example("A server")["main"], 0)
+        upstream = await port_from(capsys)
+        tasks.start_soon(example("A proxy")["main"], 0, "127.0.0.1", upstream)
+        port = await port_from(capsys)
+        data = os.urandom(5_000_000)
+        for number in (upstream, port):
+            result = await anyio.run_process([nc, "-N", "127.0.0.1", str(number)], input=data)
+            assert result.stdout == data
+        tasks.cancel_scope.cancel()
+
+
+# A library
+
+
+def test_the_library_passes_its_own_tests(tmp_path: Path) -> None:
+    library, tests = codes("A library")
+    (tmp_path / "whois.py").write_text(library)
+    (tmp_path / "test_whois.py").write_text(tests)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "--strict-markers", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "12 passed" in result.stdout, result.stdout
+    assert result.returncode == 0
