@@ -1,4 +1,4 @@
-"""``python -m mozsocket`` and the console script: what to say if click, which the command line needs, is missing."""
+"""``python -m mozsocket`` and the console script: what to say if what the command line needs is missing."""
 
 import sys
 
@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from . import cli
     except ModuleNotFoundError as exc:
-        if exc.name != "click":
+        if exc.name not in ("click", "tqdm"):
             raise
         sys.exit("mozsocket: error: the command line needs `pip install 'mozsocket[cli]'`")
     cli.main()

@@ -27,6 +27,7 @@ from mozsocket.cli._console import TerminalText
 from mozsocket.cli._loop import run
 
 from .peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
+from .programs import program as real_program
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
@@ -312,6 +313,102 @@ def test_connect_sends_all_and_closes(backend: str) -> None:
             assert read_all(peer) == data
         peer.close()
         assert client.ends() == (0, "")
+
+
+@on_each_backend
+def test_connect_gets_the_whole_answer(backend: str) -> None:
+    """As `nc -N` does: the peer is told of the end of the input, and answers then."""
+    with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        client.stdin.write(b"question")
+        client.stdin.close()
+        assert read_all(peer) == b"question"
+        data = os.urandom(2 * MIB)
+        with in_thread(peer.sendall, data):
+            assert client.reads(len(data)) == data
+        peer.close()
+        assert client.ends() == (0, "")
+
+
+@on_each_backend
+def test_listen_sends_all_of_a_file(backend: str, tmp_path: Path) -> None:
+    """To a peer that has ended its own side before it read anything."""
+    data = os.urandom(20 * MIB)
+    (tmp_path / "answer").write_bytes(data)
+    with (tmp_path / "answer").open("rb") as source, program("listen", 0, "--backend", backend, stdin=source) as server:
+        with dialled(server.port()) as peer:
+            peer.sendall(b"question")
+            peer.shutdown(socket.SHUT_WR)
+            assert server.reads(8) == b"question"
+            assert read_all(peer) == data
+        assert server.ends() == (0, "")
+
+
+def test_nc_gets_its_whole_answer(tmp_path: Path) -> None:
+    nc = real_program("nc")
+    data = os.urandom(5 * MIB)
+    (tmp_path / "answer").write_bytes(data)
+    with (tmp_path / "answer").open("rb") as source, program("listen", 0, stdin=source) as server:
+        result = subprocess.run([nc, "-N", "127.0.0.1", str(server.port())], input=b"question", capture_output=True)
+        assert result.stdout == data
+        assert server.stdout.read() == b"question"
+        assert server.ends() == (0, "")
+
+
+@on_each_backend
+def test_progress(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(3 * MIB))
+    with (tmp_path / "file").open("rb") as source:
+        source.read(MIB)
+        with connected("--progress", "--backend", backend, stdin=source) as (client, peer):
+            assert read_all(peer) == bytes(2 * MIB)
+            peer.sendall(bytes(1000))
+            peer.close()
+            assert client.stdout.read() == bytes(1000)
+            status, bars = client.ends()
+    assert status == 0
+    assert re.search(r"sent *: 100%\|.*\| 2.00M/2.00M \[", bars)
+    assert re.search(r"received: 0.98kB \[", bars)
+    assert "Traceback" not in bars
+
+
+def test_progress_of_a_listener_whose_input_has_no_known_size() -> None:
+    with program("listen", 0, "--progress", stdin=subprocess.PIPE) as server:
+        with dialled(server.port()) as peer:
+            server.stdin.write(b"x" * 5000)
+            assert read_exactly(peer, 5000) == b"x" * 5000
+        status, bars = server.ends()
+    assert status == 0
+    assert re.search(r"sent *: 4.88kB \[", bars)
+    assert "received" not in bars
+
+
+COMPLETIONS = [
+    ("mozsocket con", 1, ["connect"]),
+    ("mozsocket connect --pro", 2, ["--progress"]),
+    ("mozsocket connect --starttls p", 3, ["pop3"]),
+    ("mozsocket listen --backend ", 3, ["asyncio", "uvloop", "trio"]),
+]
+
+
+@pytest.mark.parametrize(("words", "index", "expected"), COMPLETIONS)
+def test_shell_completion(words: str, index: int, expected: list[str]) -> None:
+    asked = {"_MOZSOCKET_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+    result = subprocess.run(
+        [sys.executable, "-m", "mozsocket"], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert [line.partition(",")[2] for line in result.stdout.splitlines()] == expected
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_s_script_of_completion(shell: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mozsocket"],
+        env={**os.environ, "_MOZSOCKET_COMPLETE": f"{shell}_source"},
+        capture_output=True,
+        text=True,
+    )
+    assert f"_MOZSOCKET_COMPLETE={shell}_complete" in result.stdout
 
 
 @on_each_backend

@@ -304,6 +304,7 @@ def relays(client: Program, peer: ssl.SSLSocket, *, end: bool = True) -> None:
     if end:
         client.stdin.close()
         assert peer.recv(1) == b""  # by close_notify
+        peer.unwrap()  # or it would be an error: the answer could have been cut off
 
 
 # connect --tls

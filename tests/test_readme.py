@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import signal
 import socket
@@ -18,7 +19,8 @@ import anyio
 import pytest
 
 import mozsocket
-from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSocket, TCPSocket
+from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSocket, TCPSocket, testing
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 from .peers import (
@@ -34,6 +36,7 @@ from .peers import (
     read_exactly,
     secure,
     unused_port,
+    wait_until_it_listens,
 )
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -152,6 +155,56 @@ async def test_without_handlers(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"ConnectionRefusedError \d+\n", capsys.readouterr().out)
 
 
+@pytest.mark.anyio
+async def test_back_pressure(tmp_path: Path) -> None:
+    upload = example("Back-pressure")["upload"]
+    data = bytes(range(256)) * 40_000
+    (tmp_path / "file").write_bytes(data)
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(upload, "127.0.0.1", port_of(listener), str(tmp_path / "file"))
+            with await accept(listener) as peer:
+                assert await blocking(read_all, peer) == data
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ends", [True, False])
+async def test_timeouts(ends: bool) -> None:
+    listen_to = example("Timeouts")["listen_to"]
+    got: list[bytes] = []
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+
+            async def listen() -> None:
+                got.append(await listen_to("127.0.0.1", port_of(listener), 0.3))
+
+            tasks.start_soon(listen)
+            with await accept(listener) as peer:
+                for _ in range(4):
+                    peer.sendall(b"x")
+                    await anyio.sleep(0.1)  # all in all for longer than it is patient
+                if not ends:
+                    assert await blocking(read_all, peer) == b""
+    assert got == [b"xxxx"]
+
+
+def test_beyond_one_process(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(code("Beyond one process"))
+    port = unused_port()
+    with subprocess.Popen([sys.executable, "service.py", str(port)], cwd=tmp_path, start_new_session=True) as process:
+        try:
+            wait_until_it_listens(port)
+            answers: set[bytes] = set()
+            deadline = time.monotonic() + PEER_TIMEOUT
+            while len(answers) < 2 and time.monotonic() < deadline:
+                with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
+                    answers.add(read_all(peer))
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+    assert all(re.fullmatch(rb"hello 127\.0\.0\.1, from process \d+\n", answer) for answer in answers)
+    assert len(answers) >= min(2, os.cpu_count() or 1)
+
+
 SERVICE = """
 import sys, anyio
 main.__globals__["GRACE"] = float(sys.argv[3])
@@ -236,7 +289,9 @@ def test_the_example_runs_under_each_run_function(loop: str, capsys: pytest.Capt
 
 def test_interface_table_names_every_public_member_and_nothing_else() -> None:
     named: dict[str, set[str]] = {}
-    for cell, _ in rows("The interface"):
+    for cell, *_ in rows("The interface"):
+        if re.search("=|^option$|^---", cell) and not re.search(r"[(*]", cell):
+            continue  # of the options
         owner = re.match(r"\*\*`(\w+)\(", cell)
         if owner:
             members = named[owner[1]] = set()
@@ -248,16 +303,34 @@ def test_interface_table_names_every_public_member_and_nothing_else() -> None:
         assert members == {name for name in dir(owner_class) if not name.startswith("_")}, owner_name
 
 
+def test_the_table_of_testing_names_what_there_is_and_nothing_else() -> None:
+    named = {name for cell, _ in rows("Testing") for name in re.findall(r"\b(\w+)\(|`(Peer)`", cell)}
+    public = [getattr(testing, name) for name in testing.__all__]
+    members = {name for it in public if isinstance(it, type) for name in vars(it) if not name.startswith("_")}
+    described = {name for _, text in rows("Testing") for name in re.findall(r"`(\w+)(?:\(|`)", text)}
+    assert {first or second for first, second in named} <= {*testing.__all__, *members}
+    assert {*testing.__all__, *members} <= {first or second for first, second in named} | described
+
+
 @pytest.mark.parametrize(
-    ("number", "functions"), [(0, [MozTCPSocket.open, TCPSocket]), (1, [MozTCPSocket.listen, TCPServerSocket])]
+    ("owner", "functions"),
+    [("`open()`", [MozTCPSocket.open, TCPSocket]), ("`listen()`", [MozTCPSocket.listen, TCPServerSocket])],
 )
-def test_options_named_are_those_there_are(number: int, functions: list[Callable[..., Any]]) -> None:
-    text = " ".join(section("The interface").split())
-    sentence = text.split("Options of ")[number + 1].split(". ")[0].split(": ", 1)[1]
-    named = set(re.findall(r"`(\w+)`", sentence))
+def test_options_named_are_those_there_are(owner: str, functions: list[Callable[..., Any]]) -> None:
+    table = section("The interface").split("| option |")[1]
+    named = {
+        found[1]: found[2]
+        for found in re.finditer(r"^\| `(\w+)=(.*?)` \| (.*?) \|", table, re.MULTILINE)
+        if found[3] in ("both", owner)
+    }
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
-        assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == named
+        shown = {p.name: str(p.default).replace("'", '"') for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert {name: default.strip('"') for name, default in named.items()} == shown
+
+
+def test_every_public_name_is_in_the_interface() -> None:
+    assert [name for name in mozsocket.__all__ if f"`{name}" not in section("The interface")] == []
 
 
 def test_error_names_are_those_there_are() -> None:
@@ -430,6 +503,17 @@ async def failures_are_named() -> None:
     assert sorted(names) == ["ConnectionRefusedError", "DomainNotFoundError"]
 
 
+async def half_open_on_demand() -> None:
+    for half_open in (False, True):
+        ours, peer = socket.socketpair()
+        async with TCPSocket.from_socket(ours, allow_half_open=half_open) as tcp_socket:
+            events = EventRecorder(tcp_socket)
+            peer.shutdown(socket.SHUT_WR)
+            await events.first("end" if half_open else "close")
+            assert tcp_socket.readyState == ("open" if half_open else "closed")
+            peer.close()
+
+
 DIFFERENCES = {
     "`navigator.mozTCPSocket`, for privileged apps": scope_ends_its_sockets,
     '`binaryType` is `"string"` by default': bytes_by_default,
@@ -451,6 +535,7 @@ DIFFERENCES = {
     "an early `close()` is ignored": early_close_counts,
     "`onclose` can be missed after the peer's half-close": close_after_half_close,
     "every early failure is called refused": failures_are_named,
+    "the peer's end closes the socket": half_open_on_demand,
 }
 
 

@@ -31,6 +31,7 @@ from ._loop import (
     warn,
     words,
 )
+from ._progress import Progress
 from ._relay import Relay
 from ._starttls import DIALOGUES, NEGOTIATION_LIMIT, StartTLS
 from ._trace import ShortTrace, Trace, peer_of
@@ -64,6 +65,9 @@ def main() -> None:
 def loop_options(command: CommandT) -> CommandT:
     """The options that connect and listen share."""
     for option in (
+        click.option(
+            "--progress", is_flag=True, help="Show on standard error how much has been sent and received, and how fast."
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Tell of every event on standard error."),
         click.option(
             "--binary-type",
@@ -124,10 +128,12 @@ def connect(
     backend: str,
     binary_type: BinaryType,
     verbose: bool,
+    progress: bool,
 ) -> None:
     """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
 
-    It ends when all of the input is sent, or when the other side ends the connection.
+    The other side is told of the end of the input. It ends when the other side ends the connection, so nothing of an
+    answer is missed.
     """
     exclude("--tls", tls, "--starttls", starttls)
     exclude("--cafile", cafile, "--insecure", insecure)
@@ -149,7 +155,8 @@ def connect(
     if insecure:
         warn(f"--insecure: the certificate of {host} is not checked, so anyone may be at the other end")
     console = Console()
-    relay = partial(connect_and_relay, socket, console, Trace(enabled=verbose), starttls, connect_timeout)
+    bars = Progress(enabled=progress, total=console.input_size())
+    relay = partial(connect_and_relay, socket, console, bars, Trace(enabled=verbose), starttls, connect_timeout)
     leave(console, run(backend, relay))
 
 
@@ -166,14 +173,19 @@ def demand(name: str, value: object, other: str) -> None:
 
 
 async def connect_and_relay(
-    socket: TCPSocket, console: Console, trace: Trace, starttls: str | None, connect_timeout: float | None
+    socket: TCPSocket,
+    console: Console,
+    progress: Progress,
+    trace: Trace,
+    starttls: str | None,
+    connect_timeout: float | None,
 ) -> None:
     trace.watch(socket, "client")
     begun = anyio.current_time()
     # Both are made before the connection is there, to miss nothing that is received.
-    relay = Relay(socket, console, end_with_input=True)
+    relay = Relay(socket, console, progress, end_with_input=True)
     upgrade = StartTLS(socket, starttls, trace) if starttls else None
-    with closing(relay), console.open():
+    with closing(relay), closing(progress), console.open():
         async with socket:
             try:
                 await socket.opened()
@@ -223,16 +235,21 @@ def listen(
     backend: str,
     binary_type: BinaryType,
     verbose: bool,
+    progress: bool,
 ) -> None:
     """Listen on a PORT, 0 for one that is free, and take one connection.
 
     Standard input is sent to it, what is received goes to standard output. It ends when the other side ends the
-    connection; the end of the input does not end it.
+    connection, and what is left of a file has been sent to it; the end of the input does not end it.
     """
+    exclude("--progress", progress, "--echo", echo)
     console, trace = Console(), Trace(enabled=verbose)
     service = EchoService(trace, grace)
-    serve = service.serve if echo else partial(serve_relays, trace, console, keep_open)
+    size = None if keep_open else console.input_size()  # else it is for several
+    bars = Progress(enabled=progress, total=size)
+    serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)
     options = {"host": host, "binaryType": binary_type, "max_connections": None if echo else 1}
+    options["allow_half_open"] = size is not None and not echo
     options |= server_tls(tls, certfile, keyfile)
     try:
         listening = partial(listen_and_serve, trace, serve, port, options)
@@ -266,21 +283,23 @@ async def listen_and_serve(
         await serve(server)
 
 
-async def serve_relays(trace: Trace, console: Console, keep_open: bool, server: TCPServerSocket) -> None:
+async def serve_relays(
+    trace: Trace, console: Console, progress: Progress, keep_open: bool, server: TCPServerSocket
+) -> None:
     """Relay one connection, or one after another."""
     numbers = itertools.count(1)
     accepted, relays = anyio.create_memory_object_stream[Relay](math.inf)
 
     def on_connect(event: TCPServerSocketEvent) -> None:
         trace.watch(event.socket, f"accepted {next(numbers)}")
-        accepted.send_nowait(Relay(event.socket, console, end_with_input=False))
+        accepted.send_nowait(Relay(event.socket, console, progress, end_with_input=False))
         if not keep_open:
             server.close()
             accepted.close()
 
     server.onconnect = on_connect
     server.onerror = lambda event: accepted.close()
-    with accepted, relays, console.open():
+    with accepted, relays, closing(progress), console.open():
         async for relay in relays:
             try:
                 await relay.run()

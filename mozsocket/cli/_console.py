@@ -12,6 +12,7 @@ import os
 import re
 import select
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -117,6 +118,13 @@ class Console:
         except OSError as exc:
             raise Failure(f"standard output: {words(exc)}") from exc
         self.writing = False
+
+    def input_size(self) -> int | None:
+        """How many bytes of input there are, where it is a file; else None."""
+        if self._input is None:
+            return None
+        status = os.fstat(self._input)
+        return status.st_size - os.lseek(self._input, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
     def is_terminal(self) -> bool:
         return self._output is not None and os.isatty(self._output)

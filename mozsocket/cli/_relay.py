@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import anyio
 
-from .. import InvalidStateError, TCPSocket, TCPSocketError, TCPSocketErrorEvent, TCPSocketEvent
+from .. import Event, InvalidStateError, TCPSocket, TCPSocketError, TCPSocketErrorEvent, TCPSocketEvent
 from .._state import octets
 from ._console import Console, TerminalText
 from ._loop import ConnectionLost
+from ._progress import Progress
 from ._trace import peer_of
 
 __all__ = ("Relay",)
@@ -20,24 +21,33 @@ __all__ = ("Relay",)
 class Relay:
     """Standard input to a socket, and the socket to standard output.
 
-    :param socket: one whose first data is yet to come
-    :param end_with_input: whether the end of the input closes the socket
+    :param socket: one whose first data is yet to come. If it stays open after the peer's end, the input is sent to its
+        end all the same
+    :param end_with_input: whether the peer is told of the end of the input; what it answers then is received to its end
     """
 
-    def __init__(self, socket: TCPSocket, console: Console, *, end_with_input: bool) -> None:
+    def __init__(self, socket: TCPSocket, console: Console, progress: Progress, *, end_with_input: bool) -> None:
         self._socket = socket
         self._console = console
+        self._progress = progress
         self._end_with_input = end_with_input
+        self._input_ended = False
         self._failure: TCPSocketError | None = None
         # One item is enough: the socket is suspended until it is written.
         self._received_in, self._received = anyio.create_memory_object_stream[bytes](1)
         socket.ondata = self._on_data
+        socket.onend = self._on_end
         socket.onerror = self._on_error
         socket.onclose = lambda event: self._received_in.close()
 
     def _on_data(self, event: TCPSocketEvent) -> None:
         self._socket.suspend()
         self._received_in.send_nowait(octets(event.data, 0, None))
+
+    def _on_end(self, event: Event[TCPSocket]) -> None:
+        self._end_with_input = True
+        if self._input_ended:
+            self._socket.send_eof()
 
     def _on_error(self, event: TCPSocketErrorEvent[TCPSocket]) -> None:
         self._failure = event.error
@@ -64,11 +74,12 @@ class Relay:
             while chunk := await self._console.peek():
                 has_room = self._socket.send(chunk)
                 self._console.take()
+                self._progress.count("sent", len(chunk))
                 if not has_room:
                     await self._socket.drained()
+            self._input_ended = True
             if self._end_with_input:
-                await self._socket.drained()
-                self._socket.close()
+                self._socket.send_eof()
         except (InvalidStateError, TCPSocketError):
             pass  # it has ended, which its events tell
 
@@ -77,6 +88,7 @@ class Relay:
         with self._received:
             async for data in self._received:
                 await self._console.write(data if text is None else text.feed(data).encode())
+                self._progress.count("received", len(data))
                 self._socket.resume()
         if text is not None:
             await self._console.write(text.feed(b"", final=True).encode())

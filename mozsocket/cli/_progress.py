@@ -1,0 +1,52 @@
+"""How much has gone through a connection, as a progress bar on standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ("Progress",)
+
+tqdm.monitor_interval = 0  # no thread that watches the bars
+
+
+class Progress:
+    """A bar for what is sent and one for what is received, each from its first byte on.
+
+    :param total: how many bytes there are to send, if that is known
+    """
+
+    def __init__(self, *, enabled: bool, total: int | None) -> None:
+        self._enabled = enabled
+        self._totals = {"sent": total, "received": None}
+        self._bars: dict[str, tqdm[Any]] = {}
+
+    def count(self, what: str, size: int) -> None:
+        """
+        :param what: ``"sent"`` or ``"received"``
+        :param size: how many bytes more
+        """
+        if not self._enabled:
+            return
+        if what not in self._bars:
+            self._bars[what] = self._make_bar(what)
+        self._bars[what].update(size)
+
+    def _make_bar(self, what: str) -> tqdm[Any]:
+        return tqdm(
+            desc=f"{what:8}",
+            total=self._totals[what],
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            file=sys.stderr,
+            position=len(self._bars),
+            dynamic_ncols=True,
+        )
+
+    def close(self) -> None:
+        """Leave the bars as they are, with their last counts."""
+        for bar in self._bars.values():
+            bar.close()
