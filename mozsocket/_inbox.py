@@ -62,6 +62,12 @@ class Inbox:
         self._set_count(self._count - 1)
         return bytes(data)
 
+    def put_back(self, data: bytes) -> None:
+        """Put what was taken, or would have been the next, back before all else."""
+        if not self._rest:
+            self._count += 1
+        self._rest = data + bytes(self._rest)
+
     def __bool__(self) -> bool:
         return self._count > 0
 
@@ -69,12 +75,12 @@ class Inbox:
         """Forget what is queued, and let who waits for room go."""
         if self.used:
             self._receiver.close()
-            self._rest = b""
-            self._set_count(0)
+        self._rest = b""
+        self._set_count(0)
 
     def close(self) -> None:
+        self.discard()
         if self.used:
-            self.discard()
             self._sender.close()
 
     def _set_count(self, count: int) -> None:

@@ -60,41 +60,54 @@ class SocketStream(ByteStream):
         """
         check_count("max_bytes", max_bytes, 1)
         with self._receiving:
-            await anyio.lowlevel.checkpoint()  # before anything is taken: a cancellation loses nothing
-            while (data := await self._look(max_bytes)) is None:
-                pass
+            waited = False
+            while True:
+                data = await self._look(max_bytes)
+                if data is None:
+                    await self._wait()
+                elif waited:
+                    break
+                else:  # every call is a checkpoint; that one is cancelled loses nothing
+                    if data:
+                        self._socket._inbox.put_back(data)
+                    await anyio.lowlevel.checkpoint()
+                waited = True
         if not data:
             raise EndOfStream
         return data
 
     async def _look(self, max_bytes: int) -> bytes | None:
-        """Look once for what has arrived, then wait; ``b""`` at the peer's end."""
+        """What has arrived; ``b""`` at the peer's end, None if nothing is there."""
         socket = self._socket
-        if not socket._is_streaming():
+        while not socket._is_streaming():
             self._raise_if_over()
             await self._connected()
-            return None
-        transport = socket._transport
-        assert transport is not None
-        try:
-            data = b"" if self._ended else socket._inbox.take(max_bytes)
-            if data is None:
-                data = transport.receive(max_bytes)
-        except OSError as exc:
-            await socket._lose(exc)
-            return None
+        assert socket._transport is not None
+        if self._ended:
+            return b""
+        data = socket._inbox.take(max_bytes)
+        if data is None:
+            try:
+                data = socket._transport.receive(max_bytes)
+            except OSError as exc:
+                await socket._lose(exc)
+                self._raise_if_over()
         if data is not None:
             self._eagerness.found()
             if not data:
                 self._end()
-        elif self._eagerness.look():
-            await anyio.lowlevel.checkpoint()
-        elif not transport.closed:
-            try:
-                await transport.wait_readable()
-            except ClosedResourceError:
-                pass  # which is told above
         return data
+
+    async def _wait(self) -> None:
+        """Wait until there may be something."""
+        transport = self._socket._transport
+        if self._eagerness.look() or transport is None or transport.closed:
+            await anyio.lowlevel.checkpoint()
+            return
+        try:
+            await transport.wait_readable()
+        except ClosedResourceError:
+            pass  # which the next look tells
 
     def _end(self) -> None:
         self._ended = self._socket._peer_ended = True
@@ -116,9 +129,11 @@ class SocketStream(ByteStream):
             await self._ready_to_send()
             if self._socket._buffer.finished:
                 raise ClosedResourceError("send() after send_eof()")
-            self._socket._buffer.add(data)
+            buffer = self._socket._buffer
+            buffer.add(data)
             self._socket._flush_soon()
-            await self._until(lambda: not self._socket._buffer.amount)
+            if buffer.amount or self._socket._failure is not None:
+                await self._until(lambda: not buffer.amount)
 
     async def send_eof(self) -> None:
         """Tell the peer that no more will come, when everything is sent; receiving goes on.

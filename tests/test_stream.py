@@ -502,3 +502,32 @@ async def test_handlers_of_two_sockets_and_a_stream_between() -> None:
         await recorder.first("close")
         assert recorder.data == b"one"
         accepting.server.close()
+
+
+async def test_what_was_queued_before_the_first_receive(listener: socket.socket) -> None:
+    """In the time between the connection and the handshake's end, say: it is found, and not waited for."""
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", port_of(listener))
+        stream = sock.stream()
+        with await accept(listener):
+            sock._inbox.put(b"queued")
+            with anyio.fail_after(PEER_TIMEOUT):
+                assert await stream.receive() == b"queued"
+            await stream.aclose()
+
+
+async def test_what_a_cancelled_receive_had_read_belongs_to_tls(listener: socket.socket) -> None:
+    """Injected plaintext is not delivered later, as if it had come encrypted."""
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, "client", listener, ssl_context=client_context())
+        with peer:
+            stream = sock.stream()
+            await send_all(peer, b"injected")
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await stream.receive()
+            sock.upgradeToSecure(server_hostname="localhost")
+            with pytest.raises(anyio.BrokenResourceError):
+                await stream.receive()
+        await recorder.first("close")
+        assert recorder.types == ["open", "error", "close"]

@@ -36,6 +36,9 @@ class Entry(NamedTuple):
 
 SUBJECTS = {
     "mozsocket": Entry("mozsocket", "mozsocket_handlers", ("asyncio", "uvloop", "trio"), "mozsocket"),
+    "mozsocket-stream": Entry(
+        "mozsocket's stream()", "mozsocket_stream", ("asyncio", "uvloop", "trio"), "mozsocket", 0.05
+    ),
     "protocol": Entry("asyncio.Protocol", "asyncio_protocol", ("asyncio", "uvloop"), "asyncio", 0.5),
     "streams": Entry("asyncio streams", "asyncio_streams", ("asyncio", "uvloop"), "asyncio", 0.2),
     "anyio": Entry("AnyIO streams", "anyio_streams", ("asyncio", "uvloop", "trio"), "anyio", 0.05),

@@ -37,9 +37,11 @@ class Client(base.Client):
 
 
 class Subject(base.Subject):
+    """The same for whatever gives AnyIO's streams: see :meth:`serving` and :meth:`open`."""
+
     @asynccontextmanager
     async def echoing(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-        async with _serving(_echo, tls) as port:
+        async with self.serving(_echo, tls) as port:
             yield port
 
     @asynccontextmanager
@@ -55,19 +57,34 @@ class Subject(base.Subject):
                 done.set()
                 await anyio.sleep_forever()
 
-        async with _serving(receive, tls) as port:
+        async with self.serving(receive, tls) as port:
             yield port, done.wait
 
     async def connect(self, port: int, tls: ssl.SSLContext | None = None) -> Client:
-        if tls is None:
-            return Client(await anyio.connect_tcp(HOST, port))
-        return Client(await anyio.connect_tcp(HOST, port, ssl_context=tls, tls_standard_compatible=False))
+        return Client(await self.open(port, tls))
 
     async def churn(self, port: int, message: bytes, count: int) -> None:
         for _ in range(count):
-            async with await anyio.connect_tcp(HOST, port) as stream:
+            async with await self.open(port) as stream:
                 await stream.send(message)
                 check_echo(await stream.receive(), message)
+
+    @asynccontextmanager
+    async def serving(self, handler: Handler, tls: ssl.SSLContext | None) -> AsyncIterator[int]:
+        """A server whose connections are handled so, within the block; its port."""
+        tcp = await anyio.create_tcp_listener(local_host=HOST)
+        port = tcp.extra(SocketAttribute.local_port)
+        listener = TLSListener(tcp, tls, standard_compatible=False) if tls is not None else tcp
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, handler)
+            yield port
+            tasks.cancel_scope.cancel()
+
+    async def open(self, port: int, tls: ssl.SSLContext | None = None) -> anyio.abc.ByteStream:
+        """A connection."""
+        if tls is None:
+            return await anyio.connect_tcp(HOST, port)
+        return await anyio.connect_tcp(HOST, port, ssl_context=tls, tls_standard_compatible=False)
 
 
 async def _echo(stream: anyio.abc.ByteStream) -> None:
@@ -77,14 +94,3 @@ async def _echo(stream: anyio.abc.ByteStream) -> None:
                 await stream.send(await stream.receive())
         except (anyio.EndOfStream, anyio.BrokenResourceError):
             pass
-
-
-@asynccontextmanager
-async def _serving(handler: Handler, tls: ssl.SSLContext | None) -> AsyncIterator[int]:
-    tcp = await anyio.create_tcp_listener(local_host=HOST)
-    port = tcp.extra(SocketAttribute.local_port)
-    listener = TLSListener(tcp, tls, standard_compatible=False) if tls is not None else tcp
-    async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, handler)
-        yield port
-        tasks.cancel_scope.cancel()
