@@ -38,7 +38,8 @@ EventT = TypeVar("EventT", bound="Event[Any]")
 class Event(Generic[TargetT]):
     """Something that happened to a socket. Immutable.
 
-    :ivar type: ``"open"``, ``"secure"``, ``"drain"``, ``"data"``, ``"error"``, ``"close"`` or ``"connect"``
+    :ivar type: ``"open"``, ``"secure"``, ``"drain"``, ``"data"``, ``"end"``, ``"error"``, ``"close"`` or
+        ``"connect"``
     :ivar target: the socket, or the server, that it happened to
     """
 
