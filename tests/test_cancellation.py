@@ -131,14 +131,14 @@ class Exchange:
             address = ("127.0.0.1", server.localPort)
             self._start_peer(lambda: socket.create_connection(address, PEER_TIMEOUT))
 
-            def on_connect(event: Any) -> None:
+            def on_connect(event: Any) -> Any:
                 server.close()
                 self._recorder = EventRecorder(event.socket)
-                self._talk(event.socket)
+                return self._talk(event.socket)
 
             server.onconnect = on_connect
 
-    def _talk(self, socket_: TCPSocket) -> None:
+    def _talk(self, socket_: TCPSocket) -> Any:
         self._socket = socket_
         missing = len(ANSWER)
 
@@ -188,13 +188,48 @@ class Exchange:
         )
 
 
+class StreamExchange(Exchange):
+    """The same by the socket's stream, in an asynchronous handler."""
+
+    def __init__(self, role: str, security: str) -> None:
+        super().__init__(role, security)
+        self._received = b""
+
+    def check_whole(self) -> None:
+        assert self._recorder
+        assert self._received == GREETING + ANSWER
+        assert [name for name in self._recorder.types if name in ("data", "error", "close")] == ["close"]
+        assert self._received_by_peer == MUCH
+
+    def _talk(self, socket_: TCPSocket) -> Any:
+        self._socket = socket_
+        if socket_.readyState == "open":
+            return self._converse(socket_)
+        socket_.stream()
+        socket_.onopen = lambda event: self._converse(socket_)
+        return None
+
+    async def _converse(self, socket_: TCPSocket) -> None:
+        async with socket_.stream() as stream:
+            while len(self._received) < len(GREETING):
+                self._received += await stream.receive()
+            if self._security == "upgrade":
+                await stream.send(b"upgrade")
+                socket_.upgradeToSecure()
+            await stream.send(MUCH)
+            while len(self._received) < len(GREETING + ANSWER):
+                self._received += await stream.receive()
+            await stream.send_eof()
+
+
+@pytest.mark.parametrize("kind", [Exchange, StreamExchange], ids=["handlers", "stream"])
 @pytest.mark.parametrize("security", ["plain", "tls", "upgrade"])
 async def test_a_connection_cancelled_wherever_it_suspends(
-    security: str, role: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type[Exchange], security: str, role: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     suspensions = Suspensions(monkeypatch)
     for number in itertools.count(1):
-        exchange = Exchange(role, security)
+        exchange = kind(role, security)
         if not await exchange.run(suspensions, number):
             break
     exchange.check_whole()
