@@ -186,6 +186,8 @@ else:
         print(listener.getsockname()[1], flush=True)
         with secured(listener.accept()[0]) as sock:
             print(received(sock))
+            if tls == "True":
+                sock.unwrap()  # else its end would be no proof that this is all
 """
 
 

@@ -97,7 +97,7 @@ class ShortTrace(Trace):
 
 
 EVENT_TYPES: dict[type[TCPSocket | TCPServerSocket], tuple[str, ...]] = {
-    TCPSocket: ("open", "secure", "drain", "data", "error", "close"),
+    TCPSocket: ("open", "secure", "drain", "data", "end", "error", "close"),
     TCPServerSocket: ("connect", "error"),
 }
 
