@@ -58,16 +58,14 @@ class SocketStream(ByteStream):
         :raises anyio.EndOfStream: at the peer's end
         :raises anyio.BusyResourceError: if another task is receiving
         """
-        check_count("max_bytes", max_bytes, 1)
+        if type(max_bytes) is not int or max_bytes < 1:
+            check_count("max_bytes", max_bytes, 1)
         with self._receiving:
             waited = False
-            while True:
-                data = await self._look(max_bytes)
+            while (data := await self._receive(max_bytes)) is None or not waited:
                 if data is None:
                     await self._wait()
-                elif waited:
-                    break
-                else:  # every call is a checkpoint; that one is cancelled loses nothing
+                else:  # every call is a checkpoint; one that is cancelled there loses nothing
                     if data:
                         self._socket._inbox.put_back(data)
                     await anyio.lowlevel.checkpoint()
@@ -76,7 +74,7 @@ class SocketStream(ByteStream):
             raise EndOfStream
         return data
 
-    async def _look(self, max_bytes: int) -> bytes | None:
+    async def _receive(self, max_bytes: int) -> bytes | None:
         """What has arrived; ``b""`` at the peer's end, None if nothing is there."""
         socket = self._socket
         while not socket._is_streaming():
@@ -125,15 +123,18 @@ class SocketStream(ByteStream):
             raise TypeError("send() takes a bytes-like object, not str")
         data = octets(item, 0, None)
         with self._sending:
-            await anyio.lowlevel.checkpoint()
-            await self._ready_to_send()
-            if self._socket._buffer.finished:
-                raise ClosedResourceError("send() after send_eof()")
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            if not self._may_send():
+                await self._ready_to_send()
             buffer = self._socket._buffer
+            if buffer.finished:
+                raise ClosedResourceError("send() after send_eof()")
             buffer.add(data)
             self._socket._flush_soon()
             if buffer.amount or self._socket._failure is not None:
                 await self._until(lambda: not buffer.amount)
+            else:
+                await anyio.lowlevel.checkpoint()  # only now: so the answer is here sooner
 
     async def send_eof(self) -> None:
         """Tell the peer that no more will come, when everything is sent; receiving goes on.
@@ -145,6 +146,10 @@ class SocketStream(ByteStream):
             await self._ready_to_send()
             self._socket.send_eof()
             await self._until(lambda: self._socket._eof_sent)
+
+    def _may_send(self) -> bool:
+        socket = self._socket
+        return socket._state is _OPEN and socket._failure is None and not self._closed
 
     async def _ready_to_send(self) -> None:
         if self._socket._state is _CONNECTING:
