@@ -39,12 +39,14 @@ PATTERN = os.urandom(1_000_003) * 3
 THRESHOLD = 65536
 NARROW, WIDE = 1 << 16, 1 << 20  # of what the system buffers
 
-TYPES = ("open", "secure", "data", "drain", "error", "close")
+TYPES = ("open", "secure", "data", "drain", "end", "error", "close")
 SIZES = st.sampled_from([0, 1, 2, 100, 4095, 4096, 65535, 65536, 65537, 200_000, 1 << 20])
 FORMS = st.sampled_from(["bytes", "bytearray", "memoryview", "str", "slice"])
 CALLS = st.one_of(
     st.tuples(st.just("send"), SIZES, FORMS),
-    st.sampled_from([("suspend",), ("resume",), ("close",), ("closeImmediately",), ("upgrade",), ("raise",)]),
+    st.sampled_from(
+        [("suspend",), ("resume",), ("send_eof",), ("close",), ("closeImmediately",), ("upgrade",), ("raise",)]
+    ),
 )
 
 
@@ -211,8 +213,9 @@ class Program:
     :ivar violations: what was not as promised
     """
 
-    def __init__(self, role: str, limit: int | None, *, secure: bool) -> None:
+    def __init__(self, role: str, limit: int | None, *, secure: bool, half_open: bool) -> None:
         self.role = role
+        self._half_open = half_open
         self._limit = limit
         self.socket: Any = None
         self.violations: list[str] = []
@@ -225,6 +228,7 @@ class Program:
         self.delivered_in_plaintext = 0
         self.peer_sent_in_plaintext: Callable[[], int]
         self.drain_owed = False
+        self.output_ended = False  # by the program
         self.closed = False  # by the program, in order
         self.aborted = False  # by the program, at once
         self.raised: list[HandlerError] = []
@@ -320,13 +324,20 @@ class Program:
         self.require(event.data == pattern(self.delivered, len(event.data)), f"wrong data at {self.delivered}")
         self.delivered += len(event.data)
         self.require(not self.suspensions, "data while suspended")
-        self.require(self.socket.readyState == "open", "data after the end")
+        self.require(self.socket.readyState == "open" and "end" not in self.types, "data after the end")
         self.require(not self.upgraded or self.secure, "data between upgradeToSecure() and secure")
 
     def _on_drain(self, event: Any) -> None:
         self.require(self.drain_owed, "a drain that is not owed")
         self.require(self.socket.bufferedAmount == 0, "a drain while something is buffered")
         self.drain_owed = False
+
+    def _on_end(self, event: Any) -> None:
+        self.require(self._half_open, "end of a socket that is not to be half open")
+        self.require(self.peer_ends or self.may_fail, "end, but the peer has not ended")  # who is lost ends too
+        self.require(self.types.count("end") == 1, "a second end")
+        self.require(not self.suspensions, "end while suspended")
+        self.require(self.socket.readyState == "open", "end, but it is not open")
 
     def _on_error(self, event: Any) -> None:
         self.require(self.may_fail, f"it failed: {event.error!r}")
@@ -359,14 +370,14 @@ class Program:
         try:
             has_room = self._send(data, form)
         except InvalidStateError:
-            self.require(state != "open", "send() is refused")
+            self.require(state != "open" or self.output_ended, "send() is refused")
             return
         except BufferError:
             self.require(self._limit is not None and before + size > self._limit, "send() has no room")
             self.require(self.socket.bufferedAmount == before, "send() took what it refused")
             self.drain_owed = self.drain_owed or before > 0
             return
-        self.require(state == "open", "send() is not refused")
+        self.require(state == "open" and not self.output_ended, "send() is not refused")
         self.taken += size
         after = self.socket.bufferedAmount
         self.require(after == before + size or (self.may_fail and after == 0), f"{before} + {size} = {after}")
@@ -386,6 +397,18 @@ class Program:
             changed[:] = bytes(len(changed))
             return has_room
         return self.socket.send(data)
+
+    def _do_send_eof(self) -> None:
+        state = self.socket.readyState
+        try:
+            self.socket.send_eof()
+        except InvalidStateError:
+            self.require(state != "open", "send_eof() is refused")
+            return
+        self.require(state == "open", "send_eof() is not refused")
+        self.output_ended = True
+        ends_both = "end" in self.types
+        self.require(self.socket.readyState == ("closing" if ends_both else "open"), "send_eof() closes, or does not")
 
     def _do_suspend(self) -> None:
         self.socket.suspend()
@@ -415,9 +438,9 @@ class Program:
         try:
             self.socket.upgradeToSecure(ssl_context=CONTEXTS[self.role == "server"], server_hostname="localhost")
         except InvalidStateError:
-            self.require(state != "open", "upgradeToSecure() is refused")
+            self.require(state != "open" or self._has_an_end, "upgradeToSecure() is refused")
             return
-        self.require(state == "open", "upgradeToSecure() is not refused")
+        self.require(state == "open" and (self.upgraded or not self._has_an_end), "upgradeToSecure() is not refused")
         self.require(self.socket.ssl, "upgradeToSecure() does nothing")
         if not self.upgraded:
             self.upgraded = True
@@ -442,6 +465,10 @@ class Program:
         finally:
             self.waiting -= 1
         self.outcomes.append((what, outcome))
+
+    @property
+    def _has_an_end(self) -> bool:
+        return self.output_ended or "end" in self.types
 
     @property
     def is_over(self) -> bool:
@@ -480,12 +507,14 @@ class Machine(RuleBasedStateMachine):
         role=st.sampled_from(["client", "server"]),
         secure=st.booleans(),
         limit=st.sampled_from([None, None, 100_000]),
+        half_open=st.booleans(),
         is_narrow=st.booleans(),
     )
-    def connect(self, role: str, secure: bool, limit: int | None, is_narrow: bool) -> None:
+    def connect(self, role: str, secure: bool, limit: int | None, half_open: bool, is_narrow: bool) -> None:
         """:param is_narrow: whether the system takes so little that much has to wait in the program"""
-        self.program = Program(role, limit, secure=secure)
+        self.program = Program(role, limit, secure=secure, half_open=half_open)
         options: dict[str, Any] = {"max_buffered_amount": limit, "linger": PEER_TIMEOUT, "useSecureTransport": secure}
+        options["allow_half_open"] = half_open
         # What is accepted inherits it.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW if is_narrow else WIDE)
         self._main, self._stop = self._portal.start_task(self._run, options)
@@ -563,6 +592,11 @@ class Machine(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["close", "closeImmediately"]))
     def close(self, how: str) -> None:
         self._do(how)
+
+    @precondition(lambda self: self._steps > 5)
+    @rule()
+    def send_eof(self) -> None:
+        self._do("send_eof")
 
     @precondition(lambda self: self._steps > 3)
     @rule()
@@ -661,7 +695,7 @@ class Machine(RuleBasedStateMachine):
 
     def _goes_on(self) -> bool:
         program = self.program
-        is_ending = program.closed or program.aborted or program.is_over or program.may_fail
+        is_ending = program.closed or program.output_ended or program.aborted or program.is_over or program.may_fail
         is_upgrading = program.upgraded and not self.peer.secure
         is_planned = any(program.plans[type_] for type_ in TYPES if type_ not in ("error", "close"))
         return not (is_ending or is_upgrading or is_planned or program.peer_ends or program.suspensions)
