@@ -36,23 +36,31 @@ def running(where: Path, port: int, *command: str | Path) -> Iterator[None]:
     with (where / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
-        wait_until_it_listens(port, while_running=process)
+        try:
+            wait_until_it_listens(port, while_running=process)
+        except ConnectionError:
+            raise AssertionError((where / "output").read_text()[-2000:]) from None
         yield
-    except ConnectionError:
-        raise AssertionError((where / "output").read_text()[-2000:]) from None
     finally:
         stop(process)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    """Its children are asked to end too: Dovecot would wait for them, for up to six seconds."""
+    signal_all(process, signal.SIGTERM)
     try:
         process.wait(PEER_TIMEOUT)
     finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        signal_all(process, signal.SIGKILL)
+        process.wait()
+
+
+def signal_all(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To it and to its children, as far as there are any left."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def write_certificate(where: Path) -> Path:
@@ -154,7 +162,11 @@ class MailServer:
 
 @contextmanager
 def mail() -> Iterator[MailServer]:
-    """Exim takes mail for a user, with STARTTLS; Dovecot gives it out by IMAP and POP3, with STARTTLS only."""
+    """Exim takes mail for a user, with STARTTLS; Dovecot gives it out by IMAP and POP3, with STARTTLS.
+
+    Without TLS, Dovecot refuses to authenticate any client but those that have its own address, such as those that
+    connect from 127.0.0.1 to 127.0.0.1: that a test can log in does not show that it spoke TLS.
+    """
     exim, dovecot = program("exim4"), program("dovecot")
     if os.geteuid() != 0:
         unavailable("mail servers have to be started by root")

@@ -11,17 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from anyio.streams.buffered import BufferedByteStream
 
 from mozsocket import TCPSocket, TCPSocketError
 
-from .certificates import client_context
+from .certificates import AUTHORITY, client_context
 from .peers import PEER_TIMEOUT, blocking, dial, read_all, read_exactly
 from .programs import program
 from .services import MailServer, mail, redis
@@ -45,44 +46,162 @@ def redis_port() -> Iterator[int]:
 # Mail
 
 
+READERS: dict[str, Callable[[MailServer], Awaitable[bytes]]] = {
+    "IMAP": lambda server: IMAP.read_message(server),
+    "POP3": lambda server: POP3.read_message(server),
+    "imaplib": lambda server: blocking(read_by_imap, server),
+    "poplib": lambda server: blocking(read_by_pop3, server),
+}
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize("read", ["IMAP", "POP3"])
-async def test_mail_that_is_sent_can_be_read_back(read: str, mail_server: MailServer) -> None:
+@pytest.mark.parametrize("reader", READERS)
+async def test_mail_that_is_sent_can_be_read_back(reader: str, mail_server: MailServer) -> None:
+    """By clients on mozsocket, and by those of the standard library."""
     send_mail = example("Sending mail")["send_mail"]
     port, address = mail_server.smtp_port, mail_server.address
     await send_mail("localhost", port, "a@localhost", [address], MESSAGE, client_context())
-    (found,) = await blocking(read_by_imap if read == "IMAP" else read_by_pop3, mail_server)
+    with anyio.fail_after(PEER_TIMEOUT):
+        found = await READERS[reader](mail_server)
     assert found.partition(b"\r\n\r\n")[2] == MESSAGE.partition(b"\r\n\r\n")[2]
 
 
-def read_by_imap(server: MailServer) -> list[bytes]:
-    """The messages, once there are some; they are deleted."""
+class Reader:
+    """A client of a mailbox on mozsocket, by lines, that asks for TLS first."""
+
+    def __init__(self, sock: TCPSocket) -> None:
+        self.sock = sock
+        self.lines = BufferedByteStream(sock.stream())
+
+    async def line(self) -> bytes:
+        return await self.lines.receive_until(b"\r\n", 10_000)
+
+    async def send(self, line: str) -> None:
+        await self.sock.stream().send(line.encode() + b"\r\n")
+
+    async def upgrade(self) -> None:
+        self.sock.upgradeToSecure(ssl_context=client_context(), leftover=self.lines.buffer)
+        self.lines = BufferedByteStream(self.sock.stream())
+        await self.sock.secured()
+
+
+class POP3(Reader):
+    async def command(self, line: str) -> bytes:
+        await self.send(line)
+        answer = await self.line()
+        assert answer.startswith(b"+OK"), answer
+        return answer
+
+    @classmethod
+    async def read_message(cls, server: MailServer) -> bytes:
+        """The first message, once there is one; it is deleted."""
+        while True:
+            async with TCPSocket("localhost", server.pop3_port) as sock:
+                self = cls(sock)
+                await self.line()
+                await self.command("STLS")
+                await self.upgrade()
+                await self.command(f"USER {server.user}")
+                await self.command(f"PASS {server.password}")
+                if await self.command("STAT") != b"+OK 0 0":
+                    await self.command("RETR 1")
+                    message = await self.lines.receive_until(b"\r\n.\r\n", 10_000)
+                    await self.command("DELE 1")
+                    await self.command("QUIT")
+                    return message.replace(b"\r\n..", b"\r\n.") + b"\r\n"
+
+
+class IMAP(Reader):
+    async def command(self, line: str) -> list[bytes]:
+        """The untagged answers."""
+        await self.send(f"a {line}")
+        answers = []
+        while not (answer := await self.line()).startswith(b"a "):
+            answers.append(answer)
+            if found := re.search(rb"\{(\d+)\}$", answer):
+                answers.append(await self.lines.receive_exactly(int(found[1])))
+        assert answer.startswith(b"a OK"), answer
+        return answers
+
+    @classmethod
+    async def read_message(cls, server: MailServer) -> bytes:
+        """The first message, once there is one; it is deleted."""
+        async with TCPSocket("localhost", server.imap_port) as sock:
+            self = cls(sock)
+            await self.line()
+            await self.command("STARTTLS")
+            await self.upgrade()
+            await self.command(f"LOGIN {server.user} {server.password}")
+            while b"* 0 EXISTS" in await self.command("SELECT INBOX"):
+                pass
+            _, message, _ = await self.command("UID FETCH 1:* (BODY.PEEK[])")
+            await self.command("STORE 1:* +FLAGS (\\Deleted)")
+            await self.command("EXPUNGE")
+            await self.command("LOGOUT")
+            return message
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
+def test_the_command_line_asks_for_tls_and_gets_the_whole_answer(
+    protocol: str, mail_server: MailServer, tmp_path: Path
+) -> None:
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    port, commands, answer = {
+        "imap": (mail_server.imap_port, "a LOGIN someone secret\r\nb LOGOUT\r\n", r"\* BYE .*\r\nb OK .*\r\n$"),
+        "pop3": (mail_server.pop3_port, "USER someone\r\nPASS secret\r\nQUIT\r\n", r"\+OK Logged in.\r\n.*\+OK"),
+        "smtp": (mail_server.smtp_port, "EHLO localhost\r\nQUIT\r\n", r"250 HELP\r\n221 .*\r\n$"),
+    }[protocol]
+    options = "--starttls", protocol, "--cafile", str(tmp_path / "ca.pem")
+    # Exim takes commands ahead of its answers for an attack; and the servers end by themselves.
+    with subprocess.Popen(
+        [sys.executable, "-m", "mozsocket", "connect", "localhost", str(port), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        output = b""
+        for command in commands.splitlines(keepends=True):
+            process.stdin.write(command.encode())
+            process.stdin.flush()
+            last = rb"(?:[ab] \w+ |\+OK|\d{3} )"
+            while not re.match(last, line := process.stdout.readline()):
+                assert line, (output, process.stderr.read() if process.stderr else b"")
+                output += line
+            output += line
+        process.stdin.close()
+        output += process.stdout.read()
+    assert re.search(answer.encode(), output, re.DOTALL), output
+
+
+def read_by_imap(server: MailServer) -> bytes:
+    """The first message, once there is one; it is deleted."""
     client = imaplib.IMAP4("localhost", server.imap_port)
     client.starttls(client_context())
     client.login(server.user, server.password)
     while client.select()[1] == [b"0"]:
         client.noop()
-    numbers = client.search(None, "ALL")[1][0].split()
-    messages: list[Any] = [client.fetch(number.decode(), "(RFC822)")[1][0] for number in numbers]
-    client.store("1:*", "+FLAGS", r"\Deleted")
+    answer: Any = client.fetch("1", "(RFC822)")[1][0]
+    client.store("1", "+FLAGS", r"\Deleted")
     client.expunge()
     client.logout()
-    return [message[1] for message in messages]
+    return bytes(answer[1])
 
 
-def read_by_pop3(server: MailServer) -> list[bytes]:
-    """The messages, once there are some; they are deleted."""
-    messages: list[bytes] = []
-    while not messages:
+def read_by_pop3(server: MailServer) -> bytes:
+    """The first message, once there is one; it is deleted."""
+    message = b""
+    while not message:
         client = poplib.POP3("localhost", server.pop3_port)
         client.stls(client_context())
         client.user(server.user)
         client.pass_(server.password)
-        for number in range(1, client.stat()[0] + 1):
-            messages.append(b"\r\n".join(client.retr(number)[1]) + b"\r\n")
-            client.dele(number)
+        if client.stat()[0]:
+            message = b"\r\n".join(client.retr(1)[1]) + b"\r\n"
+            client.dele(1)
         client.quit()
-    return messages
+    return message
 
 
 @pytest.mark.anyio
