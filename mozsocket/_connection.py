@@ -516,7 +516,10 @@ class Connection(Lifetime):
                 chunks = buffer.next_write(transport.send_limit)
                 count = transport.send(chunks)
                 buffer.advance(count)
-                if count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
+                # TLS may have handed over what it had encrypted before there was more: that is no lack of room.
+                if not count:
+                    return False
+                if self._tls is None and count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
                     return False
             if self._failure is None and not transport.closed and not transport.flush():
                 return False

@@ -559,3 +559,25 @@ async def test_secured_raises_when_it_never_will_be(listener: socket.socket) -> 
         (await accept(listener)).close()
         with pytest.raises(InvalidStateError, match="closed first"):
             await tcp_socket.secured()
+
+
+async def test_what_is_added_while_records_wait_for_room_is_sent_behind_them(
+    role: str, version: ssl.TLSVersion, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though there is room again by the next look, and nothing left to wait for."""
+    async with MozTCPSocket() as tcp:
+        socket_, _, peer = await securely_connected(tcp, role, listener, version)
+        send = Transport.send
+
+        def send_little(transport: Transport, chunks: list[bytes | memoryview]) -> int:
+            monkeypatch.setattr(Transport, "send", send)
+            socket_.send(b"more")
+            return send(transport, [memoryview(chunks[0])[:10]])
+
+        monkeypatch.setattr(Transport, "send", send_little)
+        with peer:
+            peer.settimeout(5)
+            socket_.send(b"some")
+            assert await blocking(read_exactly, peer, 8) == b"somemore"
+            socket_.close()
+            assert await blocking(read_all, peer) == b""
