@@ -78,6 +78,7 @@ _REASONS = {
     "WRONG_VERSION_NUMBER": (267, "SecurityError"),
     "DECRYPTION_FAILED_OR_BAD_RECORD_MAC": (281, "SecurityError"),
     "BAD_RECORD_TYPE": (443, "SecurityError"),
+    "RECORD_LAYER_FAILURE": (313, "SecurityError"),  # what OpenSSL 3.6 says in place of some of these
     "SSLV3_ALERT_UNEXPECTED_MESSAGE": (1010, "SecurityError"),
     "SSLV3_ALERT_BAD_RECORD_MAC": (1020, "SecurityError"),
     "TLSV1_ALERT_RECORD_OVERFLOW": (1022, "SecurityError"),

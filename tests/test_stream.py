@@ -465,7 +465,10 @@ async def test_under_anyio_s_tls(role: str, listener: socket.socket) -> None:
 
         async def wrap() -> None:
             tls["ours"] = await TLSStream.wrap(
-                sock.stream(), hostname="localhost", ssl_context=context, server_side=role == "server"
+                sock.stream(),
+                hostname="localhost" if role == "client" else None,
+                ssl_context=context,
+                server_side=role == "server",
             )
 
         async with anyio.create_task_group() as tasks:

@@ -247,7 +247,8 @@ async def test_curl_does_not_trust_everyone(files: Path, caplog: pytest.LogCaptu
     status, _, delivered = await send_with_curl(files)
     assert status == 60  # "peer certificate cannot be authenticated"
     assert delivered == []
-    assert "SecurityUntrustedCertificateIssuerError: the peer refused TLS" in caplog.text
+    # Not every version of it says why.
+    assert re.search("SecurityUntrustedCertificateIssuerError: the peer refused|without close_notify", caplog.text)
 
 
 @pytest.mark.parametrize("flag", ["-tls1_2", "-tls1_3"])
