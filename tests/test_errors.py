@@ -400,4 +400,4 @@ def test_the_numbers_of_reasons_are_those_of_openssl() -> None:
     known = {reason: number for (of, number), reason in mnemonics.items() if of == library}
     found = {reason: number for reason, (number, _) in _REASONS.items() if reason in known}
     assert found == {reason: known[reason] for reason in found}
-    assert len(_REASONS) - len(found) <= 1  # what is newer than the table of this Python
+    assert len(_REASONS) - len(found) <= 2  # what is newer than the table of this Python
