@@ -469,6 +469,29 @@ class Connection(Lifetime):
             self._wake_writer()
         self._flush_scheduled = True
 
+    def _hand_over(self, data: bytes) -> bool:
+        """Send what a stream's caller waits for: here and now, and by way of the buffer only what is not taken.
+
+        :return: whether the operating system has taken all that there was
+        """
+        buffer, transport = self._buffer, self._transport
+        assert transport is not None
+        if self._flush_scheduled or buffer.amount or transport.closed or not 0 < len(data) <= transport.send_limit:
+            buffer.add(data)
+            self._flush_soon()
+            return not buffer.amount and self._failure is None
+        count = 0
+        try:
+            count = transport.send([data])
+        except OSError as exc:
+            self._fail(exc)
+        if count == len(data):
+            return True
+        buffer.add(data)
+        buffer.advance(count)
+        self._schedule_flush()
+        return False
+
     def _flush_soon(self) -> None:
         """Send what is buffered, here and now unless someone is at it."""
         if not self._flush_scheduled:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, ResourceGuard
+from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 
 from ._eagerness import Eagerness
@@ -37,8 +37,8 @@ class SocketStream(ByteStream):
 
     def __init__(self, socket: TCPSocket) -> None:
         self._socket = socket
-        self._receiving = ResourceGuard("receiving from")
-        self._sending = ResourceGuard("sending to")
+        self._receiving = False  # whether a task is
+        self._sending = False
         self._eagerness = Eagerness()
         self._ended = False  # whether the peer has
         self._closed = False
@@ -60,52 +60,72 @@ class SocketStream(ByteStream):
         """
         if type(max_bytes) is not int or max_bytes < 1:
             check_count("max_bytes", max_bytes, 1)
-        with self._receiving:
-            waited = False
-            while (data := await self._receive(max_bytes)) is None or not waited:
-                if data is None:
-                    await self._wait()
-                else:  # every call is a checkpoint; one that is cancelled there loses nothing
-                    if data:
-                        self._socket._inbox.put_back(data)
-                    await anyio.lowlevel.checkpoint()
-                waited = True
+        if self._receiving:
+            raise BusyResourceError("receiving from")
+        self._receiving = True
+        try:
+            data = await self._receive(max_bytes)
+        finally:
+            self._receiving = False
         if not data:
             raise EndOfStream
         return data
 
-    async def _receive(self, max_bytes: int) -> bytes | None:
-        """What has arrived; ``b""`` at the peer's end, None if nothing is there."""
+    async def _receive(self, max_bytes: int) -> bytes:
+        """What has arrived; ``b""`` at the peer's end."""
         socket = self._socket
-        while not socket._is_streaming():
-            self._raise_if_over()
-            await self._connected()
-        assert socket._transport is not None
-        if self._ended:
-            return b""
-        data = socket._inbox.take(max_bytes)
-        if data is None:
+        waited = self._eagerness.look()  # every call is a checkpoint: where something is expected by then, before it
+        if waited:
+            await anyio.lowlevel.checkpoint()
+        while True:
+            if not socket._is_streaming():
+                await self._until_streaming()
             try:
-                data = socket._transport.receive(max_bytes)
+                data = self._look(max_bytes)
             except OSError as exc:
                 await socket._lose(exc)
-                self._raise_if_over()
-        if data is not None:
-            self._eagerness.found()
-            if not data:
-                self._end()
-        return data
+                continue  # which tells
+            if data is None:
+                transport = socket._transport
+                assert transport is not None
+                if self._eagerness.look():
+                    await anyio.lowlevel.checkpoint()
+                else:
+                    try:
+                        await transport.wait_readable()
+                    except ClosedResourceError:
+                        pass  # which the next look tells
+            elif waited:
+                return data
+            else:  # and else after it; one that is cancelled there loses nothing
+                if data:
+                    socket._inbox.put_back(data)
+                await anyio.lowlevel.checkpoint()
+            waited = True
 
-    async def _wait(self) -> None:
-        """Wait until there may be something."""
-        transport = self._socket._transport
-        if self._eagerness.look() or transport is None or transport.closed:
-            await anyio.lowlevel.checkpoint()
-            return
-        try:
-            await transport.wait_readable()
-        except ClosedResourceError:
-            pass  # which the next look tells
+    async def _until_streaming(self) -> None:
+        while not self._socket._is_streaming():
+            self._raise_if_over()
+            await self._connected()
+
+    def _look(self, max_bytes: int) -> bytes | None:
+        """What has arrived; ``b""`` at the peer's end, None if nothing is there.
+
+        :raises OSError: if the connection was lost
+        """
+        if self._ended:
+            return b""
+        socket = self._socket
+        assert socket._transport is not None
+        data = socket._inbox.take(max_bytes)
+        if data is None:
+            data = socket._transport.receive(max_bytes)
+            if data is None:
+                return None
+        self._eagerness.found()
+        if not data:
+            self._end()
+        return data
 
     def _end(self) -> None:
         self._ended = self._socket._peer_ended = True
@@ -121,31 +141,39 @@ class SocketStream(ByteStream):
         """
         if isinstance(item, str):
             raise TypeError("send() takes a bytes-like object, not str")
-        data = octets(item, 0, None)
-        with self._sending:
+        data = item if type(item) is bytes else octets(item, 0, None)
+        self._begin_sending()
+        try:
             await anyio.lowlevel.checkpoint_if_cancelled()
             if not self._may_send():
                 await self._ready_to_send()
-            buffer = self._socket._buffer
-            if buffer.finished:
+            if self._socket._buffer.finished:
                 raise ClosedResourceError("send() after send_eof()")
-            buffer.add(data)
-            self._socket._flush_soon()
-            if buffer.amount or self._socket._failure is not None:
-                await self._until(lambda: not buffer.amount)
-            else:
+            if self._socket._hand_over(data):
                 await anyio.lowlevel.checkpoint()  # only now: so the answer is here sooner
+            else:
+                await self._until(lambda: not self._socket._buffer.amount)
+        finally:
+            self._sending = False
+
+    def _begin_sending(self) -> None:
+        if self._sending:
+            raise BusyResourceError("sending to")
+        self._sending = True
 
     async def send_eof(self) -> None:
         """Tell the peer that no more will come, when everything is sent; receiving goes on.
 
         :raises anyio.BusyResourceError: if another task is sending
         """
-        with self._sending:
+        self._begin_sending()
+        try:
             await anyio.lowlevel.checkpoint()
             await self._ready_to_send()
             self._socket.send_eof()
             await self._until(lambda: self._socket._eof_sent)
+        finally:
+            self._sending = False
 
     def _may_send(self) -> bool:
         socket = self._socket
