@@ -57,6 +57,12 @@ def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
     return value
 
 
+@pytest.fixture(params=["plain", *VERSIONS])
+def layer(request: pytest.FixtureRequest) -> str:
+    """For what is the same without TLS and in each version of it, see ``joined()`` of peers.py."""
+    return str(request.param)
+
+
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
     """A blocking socket that listens on loopback."""

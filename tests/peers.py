@@ -12,8 +12,8 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -24,7 +24,7 @@ from typing_extensions import TypeVarTuple, Unpack
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
 from mozsocket.testing import EventRecorder
 
-from .certificates import client_context, server_context
+from .certificates import VERSIONS, client_context, server_context
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -244,3 +244,18 @@ async def securely_connected(
         socket_, recorder = await accepting.first()
         accepting.server.close()
     return socket_, recorder, peer
+
+
+@asynccontextmanager
+async def joined(
+    layer: str, role: str, **options: Any
+) -> AsyncIterator[tuple[TCPSocket, EventRecorder, socket.socket]]:
+    """A socket of ours, its recorder and a blocking peer, in plaintext or in TLS."""
+    with listening() as listener:
+        async with MozTCPSocket() as tcp:
+            if layer == "plain":
+                sock, recorder, peer = await connected(tcp, role, listener, **options)
+            else:
+                sock, recorder, peer = await securely_connected(tcp, role, listener, VERSIONS[layer], **options)
+            with peer:
+                yield sock, recorder, peer

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -21,39 +20,17 @@ from .peers import (
     blocking,
     connected,
     dial,
-    listening,
+    joined,
     port_of,
     read_all,
     read_exactly,
     reset,
-    securely_connected,
     send_all,
 )
 
 pytestmark = pytest.mark.anyio
 
 MUCH = bytes(range(256)) * 65536  # 16 MiB: more than the kernel buffers between two sockets of this machine
-
-
-@pytest.fixture(params=["plain", "TLSv1.2", "TLSv1.3"])
-def layer(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@asynccontextmanager
-async def joined(
-    layer: str, role: str, **options: Any
-) -> AsyncIterator[tuple[TCPSocket, EventRecorder, socket.socket]]:
-    """A socket of ours, its recorder and a blocking peer, in plaintext or in TLS."""
-    with listening() as listener:
-        async with MozTCPSocket() as tcp:
-            if layer == "plain":
-                sock, recorder, peer = await connected(tcp, role, listener, **options)
-            else:
-                version = ssl.TLSVersion[layer.replace(".", "_")]
-                sock, recorder, peer = await securely_connected(tcp, role, listener, version, **options)
-            with peer:
-                yield sock, recorder, peer
 
 
 def end(peer: socket.socket) -> None:

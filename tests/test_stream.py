@@ -15,6 +15,7 @@ from anyio.streams.text import TextStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket._tls import BATCH_SIZE
 
 from .certificates import client_context, server_context
 from .peers import (
@@ -25,6 +26,7 @@ from .peers import (
     blocking,
     connected,
     dial,
+    joined,
     port_of,
     read_all,
     read_exactly,
@@ -190,6 +192,43 @@ async def test_a_loss_that_the_stream_has_told_is_no_news_to_the_block(listener:
         stream = sock.stream()
         reset(await accept(listener))
         await receive_broken(stream)
+
+
+@pytest.mark.parametrize("size", [1, 100_000, BATCH_SIZE, BATCH_SIZE + 1])
+async def test_each_send_arrives_once_however_little_the_system_takes_of_it(size: int, layer: str, role: str) -> None:
+    """The most that TLS encrypts at once is a border between two ways."""
+    async with joined(layer, role) as (sock, recorder, peer):
+        sock.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        stream = sock.stream()
+        sent = [bytes([number]) * size for number in range(8)]
+
+        async def send() -> None:
+            for data in sent:
+                await stream.send(data)
+                assert sock.bufferedAmount == 0
+            await stream.send_eof()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await all_blocked()
+            if size > 1:
+                assert 0 < sock.bufferedAmount <= size
+            assert await blocking(read_all, peer) == b"".join(sent)
+        await stream.aclose()
+        assert "drain" not in recorder.types
+
+
+async def test_a_send_that_fails_is_told_by_it(layer: str, role: str) -> None:
+    async with joined(layer, role) as (sock, recorder, peer):
+        stream = sock.stream()
+        reset(peer)
+        with anyio.fail_after(PEER_TIMEOUT), pytest.raises(anyio.BrokenResourceError) as caught:
+            await send_on(stream)
+        assert isinstance(caught.value.__cause__, TCPSocketError)
+        assert caught.value.__cause__.name == "NetworkInterruptError"
+        await stream.aclose()
+        await recorder.first("close")
+        assert recorder.types[-2:] == ["error", "close"]
 
 
 async def test_after_a_failed_send_what_came_is_still_received(role: str, listener: socket.socket) -> None:
