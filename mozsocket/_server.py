@@ -80,6 +80,7 @@ class TCPServerSocket(Lifetime):
     """
 
     __slots__ = (
+        "_adopted",
         "_backlog",
         "_bound",
         "_closed",
@@ -150,6 +151,7 @@ class TCPServerSocket(Lifetime):
         self._max_connections = max_connections
         self._options = options
         self._bound: list[Watched] = []
+        self._adopted = False  # whether others may listen on the same socket: a service manager, sibling processes
         self._connections: set[TCPSocket] = set()
         self._closed = False
         self._error_told = False
@@ -196,6 +198,7 @@ class TCPServerSocket(Lifetime):
         self._set_up(address[1] if isinstance(address, tuple) else 0, max_connections, options)
         sock.setblocking(False)
         self._bound = [Watched(sock)]
+        self._adopted = True
         return self
 
     def __repr__(self) -> str:
@@ -212,7 +215,8 @@ class TCPServerSocket(Lifetime):
         if not self._closed:
             self._closed = True
             for listener in self._bound:
-                _stop_listening(listener.socket)
+                if not self._adopted:
+                    _stop_listening(listener.socket)
                 listener.close()
             self._notify()
 
@@ -327,7 +331,10 @@ class TCPServerSocket(Lifetime):
 
 
 def _stop_listening(sock: socket.socket) -> None:
-    """Where the system can (Linux), at once: the socket itself is closed when the accept loop has woken."""
+    """Where the system can (Linux), at once: the socket itself is closed when the accept loop has woken.
+
+    That ends the listening of every process that has the socket.
+    """
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from python_socks.sync import Proxy
 
@@ -21,6 +22,7 @@ from mozsocket.testing import EventRecorder
 from .certificates import client_context
 from .peers import (
     accept,
+    all_blocked,
     blocking,
     dial,
     listening,
@@ -101,6 +103,25 @@ def test_a_socket_that_does_tls_already_is_refused() -> None:
     tls = context.wrap_socket(ours, server_hostname="localhost", do_handshake_on_connect=False)
     with peer, tls, pytest.raises(ValueError, match="takes a plain socket, and does TLS itself"):
         TCPSocket.from_socket(tls)
+
+
+async def test_closing_a_listener_is_no_end_of_it_for_others_who_have_it(listener: socket.socket) -> None:
+    """Such as a service manager, or the processes beside this one."""
+    async with TCPServerSocket.from_socket(listener.dup()) as server:
+        server.onconnect = lambda event: event.socket.close()
+        with await dial(server.localPort) as peer:
+            assert await blocking(read_all, peer) == b""
+    with await dial(port_of(listener)) as peer, await accept(listener):
+        pass
+
+
+async def test_a_cancelled_server_leaves_the_listener_to_others(listener: socket.socket) -> None:
+    with anyio.CancelScope() as scope:
+        async with TCPServerSocket.from_socket(listener.dup()):
+            await all_blocked()
+            scope.cancel()
+    with await dial(port_of(listener)), await accept(listener):
+        pass
 
 
 # Socket activation
