@@ -272,7 +272,7 @@ class Connection(Lifetime):
         if server_side is None:
             server_side = context.protocol is ssl.PROTOCOL_TLS_SERVER
         check_role(context, server_side=server_side)
-        name = identity(server_hostname or self._options.server_hostname or self._host)
+        name = None if server_side else self._name_to_check(server_hostname)
         if name is None and context.check_hostname and not server_side:  # `ssl` would check none
             raise ValueError("server_hostname is needed: this connection has no host to check the certificate for")
         return TLSTransport(
@@ -285,6 +285,10 @@ class Connection(Lifetime):
             wake_writer=self._wake_writer,
             on_established=self._on_established,
         )
+
+    def _name_to_check(self, server_hostname: str | None) -> str | None:
+        host = self._host if self._port else ""  # and not the path of a UNIX-domain socket
+        return identity(server_hostname or self._options.server_hostname or host)
 
     def _upgrade(self, tls: TLSTransport, leftover: bytes) -> None:
         """Go on in TLS, to which all belongs that is not delivered yet."""

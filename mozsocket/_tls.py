@@ -118,7 +118,7 @@ class TLSTransport:
             self._incoming,
             self._outgoing,
             server_side=server_side,
-            server_hostname=None if server_side else server_hostname,
+            server_hostname=server_hostname,
         )
         self._standard_compatible = standard_compatible
         self._plaintext = plaintext
@@ -379,7 +379,7 @@ class TLSTransport:
 
     async def wait_readable(self) -> None:
         """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
-        if self._incoming.pending or (self.established and not (self._starved or self._broken)):
+        if not self._broken and (self._incoming.pending or (self.established and not self._starved)):
             await anyio.lowlevel.checkpoint()  # it may have all, and the peer wait for us
         else:
             await self._transport.wait_readable()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError, _tls
+from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError, _tls
+from mozsocket._transport import Transport
 from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 from .peers import (
+    Accepting,
     accept,
     all_blocked,
     blocking,
@@ -257,6 +260,30 @@ async def test_a_connection_without_a_host_needs_a_name_to_check() -> None:
             socket_.closeImmediately()
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the system has no UNIX-domain sockets")
+async def test_the_path_of_a_unix_domain_socket_is_no_name_to_check(tmp_path: Path) -> None:
+    """Nor is that of the client, which may have any characters in it."""
+    path, client_path = str(tmp_path / "server"), str(tmp_path / "größer")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(path)
+        listener.listen()
+        client.bind(client_path)
+        client.connect(path)
+        secure_client = {"useSecureTransport": True, "ssl_context": client_context()}
+        with pytest.raises(ValueError, match="server_hostname is needed"):
+            TCPSocket.from_socket(client, **secure_client)
+        server = TCPServerSocket.from_socket(
+            listener.dup(), useSecureTransport=True, ssl_context=server_context(), linger=0
+        )
+        async with server, TCPSocket.from_socket(client.dup(), server_hostname="localhost", **secure_client) as ours:
+            client.close()
+            accepting = Accepting(server)
+            await ours.opened()
+            accepted, _ = await accepting.first()
+            assert (accepted.host, accepted.port) == (client_path, 0)
+            ours.close()
+
+
 # STARTTLS as programs do it
 
 
@@ -384,6 +411,26 @@ async def test_commands_injected_into_the_plaintext(inject: Callable[[socket.soc
     assert (error.message, error.name) == ("SecurityProtocol", "SecurityError")
     assert server.lines == []
     assert b"250" not in answer
+
+
+async def test_injected_commands_are_not_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer that has injected them is given time to read why TLS failed, which costs no other any."""
+    reads = 0
+    receive = Transport.receive
+
+    def count(self: Transport, size: int) -> bytes | None:
+        nonlocal reads
+        reads += 1
+        return receive(self, size)
+
+    monkeypatch.setattr(Transport, "receive", count)
+    async with MozTCPSocket() as tcp:
+        peer, server = await serve_starttls(tcp, keep_leftover=True)
+        with peer:
+            await inject_in_the_segment(peer)
+            await server.recorder.first("close")
+    assert server.lines == []
+    assert 0 < reads < 50
 
 
 async def test_commands_that_the_program_throws_away() -> None:
