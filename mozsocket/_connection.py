@@ -605,18 +605,23 @@ class Connection(Lifetime):
 
     async def _wait_for_the_rest(self) -> None:
         """After a failure, wait until all that had come is read, however slow the handlers; an error waits no longer
-        if the program suspends, nor if nothing comes though nothing holds it up.
+        if the program suspends, nor if nothing comes though nothing holds it up. Of a stream, for as long as someone
+        receives, or the handler that may do so runs.
         """
-        if self._stream is not None:  # its owner is told by send(), may receive yet, and is to close it
-            await self._wait_until(lambda: self._peer_ended or not self._is_streaming())
-            return
         waiting = True
         while waiting:
             with anyio.move_on_after(FAILURE_PATIENCE) as limit:
-                await self._wait_until(lambda: self._peer_ended or self._suspensions.count > 0)
-            waiting = limit.cancelled_caught and (self._busy or bool(self._inbox))
-        if self._suspensions.count:
+                await self._wait_until(lambda: self._peer_ended or not self._is_wanted())
+            waiting = limit.cancelled_caught and (self._busy or self._is_being_received())
+        if not self._is_wanted():
             self._inbox.discard()  # the reader may wait for room in it
+
+    def _is_wanted(self) -> bool:
+        """Whether the program takes what the peer has sent."""
+        return not self._suspensions.count if self._stream is None else self._is_streaming()
+
+    def _is_being_received(self) -> bool:
+        return bool(self._inbox) if self._stream is None else self._stream.receiving
 
 
 @contextmanager

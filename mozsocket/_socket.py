@@ -451,7 +451,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
                 return self._data_event(data)
             if data is not None and self._end_of_stream():
                 return Event("end", self)
-        if self._end_told and self._buffer.finished and self._state is _OPEN:
+        if self._end_told and self._buffer.finished and self._state is _OPEN and self._stream is None:
             self._finish()
         return self._last_event() if self._is_shut() else None
 

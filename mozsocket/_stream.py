@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ("SocketStream",)
 
+MAX_READ = 262_144
+"""Bytes read at once, however many may be received: to have room for more costs more than to read again."""
+
 _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 
@@ -33,11 +36,11 @@ _OPEN = ReadyState.OPEN
 class SocketStream(ByteStream):
     """What :meth:`TCPSocket.stream` gives. For what the methods raise see there."""
 
-    __slots__ = ("_closed", "_eagerness", "_ended", "_receiving", "_sending", "_socket")
+    __slots__ = ("_closed", "_eagerness", "_ended", "_sending", "_socket", "receiving")
 
     def __init__(self, socket: TCPSocket) -> None:
         self._socket = socket
-        self._receiving = False  # whether a task is
+        self.receiving = False  # whether a task is
         self._sending = False
         self._eagerness = Eagerness()
         self._ended = False  # whether the peer has
@@ -60,13 +63,13 @@ class SocketStream(ByteStream):
         """
         if type(max_bytes) is not int or max_bytes < 1:
             check_count("max_bytes", max_bytes, 1)
-        if self._receiving:
+        if self.receiving:
             raise BusyResourceError("receiving from")
-        self._receiving = True
+        self.receiving = True
         try:
             data = await self._receive(max_bytes)
         finally:
-            self._receiving = False
+            self.receiving = False
         if not data:
             raise EndOfStream
         return data
@@ -78,7 +81,7 @@ class SocketStream(ByteStream):
         if waited:
             await anyio.lowlevel.checkpoint()
         while True:
-            if not socket._is_streaming():
+            if not (socket._is_streaming() or self._is_something_left()):
                 await self._until_streaming()
             try:
                 data = self._look(max_bytes)
@@ -86,27 +89,37 @@ class SocketStream(ByteStream):
                 await socket._lose(exc)
                 continue  # which tells
             if data is None:
-                transport = socket._transport
-                assert transport is not None
-                if self._eagerness.look():
-                    await anyio.lowlevel.checkpoint()
-                else:
-                    try:
-                        await transport.wait_readable()
-                    except ClosedResourceError:
-                        pass  # which the next look tells
+                await self._wait()
             elif waited:
                 return data
             else:  # and else after it; one that is cancelled there loses nothing
                 if data:
                     socket._inbox.put_back(data)
                 await anyio.lowlevel.checkpoint()
+                if not data:
+                    return data  # the end, whatever has become of the connection meanwhile
             waited = True
+
+    async def _wait(self) -> None:
+        """Wait until there may be something."""
+        if self._eagerness.look():
+            await anyio.lowlevel.checkpoint()
+            return
+        assert self._socket._transport is not None
+        try:
+            await self._socket._transport.wait_readable()
+        except ClosedResourceError:
+            pass  # which the next look tells
 
     async def _until_streaming(self) -> None:
         while not self._socket._is_streaming():
             self._raise_if_over()
             await self._connected()
+
+    def _is_something_left(self) -> bool:
+        """Whether there is something to be had of a connection that is lost, which was read before."""
+        socket = self._socket
+        return socket._state is _OPEN and bool(socket._inbox) and (socket._tls is None or socket._tls.established)
 
     def _look(self, max_bytes: int) -> bytes | None:
         """What has arrived; ``b""`` at the peer's end, None if nothing is there.
@@ -119,7 +132,7 @@ class SocketStream(ByteStream):
         assert socket._transport is not None
         data = socket._inbox.take(max_bytes)
         if data is None:
-            data = socket._transport.receive(max_bytes)
+            data = socket._transport.receive(min(max_bytes, MAX_READ))
             if data is None:
                 return None
         self._eagerness.found()
@@ -134,7 +147,7 @@ class SocketStream(ByteStream):
     async def send(self, item: Buffer) -> None:
         """Send bytes, and wait until the operating system has taken them all.
 
-        A cancelled ``send()`` is sent all the same: nothing is torn out of the stream.
+        A ``send()`` that is cancelled while it waits for room is sent all the same: nothing is torn out of the stream.
 
         :param item: bytes-like
         :raises anyio.BusyResourceError: if another task is sending
@@ -188,7 +201,7 @@ class SocketStream(ByteStream):
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         socket = self._socket
-        await socket._wait_until(lambda: socket._failure is not None or self._closed or reached())
+        await socket._wait_until(lambda: socket._failure is not None or socket._is_shut() or self._closed or reached())
         self._raise_if_over()
         if socket._failure is not None:
             self._raise_lost()

@@ -29,7 +29,7 @@ RECORD_SIZE = 16_384
 """Bytes in a record at most (RFC 8446, section 5.1)."""
 
 READ_SIZE = 65_536
-"""Bytes read at once during a handshake."""
+"""Bytes read at once, at least: several records."""
 
 ALERT_PATIENCE = 1
 """Seconds that a peer is given to read why TLS failed: to close with unread input would destroy the alert (RST)."""
@@ -163,7 +163,7 @@ class TLSTransport:
         try:
             if not self._starved:
                 data = self._open(size)
-            if data is None and self._fill(size):
+            if data is None and self._fill(max(size, READ_SIZE)):  # as of a record there may be part wanted only
                 data = self._open(size)
         finally:
             if self._outgoing.pending:

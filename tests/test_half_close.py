@@ -280,3 +280,20 @@ async def test_an_accepted_socket_may_be_half_open() -> None:
             assert await blocking(read_exactly, peer, 5_000_000) == b"q" * 5_000_000
             assert await blocking(peer.recv, 1) == b""
         server.close()
+
+
+async def test_a_stream_of_a_socket_whose_peer_has_ended(listener: socket.socket) -> None:
+    """Which has been told so by `end`: what is sent from then on is the stream's, and so is the end."""
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, "client", listener, allow_half_open=True)
+        with peer:
+            peer.shutdown(socket.SHUT_WR)
+            await recorder.first("end")
+            stream = sock.stream()
+            await stream.send(b"answer")
+            await stream.send_eof()
+            assert sock.readyState == "open"
+            assert await blocking(read_all, peer) == b"answer"
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            await stream.aclose()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -16,6 +18,8 @@ from anyio.streams.tls import TLSAttribute, TLSStream
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 from mozsocket._tls import BATCH_SIZE
+from mozsocket._transport import Transport
+from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 from .peers import (
@@ -243,10 +247,67 @@ async def test_after_a_failed_send_what_came_is_still_received(role: str, listen
         peer.close()  # with unread input: RST
         with pytest.raises(anyio.BrokenResourceError):
             await send_on(stream)
-        assert await receive_exactly(stream, 21) == b"413 Content Too Large"
-        await stream.aclose()
-        await recorder.first("close")
+        assert await receive_all(stream) == b"413 Content Too Large"
+        await recorder.first("close")  # without aclose(), as the end has been received
         assert recorder.types[-2:] == ["error", "close"]
+
+
+async def test_a_send_that_fails_after_the_first_part_of_it(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await securely_connected(tcp, "client", listener)
+        reset(peer)
+        with pytest.raises(anyio.BrokenResourceError):
+            await sock.stream().send(MUCH)
+        await sock.stream().aclose()
+
+
+async def test_a_failed_send_ends_a_connection_that_nobody_receives_from() -> None:
+    """A server that only sends, and whose handler has returned without closing."""
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1", max_connections=1)
+        recorders: list[EventRecorder] = []
+
+        async def onconnect(event: Any) -> None:
+            recorders.append(EventRecorder(event.socket))
+            with suppress(anyio.BrokenResourceError):
+                await send_on(event.socket.stream())
+
+        server.onconnect = onconnect
+        for number in range(2):
+            with await dial(server.localPort) as peer:
+                await blocking(peer.recv, 1)
+                reset(peer)
+            assert len(recorders) == number + 1
+            await recorders[number].first("close")
+            assert recorders[number].types == ["error", "close"]
+        server.close()
+
+
+async def test_what_was_queued_before_the_loss_comes_before_it() -> None:
+    """Of a connection whose handler takes its time before it asks for the stream."""
+    received: list[bytes] = []
+    accepted: list[TCPSocket] = []
+    lost = anyio.Event()
+
+    async def onconnect(event: Any) -> None:
+        accepted.append(event.socket)
+        await lost.wait()
+        stream = event.socket.stream()
+        received.append(await stream.receive())
+        await receive_broken(stream)
+
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        server.onconnect = onconnect
+        peer = await dial(server.localPort)
+        await send_all(peer, b"request")
+        await all_blocked()
+        reset(peer)
+        while not accepted[0]._is_shut():
+            await all_blocked()
+        lost.set()
+        server.close()
+    assert received == [b"request"]
 
 
 async def test_one_receives_and_one_sends_at_a_time(role: str, listener: socket.socket) -> None:
@@ -319,6 +380,93 @@ async def test_sending_waits_for_the_peer_and_counts_to_no_limit(role: str, list
             await stream.aclose()
         await sock.closed()
         assert "drain" not in recorder.types
+
+
+async def test_a_send_that_is_cancelled_before_it_begins_sends_nothing(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener)
+        with peer:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await sock.stream().send(b"x")
+            await sock.stream().aclose()
+            assert await blocking(read_all, peer) == b""
+
+
+@pytest.mark.parametrize("call", ["send_eof", "aclose"])
+async def test_ending_waits_for_what_is_buffered(call: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener)
+        with peer:
+            stream = sock.stream()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.send, MUCH)
+                await all_blocked()
+                tasks.cancel_scope.cancel()
+            ended: list[str] = []
+
+            async def end() -> None:
+                await getattr(stream, call)()
+                ended.append(call)
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(end)
+                await all_blocked()
+                assert not ended
+                assert await blocking(read_all, peer) == MUCH
+            await stream.aclose()
+
+
+async def test_closing_the_stream_wakes_who_sends(listener: socket.socket) -> None:
+    """What it sends goes on being sent, for as long as the peer takes."""
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener)
+        with peer:
+            stream = sock.stream()
+
+            async def send() -> None:
+                with pytest.raises(anyio.ClosedResourceError):
+                    await stream.send(MUCH)
+                tasks.cancel_scope.cancel()  # aclose(), which is immediate then
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(send)
+                await all_blocked()
+                tasks.start_soon(stream.aclose)
+
+
+async def test_what_a_cancelled_receive_puts_back_stays_the_stream_s(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, "client", listener)
+        with peer:
+            stream = sock.stream()
+            await send_all(peer, b"hello")
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await stream.receive()
+            sock.send(b"x" * 200_000)
+            assert await blocking(read_exactly, peer, 200_000) == b"x" * 200_000
+            await recorder.first("drain")  # with which data would be delivered, if it were due to handlers
+            assert await stream.receive() == b"hello"
+            assert "data" not in recorder.types
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("call", ["send", "send_eof"])
+async def test_closing_immediately_wakes_who_waits_for_room(call: str, layer: str, role: str) -> None:
+    async with joined(layer, role) as (sock, _, _):
+        stream = sock.stream()
+
+        async def wait() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await getattr(stream, call)(*[MUCH][: call == "send"])
+
+        if call == "send_eof":
+            sock.send(MUCH)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await all_blocked()
+            sock.closeImmediately()
 
 
 @pytest.mark.parametrize("close", ["socket.close", "socket.closeImmediately", "stream.aclose"])
@@ -417,6 +565,35 @@ async def test_upgrading_while_receiving(role: str, listener: socket.socket) -> 
         assert "secure" in recorder.types
 
 
+async def test_receiving_waits_for_a_handshake_that_takes_its_time(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener, ssl_context=client_context())
+        with peer:
+            stream = sock.stream()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.receive)
+                await all_blocked()
+                sock.upgradeToSecure(server_hostname="localhost")
+                assert await blocking(peer.recv, 10)
+                await all_blocked()
+                tasks.cancel_scope.cancel()
+            sock.closeImmediately()
+
+
+async def test_our_end_while_records_wait_to_be_decrypted(version: ssl.TLSVersion, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await securely_connected(tcp, "client", listener, version)
+        with peer:
+            stream = sock.stream()
+            await send_all(peer, b"x" * 60_000)
+            assert await stream.receive(7) == b"x" * 7
+            assert sock._tls is not None
+            assert sock._tls._incoming.pending
+            await stream.send_eof()
+            assert await receive_exactly(stream, 59_993) == b"x" * 59_993
+            await stream.aclose()
+
+
 async def test_over_tls(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         sock, _, peer = await securely_connected(tcp, role, listener, version)
@@ -430,6 +607,39 @@ async def test_over_tls(role: str, version: ssl.TLSVersion, listener: socket.soc
                 assert await blocking(read_exactly, peer, len(MUCH)) == MUCH
             await stream.aclose()
             assert await blocking(peer.recv, 1) == b""
+
+
+async def test_a_record_is_read_whole_however_little_of_it_is_wanted(
+    version: ssl.TLSVersion, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a protocol that says first how long a message is."""
+    sizes = []
+    receive = Transport.receive
+
+    def note(self: Transport, size: int) -> bytes | None:
+        sizes.append(size)
+        return receive(self, size)
+
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await securely_connected(tcp, "client", listener, version)
+        with peer:
+            stream = BufferedByteStream(sock.stream())
+            await send_all(peer, b"\0\0\x40\0" + b"x" * 0x4000)
+            monkeypatch.setattr(Transport, "receive", note)
+            size = int.from_bytes(await stream.receive_exactly(4), "big")
+            assert await stream.receive_exactly(size) == b"x" * 0x4000
+            assert min(sizes) > 0x4000
+            await stream.aclose()
+
+
+async def test_however_much_may_be_received(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, "client", listener)
+        with peer:
+            stream = sock.stream()
+            await send_all(peer, b"hello")
+            assert await stream.receive(sys.maxsize) == b"hello"
+            await stream.aclose()
 
 
 async def test_being_cut_off_in_tls_is_no_end(listener: socket.socket) -> None:

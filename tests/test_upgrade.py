@@ -269,7 +269,7 @@ async def test_the_path_of_a_unix_domain_socket_is_no_name_to_check(tmp_path: Pa
         listener.listen()
         client.bind(client_path)
         client.connect(path)
-        secure_client = {"useSecureTransport": True, "ssl_context": client_context()}
+        secure_client: dict[str, Any] = {"useSecureTransport": True, "ssl_context": client_context()}
         with pytest.raises(ValueError, match="server_hostname is needed"):
             TCPSocket.from_socket(client, **secure_client)
         server = TCPServerSocket.from_socket(
