@@ -23,6 +23,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
 
 _LOCAL, _PROXY = 0x20, 0x21  # version 2, and the command
 _TCP4, _TCP6, _UNIX = 0x11, 0x21, 0x31
+_LAST_FAMILY, _LAST_TRANSPORT = 3, 2  # others "must be rejected as invalid by receivers" (section 2.2)
 
 
 class Header(NamedTuple):
@@ -71,6 +72,8 @@ def _parse_v1(data: bytes) -> Header | None:
 
 
 def _address(word: str, family: str) -> str:
+    if "%" in word:  # a zone, which is no part of an address here, and may be any characters
+        raise ValueError(f"{word!r} has a zone")
     return str(ipaddress.IPv4Address(word)) if family == "TCP4" else _of_ipv6(ipaddress.IPv6Address(word))
 
 
@@ -97,7 +100,12 @@ def _parse_v2(data: bytes) -> Header | None:
 
 
 def _source(family: int, block: bytes) -> tuple[str, int] | None:
-    """The source in an address block, behind which there may be extensions."""
+    """The source in an address block, behind which there may be extensions.
+
+    :return: None for one that is not said, or of no stream: the receiver is to go by the connection's own
+    """
+    if family >> 4 > _LAST_FAMILY or family & 15 > _LAST_TRANSPORT:
+        raise _malformed(f"address family and transport {family:#04x}")
     try:
         if family == _TCP4:
             host, _, port, _ = struct.unpack_from("!4s4s2H", block)
@@ -110,7 +118,7 @@ def _source(family: int, block: bytes) -> tuple[str, int] | None:
             return path.partition(b"\0")[0].decode("utf-8", "surrogateescape"), 0
     except struct.error as exc:
         raise _malformed(f"{len(block)} bytes are too few for addresses of family {family:#04x}") from exc
-    return None  # unspecified, or of a family that is none of ours: the receiver is to go by the connection's own
+    return None
 
 
 def _malformed(what: str) -> OSError:

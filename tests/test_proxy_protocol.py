@@ -29,7 +29,9 @@ def v2(command: int, family: int, block: bytes) -> bytes:
 
 
 TCP4 = socket.inet_aton("192.0.2.1") + socket.inet_aton("192.0.2.2") + struct.pack("!2H", 56324, 443)
-TCP6 = socket.inet_pton(socket.AF_INET6, "2001:db8::1") * 2 + struct.pack("!2H", 56324, 443)
+PORTS = struct.pack("!2H", 56324, 443)
+TCP6 = socket.inet_pton(socket.AF_INET6, "2001:db8::1") + socket.inet_pton(socket.AF_INET6, "2001:db8::2") + PORTS
+MAPPED = socket.inet_pton(socket.AF_INET6, "::ffff:192.0.2.1") + socket.inet_pton(socket.AF_INET6, "::1") + PORTS
 UNIX = b"/run/client".ljust(108, b"\0") + b"/run/server".ljust(108, b"\0")
 
 HEADERS = {
@@ -42,11 +44,15 @@ HEADERS = {
     v2(0x21, 0x11, TCP4): ("192.0.2.1", 56324),
     v2(0x21, 0x21, TCP6): ("2001:db8::1", 56324),
     v2(0x21, 0x11, TCP4 + b"\x04\x00\x02\x00\x00"): ("192.0.2.1", 56324),  # and an extension
+    v2(0x21, 0x21, MAPPED): ("192.0.2.1", 56324),
     v2(0x21, 0x31, UNIX): ("/run/client", 0),
+    v2(0x21, 0x31, b"/\xff".ljust(216, b"\0")): ("/\udcff", 0),
+    v2(0x20, 0xFF, b"whatever"): None,
     v2(0x20, 0x00, b""): None,  # LOCAL: the load balancer's own connection
     v2(0x20, 0x11, TCP4): None,
     v2(0x21, 0x00, b"whatever"): None,  # unspecified
     v2(0x21, 0x12, TCP4): None,  # of datagrams
+    v2(0x21, 0x32, b""): None,
 }
 
 MALFORMED = [
@@ -56,7 +62,9 @@ MALFORMED = [
     b"PROXY TCP4 192.0.2.1 192.0.2.2 56324\r\n",
     b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443 1\r\n",
     b"PROXY TCP4 192.0.2.256 192.0.2.2 56324 443\r\n",
+    b"PROXY TCP4 192.0.2.1 192.0.2.256 56324 443\r\n",
     b"PROXY TCP4 ::1 ::1 56324 443\r\n",
+    b"PROXY TCP6 ::1%\n\x1b[31mroot ::1 56324 443\r\n",
     b"PROXY TCP6 192.0.2.1 192.0.2.2 56324 443\r\n",
     b"PROXY TCP4 192.0.2.1 192.0.2.2 65536 443\r\n",
     b"PROXY TCP4 192.0.2.1 192.0.2.2 0123 443\r\n",
@@ -64,12 +72,16 @@ MALFORMED = [
     b"PROXY TCP4 192.0.2.1 192.0.2.2 \xb2 443\r\n",
     b"PROXY \r\n",
     b"PROXY " + b"x" * 101,
+    b"PROXY UNKNOWN " + b"x" * 92 + b"\r\n",
     b"\r\n\r\n\0\r\nQUIX\n",
     v2(0x11, 0x11, TCP4),
     v2(0x22, 0x11, TCP4),
     v2(0x21, 0x11, TCP4[:-1]),
     v2(0x21, 0x21, TCP4),
     v2(0x21, 0x31, UNIX[:-1]),
+    v2(0x21, 0x13, TCP4),
+    v2(0x21, 0x41, TCP4),
+    v2(0x21, 0xFF, TCP4),
 ]
 
 
@@ -82,8 +94,9 @@ def test_a_header(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", MALFORMED)
 def test_no_header(data: bytes) -> None:
-    with pytest.raises(OSError, match="no header of the PROXY protocol: "):
-        parse(data)
+    for more in b"", b"more" * 100:  # which does not make up for what the header lacks
+        with pytest.raises(OSError, match="no header of the PROXY protocol: "):
+            parse(data + more)
 
 
 @given(st.one_of(st.binary(), st.builds(bytes.__add__, st.sampled_from([b"PROXY TCP4 ", V2, V2 + b"!"]), st.binary())))
