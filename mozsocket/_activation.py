@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import ExitStack
+from itertools import chain, repeat
 
 __all__ = ("listen_fds",)
 
 FIRST = 3
 """The first descriptor that is passed (``SD_LISTEN_FDS_START``)."""
 
+VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+"""What tells of the sockets."""
+
 
 def listen_fds(name: str | None = None) -> list[socket.socket]:
     """The sockets that a service manager such as systemd has opened for this process ("socket activation"), for
     :meth:`TCPServerSocket.from_socket`::
 
-        async with TCPServerSocket.from_socket(*listen_fds()) as server:
+        for sock in listen_fds():
+            server = TCPServerSocket.from_socket(sock)
 
     They are the caller's, and no child process inherits them. Call it once: the environment variables
-    ``LISTEN_PID``, ``LISTEN_FDS`` and ``LISTEN_FDNAMES``, which tell of them, are removed.
+    that tell of them, ``LISTEN_PID`` and the like, are removed.
 
     :param name: of which name to return them (``FileDescriptorName=`` in systemd); None for all; the others are closed
     :return: the sockets in the order of their descriptors; none if this process was not started that way
@@ -31,19 +37,18 @@ def listen_fds(name: str | None = None) -> list[socket.socket]:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__name__}")
-    pid, count, names = (os.environ.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
-    if not pid or _number("LISTEN_PID", pid) != os.getpid():
+    pid, count, names, _ = (os.environ.pop(variable, "") for variable in VARIABLES)
+    if not pid or not count or _number("LISTEN_PID", pid) != os.getpid():
         return []
     descriptors = range(FIRST, FIRST + _number("LISTEN_FDS", count))
-    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    wanted = []
-    for sock, its_name in zip(sockets, [*names.split(":"), *[""] * len(sockets)], strict=False):
-        sock.set_inheritable(False)
-        if name in (None, its_name):
-            wanted.append(sock)
-        else:
-            sock.close()
-    return wanted
+    with ExitStack() as unwanted:
+        wanted = []
+        for descriptor, its_name in zip(descriptors, chain(names.split(":"), repeat("")), strict=False):
+            sock = unwanted.enter_context(socket.socket(fileno=descriptor))
+            sock.set_inheritable(False)
+            if name in (None, its_name):
+                wanted.append(sock)
+        return [socket.socket(fileno=sock.detach()) for sock in wanted]
 
 
 def _number(variable: str, value: str) -> int:

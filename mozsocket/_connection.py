@@ -182,7 +182,7 @@ class Connection(Lifetime):
             self._attempt.cancel()
         elif not self._started:
             self._over = True
-            self._shut()
+            self._release()
 
     # Life
 
@@ -202,6 +202,8 @@ class Connection(Lifetime):
         :return: whether there is one that the program still wants
         """
         options = self._options
+        if isinstance(self._transport, Transport):  # which others have made
+            configure(self._transport.socket)
         if self._state is _CONNECTING and (
             self._transport is None or options.proxy_protocol or options.useSecureTransport
         ):
@@ -219,9 +221,8 @@ class Connection(Lifetime):
             try:
                 with _time_limit(self._options.connect_timeout, "not connected"):
                     if self._transport is None:
-                        sock = await connect(self._host, self._port, self._options.local_host)
-                        configure(sock)
-                        self._transport = Transport(sock)
+                        self._transport = Transport(await connect(self._host, self._port, self._options.local_host))
+                        configure(self._transport.socket)
                     if self._options.proxy_protocol:
                         await self._receive_proxy_header(self._transport)
                     if self._options.useSecureTransport:

@@ -26,7 +26,7 @@ from ._options import (
 )
 from ._state import ReadyState, octets
 from ._stream import SocketStream
-from ._transport import Transport, configure
+from ._transport import Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -180,7 +180,6 @@ class TCPSocket(Connection, TypedAttributeProvider):
         self = cls.__new__(cls)
         self._set_up(*host_and_port(peer), options)
         self._server_side = server_side
-        configure(sock)
         self._transport = Transport(sock)
         return self
 

@@ -165,11 +165,17 @@ class Transport(Watched):
         sock = self.socket
         attributes: dict[Any, Callable[[], Any]] = {
             SocketAttribute.family: lambda: sock.family,
-            SocketAttribute.local_address: lambda: plain(sock.getsockname()),
-            SocketAttribute.remote_address: lambda: plain(sock.getpeername()),
             SocketAttribute.raw_socket: lambda: sock,
         }
-        if isinstance(sock.getsockname(), tuple):
-            attributes[SocketAttribute.local_port] = lambda: sock.getsockname()[1]
-            attributes[SocketAttribute.remote_port] = lambda: sock.getpeername()[1]
+        local = sock.getsockname()
+        attributes[SocketAttribute.local_address] = lambda: plain(local)
+        if isinstance(local, tuple):
+            attributes[SocketAttribute.local_port] = lambda: local[1]
+        try:
+            remote = sock.getpeername()
+        except OSError:  # the peer has reset it, which may be yet to be read
+            return attributes
+        attributes[SocketAttribute.remote_address] = lambda: plain(remote)
+        if isinstance(remote, tuple):
+            attributes[SocketAttribute.remote_port] = lambda: remote[1]
         return attributes

@@ -15,7 +15,7 @@ from __future__ import annotations
 import socket as stdlib_socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -39,10 +39,13 @@ class EventRecorder:
 
     :param target: what to listen to
     :param timeout: seconds that each wait lasts at most
+    :raises TypeError: if the target is neither a socket nor a server
     :ivar events: all events so far, in order
     """
 
     def __init__(self, target: EventTarget, *, timeout: float = PATIENCE) -> None:
+        if not isinstance(target, EventTarget):
+            raise TypeError(f"EventRecorder() takes a TCPSocket or a TCPServerSocket, not {type(target).__name__}")
         self.events: list[Any] = []
         self._timeout = timeout
         self._seen = 0  # how many of them next() has passed
@@ -136,9 +139,10 @@ async def connected_pair(**options: Any) -> AsyncIterator[tuple[TCPSocket, TCPSo
     :param options: of :meth:`TCPSocket.from_socket`, for both
     """
     async with AsyncExitStack() as stack:
-        pair = []
-        for sock in stdlib_socket.socketpair():
-            pair.append(await stack.enter_async_context(TCPSocket.from_socket(sock, **options)))
+        ends = [stack.enter_context(sock) for sock in stdlib_socket.socketpair()]
+        pair = [TCPSocket.from_socket(sock, **options) for sock in ends]
+        for member in pair:
+            await stack.enter_async_context(member)
         for member in pair:
             await member.opened()
         yield pair[0], pair[1]
@@ -160,14 +164,23 @@ class Peer:
         self._transport = Transport(sock)
 
     async def send(self, data: bytes) -> None:
-        """Send it, and wait until the operating system has taken it."""
-        await anyio.lowlevel.checkpoint()
+        """Send it, and wait until the operating system has taken it.
+
+        :raises OSError: if the connection was lost
+        :raises anyio.ClosedResourceError: if the peer was closed
+        """
+        await self._begin()
         view = memoryview(data)
         while view:
             sent = self._transport.send([view])
             view = view[sent:]
             if not sent:
                 await self._transport.wait_writable()
+
+    async def _begin(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._transport.closed:
+            raise anyio.ClosedResourceError
 
     async def trickle(self, data: bytes, pause: float = 0) -> None:
         """Send it one byte at a time.
@@ -182,8 +195,9 @@ class Peer:
         """What has arrived, at most so many bytes; ``b""`` at the end. Some is waited for.
 
         :raises ConnectionResetError: if the connection was reset
+        :raises anyio.ClosedResourceError: if the peer was closed
         """
-        await anyio.lowlevel.checkpoint()
+        await self._begin()
         while (data := self._transport.receive(size)) is None:
             await self._transport.wait_readable()
         return data
@@ -218,9 +232,11 @@ class Peer:
         self._transport.send_eof()
 
     def reset(self) -> None:
-        """Close with a reset (RST): the other side loses what it has not read yet."""
-        self._transport.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.close()
+        """Close with a reset (RST): the other side loses what it has not read yet. Once closed, it does nothing."""
+        if not self._transport.closed:
+            linger = struct.pack("ii", 1, 0)
+            self._transport.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, linger)
+            self._transport.close()
 
     def close(self) -> None:
         """Close without a word; if there is something unread, that is a reset. Closing twice does no harm."""
@@ -230,19 +246,21 @@ class Peer:
 @asynccontextmanager
 async def connected_peer(**options: Any) -> AsyncIterator[tuple[TCPSocket, Peer]]:
     """An open socket and the peer that it is connected to, over TCP on this machine, as not all bad manners can be had
-    without. Leaving the block closes both.
+    without. Leaving the block closes both: the socket in order if the peer has taken all that was sent.
 
     :param options: of :meth:`TCPSocket.from_socket`
     """
-    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
-        ours = stdlib_socket.create_connection(listener.getsockname())
-        theirs, _ = listener.accept()
-    peer = Peer(theirs)
-    try:
+    with ExitStack() as stack:
+        with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+            ours = stack.enter_context(stdlib_socket.create_connection(listener.getsockname()))
+            theirs = stack.enter_context(listener.accept()[0])
+        peer = Peer(theirs)
+        stack.callback(peer.close)
         async with TCPSocket.from_socket(ours, **options) as socket:
             await socket.opened()
             yield socket, peer
-            socket.close()
+            if socket.bufferedAmount:
+                socket.closeImmediately()
+            else:
+                socket.close()
             peer.close()
-    finally:
-        peer.close()

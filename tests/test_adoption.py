@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import anyio
 import pytest
@@ -124,15 +124,26 @@ async def test_a_cancelled_server_leaves_the_listener_to_others(listener: socket
         pass
 
 
+def test_a_socket_that_is_refused_stays_as_it_was() -> None:
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        ours.settimeout(7)
+        with pytest.raises(ValueError, match="server_hostname is needed"):
+            TCPSocket.from_socket(ours, useSecureTransport=True)
+        assert ours.gettimeout() == 7
+
+
 # Socket activation
 
 ACTIVATED = """
-    import sys, anyio
+    import os, sys, anyio
     from mozsocket import TCPServerSocket, listen_fds
 
     async def main():
         sockets = listen_fds(*sys.argv[2:])
         print(len(sockets), len(listen_fds()), flush=True)
+        assert not [name for name in os.environ if name.startswith("LISTEN_")]
+        assert not any(sock.get_inheritable() for sock in sockets)
         for sock in sockets:
             async with TCPServerSocket.from_socket(sock) as server:
                 def onconnect(event):
@@ -151,11 +162,13 @@ import os, sys
 for index, descriptor in enumerate(map(int, sys.argv[1].split(","))):
     os.dup2(descriptor, 3 + index)
 os.environ.setdefault("LISTEN_PID", str(os.getpid()))
-os.execv(sys.executable, [sys.executable, "-c", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-W", "error", "-c", *sys.argv[2:]])
 """
 
 
-def activate(sockets: list[socket.socket], arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
+def activate(
+    sockets: Sequence[socket.socket | IO[str]], arguments: list[str], **environment: str
+) -> subprocess.Popen[bytes]:
     """Start a program as a service manager does: with the sockets as its descriptors from 3 on."""
     descriptors = [sock.fileno() for sock in sockets]
     given = ",".join(map(str, descriptors))
@@ -164,6 +177,7 @@ def activate(sockets: list[socket.socket], arguments: list[str], **environment: 
         env={**os.environ, "LISTEN_FDS": str(len(sockets)), **environment},
         pass_fds=descriptors,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -190,6 +204,7 @@ async def test_the_sockets_of_a_name() -> None:
         assert await blocking(process.stdout.readline) == b"1 0\n"
         with await dial(port_of(second)) as peer:
             assert await blocking(read_all, peer) == str(port_of(second)).encode()
+        assert await blocking(process.stdout.read) == b""
         assert await blocking(process.wait) == 0
 
 
@@ -200,8 +215,21 @@ async def test_those_of_another_process_are_none_of_ours() -> None:
         assert await blocking(process.stdout.read) == b"0 0\n"
 
 
-def test_without_socket_activation_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LISTEN_PID", raising=False)
+@unix
+async def test_a_descriptor_that_is_no_socket(tmp_path: Path) -> None:
+    with listening() as sock, (tmp_path / "file").open("w") as file, activate([sock, file], ["asyncio"]) as process:
+        assert process.stdout is not None
+        output = await blocking(process.stdout.read)
+        assert b"OSError: [Errno 88] Socket operation on non-socket" in output or sys.platform != "linux"
+        assert b"ResourceWarning" not in output
+
+
+@pytest.mark.parametrize("given", [{}, {"LISTEN_PID": str(os.getpid())}])
+def test_without_socket_activation_there_are_none(given: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LISTEN_PID", "LISTEN_FDS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     assert listen_fds() == []
 
 

@@ -1026,6 +1026,7 @@ async def test_from_socket_closed_before_it_is_entered() -> None:
         socket = TCPSocket.from_socket(ours)
         socket.close()
         assert ours.fileno() == -1
+        assert socket.readyState == "closed"
         await socket.closed()
 
 

@@ -691,6 +691,20 @@ async def test_typed_attributes(role: str, listener: socket.socket) -> None:
             await stream.aclose()
 
 
+async def test_the_address_of_a_peer_that_has_reset(role: str, listener: socket.socket) -> None:
+    """Which the system has forgotten before anyone has read so."""
+    async with MozTCPSocket() as tcp:
+        sock, _, peer = await connected(tcp, role, listener)
+        stream = sock.stream()
+        reset(peer)
+        for attribute in SocketAttribute.remote_address, SocketAttribute.remote_port:
+            assert stream.extra(attribute, None) is None
+            with pytest.raises(anyio.TypedAttributeLookupError):
+                sock.extra(attribute)
+        assert stream.extra(SocketAttribute.local_port)
+        await receive_broken(stream)
+
+
 async def test_under_a_text_stream(role: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         sock, _, peer = await connected(tcp, role, listener)

@@ -12,7 +12,7 @@ import pytest
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocketError
 from mozsocket.testing import EventRecorder, connected_pair, connected_peer
 
-from .peers import all_blocked, dial
+from .peers import PEER_TIMEOUT, all_blocked, dial
 
 pytestmark = pytest.mark.anyio
 
@@ -87,6 +87,21 @@ async def test_events_that_do_not_come() -> None:
         await peer.send(b"a")
         with pytest.raises(TimeoutError, match=r"so far there was \['data'\]"):
             await events.first("close")
+
+
+async def test_an_event_of_a_type_passes_over_others() -> None:
+    async with connected_peer() as (sock, peer):
+        events = EventRecorder(sock)
+        await peer.send(b"x")
+        await events.first("data")
+        peer.close()
+        assert (await events.next("close")).type == "close"
+
+
+async def test_what_has_no_events() -> None:
+    tcp: Any = MozTCPSocket()
+    with pytest.raises(TypeError, match="takes a TCPSocket or a TCPServerSocket, not MozTCPSocket"):
+        EventRecorder(tcp)
 
 
 async def test_several_may_wait() -> None:
@@ -180,7 +195,41 @@ async def test_a_peer_finds_that_it_is_not_read() -> None:
     async with connected_peer() as (sock, peer):
         sock.suspend()
         await peer.clog()
+        async with anyio.create_task_group() as tasks:
+            sent = anyio.Event()
+
+            async def send() -> None:
+                await peer.send(MUCH)
+                sent.set()
+
+            tasks.start_soon(send)
+            await all_blocked()
+            assert not sent.is_set()
+            tasks.cancel_scope.cancel()
         sock.closeImmediately()
+
+
+async def test_leaving_does_not_wait_for_the_peer_and_loses_no_error() -> None:
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with connected_peer(linger=600):
+            pass
+        async with connected_peer(linger=600) as (sock, peer):
+            sock.send(MUCH)
+        assert sock.readyState == "closed"
+        with pytest.raises(ZeroDivisionError):
+            async with connected_peer(linger=600) as (sock, peer):
+                raise ZeroDivisionError
+        assert sock.readyState == "closed"
+        with pytest.raises(anyio.ClosedResourceError):
+            await peer.send(b"x")
+
+
+@pytest.mark.parametrize("make", [connected_pair, connected_peer])
+@pytest.mark.parametrize("options", [{"linger": -1}, {"bogus": 1}])
+async def test_bad_options_leave_nothing_open(make: Any, options: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        async with make(**options):
+            pass
 
 
 async def test_a_peer_ends_its_side() -> None:
@@ -199,3 +248,4 @@ async def test_a_peer_resets() -> None:
         peer.reset()
         assert (await events.next()).name == "NetworkInterruptError"
         peer.close()  # does no harm
+        peer.reset()
