@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from inspect import CO_COROUTINE, isawaitable, iscoroutine, iscoroutinefunction
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, overload
 
 import anyio.lowlevel
 
@@ -151,8 +151,11 @@ class EventTarget:
 
     __slots__ = ("_async_types", "_handlers", "_listeners")
 
+    _types: ClassVar[tuple[str, ...]] = ()  # those that happen to it
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        cls._types = tuple(name[2:] for name in dir(cls) if isinstance(getattr(cls, name), EventHandler))
         for name in vars(cls):
             inherited = getattr(super(cls, cls), name, None)
             if isinstance(inherited, EventHandler) and not isinstance(vars(cls)[name], EventHandler):
@@ -197,9 +200,8 @@ class EventTarget:
                     self._remove(type, entry)
 
     def _check_type(self, type_: str) -> None:
-        types = [name[2:] for name in dir(type(self)) if _is_handler(type(self), name)]
-        if type_ not in types:
-            raise ValueError(f"unknown event type {type_!r}: it must be one of {', '.join(types)}")
+        if type_ not in self._types:
+            raise ValueError(f"unknown event type {type_!r}: it must be one of {', '.join(self._types)}")
 
     def _has_listener(self, type: str) -> bool:
         return type in self._handlers or bool(self._listeners and self._listeners.get(type))
@@ -282,10 +284,6 @@ def _is_async(function: Callable[[Any], object]) -> bool:
     if isinstance(plain, FunctionType):  # as a rule, and `inspect` takes its time
         return bool(plain.__code__.co_flags & CO_COROUTINE)
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
-
-
-def _is_handler(cls: type[EventTarget], name: str) -> bool:
-    return isinstance(getattr(cls, name), EventHandler)
 
 
 def _require_callable(what: str, function: object) -> None:

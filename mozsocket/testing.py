@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._events import Event, EventHandler, EventTarget
+from ._events import Event, EventTarget
 from ._socket import TCPSocket
 from ._transport import Transport, configure
 
@@ -50,9 +50,8 @@ class EventRecorder:
         self._timeout = timeout
         self._seen = 0  # how many of them next() has passed
         self._more: anyio.Event | None = None  # what those wait for who wait
-        for name in dir(type(target)):
-            if isinstance(getattr(type(target), name), EventHandler):
-                target.addEventListener(name[2:], self._record)
+        for type_ in target._types:
+            target.addEventListener(type_, self._record)
 
     def _record(self, event: Event[Any]) -> None:
         self.events.append(event)
