@@ -283,6 +283,7 @@ class Connection(Lifetime):
             server_hostname=name,
             standard_compatible=self._options.tls_standard_compatible,
             plaintext=self._buffer.amount,
+            on_plaintext_sent=self._notify,
             wake_writer=self._wake_writer,
             on_established=self._on_established,
         )
@@ -315,6 +316,7 @@ class Connection(Lifetime):
         self._notify()
 
     async def _limit_handshake(self, tls: TLSTransport) -> None:
+        await self._wait_until(lambda: not tls.plaintext or tls.closed)
         try:
             with _time_limit(self._options.handshake_timeout, "no TLS handshake"):
                 await self._wait_until(lambda: tls.established or tls.closed)

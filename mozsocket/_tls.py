@@ -64,8 +64,10 @@ class TLSTransport:
     :param server_hostname: what the peer's certificate must be for, in the client's role
     :param standard_compatible: whether an end of stream without close_notify is an error
     :param plaintext: how many bytes of what is sent first go before TLS, as they are
+    :param on_plaintext_sent: called when they are handed over
     :param wake_writer: called when TLS has something to send that the operating system does not take at once
     :param on_established: called when the handshake is done
+    :ivar plaintext: how many of those bytes are yet to be handed over
     :ivar established: whether the handshake is done
     :ivar closed: whether it has been closed
     """
@@ -82,9 +84,9 @@ class TLSTransport:
         "_incoming",
         "_object",
         "_on_established",
+        "_on_plaintext_sent",
         "_outgoing",
         "_peer_ended",
-        "_plaintext",
         "_progress",
         "_sealed",
         "_standard_compatible",
@@ -94,6 +96,7 @@ class TLSTransport:
         "_wake_writer",
         "closed",
         "established",
+        "plaintext",
     )
 
     read_size = 245_760
@@ -108,6 +111,7 @@ class TLSTransport:
         server_hostname: str | None,
         standard_compatible: bool,
         plaintext: int,
+        on_plaintext_sent: Callable[[], None],
         wake_writer: Callable[[], None],
         on_established: Callable[[], None],
     ) -> None:
@@ -121,7 +125,8 @@ class TLSTransport:
             server_hostname=server_hostname,
         )
         self._standard_compatible = standard_compatible
-        self._plaintext = plaintext
+        self.plaintext = plaintext
+        self._on_plaintext_sent = on_plaintext_sent
         self._wake_writer = wake_writer
         self._on_established = on_established
         self.established = False
@@ -234,7 +239,7 @@ class TLSTransport:
     @property
     def send_limit(self) -> int:
         """How many bytes it takes at once."""
-        return self._plaintext or BATCH_SIZE
+        return self.plaintext or BATCH_SIZE
 
     def send(self, chunks: list[bytes | memoryview]) -> int:
         """Encrypt bytes and hand them to the operating system.
@@ -244,9 +249,11 @@ class TLSTransport:
         :return: how many of them are handed over; 0 if there was no room, or the handshake is not done
         :raises OSError: if the connection was lost
         """
-        if self._plaintext:
+        if self.plaintext:
             count = self._transport.send(chunks)
-            self._plaintext -= count
+            self.plaintext -= count
+            if not self.plaintext:
+                self._on_plaintext_sent()
             return count
         if not self._sealed:
             self._seal(chunks)
@@ -274,7 +281,7 @@ class TLSTransport:
         :raises ssl.SSLError: if the handshake fails
         :raises OSError: if the connection was lost
         """
-        if self._plaintext:
+        if self.plaintext:
             return False
         if self._fin_sent:
             return True
@@ -374,7 +381,7 @@ class TLSTransport:
     def close(self) -> None:
         self.closed = True
         self._transport.close()
-        self._wake_writer = self._on_established = _ignore
+        self._wake_writer = self._on_established = self._on_plaintext_sent = _ignore
         self._let_writer_look()
 
     async def wait_readable(self) -> None:
@@ -389,7 +396,7 @@ class TLSTransport:
 
         :raises anyio.ClosedResourceError: if it is closed meanwhile
         """
-        if self._plaintext or self._unsent or self._outgoing.pending:
+        if self.plaintext or self._unsent or self._outgoing.pending:
             await self._transport.wait_writable()
             return
         if not self.closed:

@@ -29,10 +29,11 @@ class Engine:
 
     :ivar established: how often it has said that the handshake is done
     :ivar woken: how often it has asked for the writer
+    :ivar plaintext_sent: how often it has said that what goes before TLS is sent
     """
 
     def __init__(self, sock: socket.socket, role: str, *, plaintext: int = 0, standard_compatible: bool = True) -> None:
-        self.established = self.woken = 0
+        self.established = self.woken = self.plaintext_sent = 0
         configure(sock)
         self.tls = TLSTransport(
             Transport(sock),
@@ -41,9 +42,13 @@ class Engine:
             server_hostname="localhost",
             standard_compatible=standard_compatible,
             plaintext=plaintext,
+            on_plaintext_sent=self._note_plaintext_sent,
             wake_writer=self._wake,
             on_established=self._establish,
         )
+
+    def _note_plaintext_sent(self) -> None:
+        self.plaintext_sent += 1
 
     def _establish(self) -> None:
         self.established += 1
@@ -181,7 +186,9 @@ async def test_what_goes_before_tls_is_not_encrypted(role: str) -> None:
         assert not engine.tls.flush()
         assert engine.tls.send([b"pla"]) == 3
         assert engine.tls.send_limit == 2
+        assert (engine.tls.plaintext, engine.plaintext_sent) == (2, 0)
         assert engine.tls.send([b"in"]) == 2
+        assert (engine.tls.plaintext, engine.plaintext_sent) == (0, 1)
         assert await blocking(read_exactly, peer, 5) == b"plain"
         assert engine.tls.send_limit == BATCH_SIZE
         assert engine.tls.send([b"secret"]) == 0

@@ -112,6 +112,22 @@ async def test_nothing_sent_after_it_goes_out_unencrypted(role: str, listener: s
     assert recorder.types[-2:] == ["error", "close"]
 
 
+async def test_plaintext_takes_what_time_it_takes(role: str, listener: socket.socket) -> None:
+    """It is the handshake behind it that is limited; here it may take no time at all."""
+    arguments, _ = contexts(role)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener, handshake_timeout=0)
+        with peer:
+            socket_.send(BIG)
+            socket_.upgradeToSecure(**arguments)
+            await all_blocked()
+            assert socket_.bufferedAmount
+            assert await blocking(read_exactly, peer, len(BIG)) == BIG
+            error = await recorder.first("error")
+            await recorder.first("close")
+    assert error.name == "NetworkTimeoutError"
+
+
 async def test_a_peer_that_stalls_in_the_handshake(role: str, listener: socket.socket) -> None:
     arguments, _ = contexts(role)
     async with MozTCPSocket() as tcp:
