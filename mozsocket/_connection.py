@@ -189,6 +189,7 @@ class Connection(Lifetime):
     async def _live(self) -> None:
         if await self._establish():
             self._pump()
+            self._keep_context()  # with what a handler of open, or connect, has set
             await self._read()
             self._peer_ended = True
             self._notify()

@@ -9,9 +9,12 @@ function gives to be awaited, which nobody can foresee, is handed to it too.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -62,13 +65,14 @@ turn = _Turn()
 class Dispatcher(EventTarget):
     """An event target that delivers the events of one connection in order, one at a time."""
 
-    __slots__ = ("_busy", "_dispatch_due", "_handler_task", "_rest", "_scopes", "_spawned", "_tasks")
+    __slots__ = ("_busy", "_context", "_dispatch_due", "_handler_task", "_rest", "_scopes", "_spawned", "_tasks")
 
     def __init__(self) -> None:
         super().__init__()
         self._tasks: TaskGroup | None = None  # of the tasks of this socket, while it runs
         self._spawned = False  # whether there has been one
         self._scopes: tuple[anyio.CancelScope, ...] = ()  # its own, and its owners'
+        self._context: Context | None = None  # what its tasks begin with, whichever task starts them
         self._busy = False  # while a handler runs, or the dispatcher has been told to deliver what is due
         self._rest: Rest | None = None  # of the running handler, for the dispatcher to await
         self._dispatch_due: Signal | None = None  # made with the dispatcher
@@ -123,9 +127,15 @@ class Dispatcher(EventTarget):
 
     def _spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         """Start a task of the socket's own, which ends with it."""
-        assert self._tasks is not None
-        self._tasks.start_soon(function, *args, name=f"{what} of {self!r}")
+        assert self._tasks is not None and self._context is not None
+        self._context.run(partial(self._tasks.start_soon, function, *args, name=f"{what} of {self!r}"))
         self._spawned = True
+
+    def _keep_context(self) -> None:
+        """Have the tasks that are started from now on begin with the current context: handlers of one connection see
+        what it has set, and not what another's has that sends to it.
+        """
+        self._context = copy_context()
 
     async def _dispatch(self) -> None:
         assert self._dispatch_due is not None

@@ -119,6 +119,7 @@ class Lifetime(Dispatcher):
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
+                self._keep_context()
                 self._scopes = (tasks.cancel_scope, *owners)
                 try:
                     await self._live()

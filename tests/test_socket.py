@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket as stdlib_socket
 from array import array
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
-from mozsocket.testing import EventRecorder
+from mozsocket.testing import EventRecorder, connected_peer
 
 from .peers import (
     Accepting,
@@ -1040,3 +1041,55 @@ async def test_from_socket_refuses_what_it_cannot_use() -> None:
         pytest.raises(ValueError, match="takes a stream socket"),
     ):
         TCPSocket.from_socket(datagrams)
+
+
+# The context of handlers
+
+
+async def test_each_connection_s_handlers_have_its_own_context() -> None:
+    """Those of one that another sends to, as in a proxy, see nothing of what the other has set."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[tuple[str, str]] = []
+
+    def note(event: Any) -> None:
+        seen.append((event.type, request.get()))
+
+    async def note_slowly(event: Any) -> None:
+        note(event)
+
+    async with connected_peer() as (first, first_peer), connected_peer() as (second, second_peer):
+        second.ondrain = note
+        second.addEventListener("data", note_slowly)
+
+        def send_onwards(event: Any) -> None:
+            request.set("first")
+            second.send(bytes(16 << 20))
+
+        first.ondata = send_onwards
+        await first_peer.send(b"x")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(second_peer.receive_exactly, 16 << 20)
+            while not seen:
+                await all_blocked()
+        await second_peer.send(b"y")
+        while len(seen) < 2:
+            await all_blocked()
+    assert seen == [("drain", "none"), ("data", "none")]
+
+
+async def test_what_a_handler_of_connect_sets_holds_for_the_connection(listener: stdlib_socket.socket) -> None:
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[str] = []
+
+    async def see(event: Any) -> None:
+        seen.append(request.get())
+
+    async with TCPSocket("127.0.0.1", port_of(listener)) as sock:
+        sock.onopen = lambda event: request.set("its own")
+        with await accept(listener) as peer:
+            await sock.opened()
+            sock.ondata = see
+            await send_all(peer, b"x")
+            while not seen:
+                await all_blocked()
+    assert seen == ["its own"]
