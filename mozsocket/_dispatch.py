@@ -23,6 +23,9 @@ from anyio.abc import TaskGroup
 
 from ._events import Event, EventTarget, Rest
 
+if sys.version_info < (3, 11):  # AnyIO depends on the backport
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
@@ -87,8 +90,8 @@ class Dispatcher(EventTarget):
         """Whether there may be such an event."""
 
     @abstractmethod
-    def _handler_raised(self, exc: Exception) -> None:
-        """Called with what a handler raised."""
+    def _handler_raised(self, exc: Exception, event: Event[Any]) -> None:
+        """Called with what a handler of an event raised."""
 
     def _pump(self, event: Event[Any] | None = None) -> None:
         """Deliver what is due, here and now; to be called from a task of the socket's own, never by its user.
@@ -156,11 +159,18 @@ class Dispatcher(EventTarget):
             try:
                 await rest.finish()
             except Exception as exc:
-                self._handler_raised(exc)
+                self._handler_raised(exc, rest.event)
             except anyio.get_cancelled_exc_class() as exc:
                 if is_cancelled():
                     raise
-                self._handler_raised(_stray(exc))
+                self._handler_raised(_stray(exc), rest.event)
+            except BaseExceptionGroup as group:  # on Trio a cancellation comes with what else was raised by then
+                cancelled, raised = group.split(anyio.get_cancelled_exc_class())
+                if not isinstance(raised, ExceptionGroup):
+                    raise
+                self._handler_raised(raised, rest.event)
+                if cancelled is not None:
+                    raise cancelled from None
 
     def _drop_rest(self) -> None:
         """Called at the end, when the dispatcher may have been cancelled before it began with it."""
@@ -180,10 +190,10 @@ class Dispatcher(EventTarget):
         try:
             rest: Rest | None = event.target._call(event)
         except Exception as exc:
-            self._handler_raised(exc)
+            self._handler_raised(exc, event)
             return None
         except anyio.get_cancelled_exc_class() as exc:  # a function that is not asynchronous cannot be cancelled
-            self._handler_raised(_stray(exc))
+            self._handler_raised(_stray(exc), event)
             return None
         else:
             return rest

@@ -254,22 +254,24 @@ class Rest:
     """What is left of calling the listeners of an event: what one of them gave to be awaited, and those after it.
 
     One of :meth:`finish` and :meth:`drop` is called, once.
+
+    :ivar event: the event
     """
 
-    __slots__ = ("_awaitable", "_event", "_pending")
+    __slots__ = ("_awaitable", "_pending", "event")
 
     def __init__(
         self, awaitable: Awaitable[object], event: Event[Any], pending: Iterator[Callable[[Any], object]]
     ) -> None:
         self._awaitable = awaitable
-        self._event = event
+        self.event = event
         self._pending = pending
 
     async def finish(self) -> None:
         await self._awaitable
         for callback in self._pending:
             await anyio.lowlevel.checkpoint_if_cancelled()  # then no handler runs any more
-            result = callback(self._event)
+            result = callback(self.event)
             if isawaitable(result):
                 await result
 

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import logging
+import sys
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from ._dispatch import Dispatcher
+from ._dispatch import Dispatcher, is_cancelled
 from ._errors import InvalidStateError, TCPSocketError
+from ._events import Event
 
-__all__ = ("Lifetime", "logger")
+if sys.version_info < (3, 11):  # AnyIO depends on the backport
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ("Lifetime", "is_of_cancellation", "logger")
 
 logger = logging.getLogger("mozsocket")
 
 LifetimeT = TypeVar("LifetimeT", bound="Lifetime")
+
+
+def is_of_cancellation(exc: BaseException | None) -> bool:
+    """Whether it is what a method has said of a socket that was closed by a cancellation, which is about to be raised
+    in the program too: it need not know of both.
+    """
+    return isinstance(exc, InvalidStateError) and is_cancelled()
 
 
 class Lifetime(Dispatcher):
@@ -81,15 +93,19 @@ class Lifetime(Dispatcher):
         """For a block of its own. The body's exception and ours leave it as themselves, not in a group."""
         body_error: BaseException | None = None
         try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._run_beside_body, tasks.cancel_scope, name=repr(self))
-                try:
-                    yield
-                except (Exception, KeyboardInterrupt, SystemExit) as exc:  # but not a cancellation
-                    body_error = exc
-                    self._abort()
-                else:
-                    self.close()
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._run_beside_body, tasks.cancel_scope, name=repr(self))
+                    try:
+                        yield
+                    except (Exception, KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:  # but no cancellation
+                        body_error = None if is_of_cancellation(exc) else exc
+                        self._abort()
+                    else:
+                        self.close()
+            except anyio.get_cancelled_exc_class():
+                if body_error is None:  # which tells more
+                    raise
             if body_error is not None:
                 raise body_error
         except BaseException:
@@ -106,8 +122,11 @@ class Lifetime(Dispatcher):
             await self._wait_until(lambda: self._over)
         except BaseException as exc:
             self._abort()
-            if isinstance(exc, Exception):
-                await self._wait_until(lambda: self._over)
+            if is_of_cancellation(exc):
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            elif isinstance(exc, Exception):
+                with suppress(anyio.get_cancelled_exc_class()):  # the body's own exception tells more
+                    await self._wait_until(lambda: self._over)
             raise
 
     async def _run_beside_body(self, body: anyio.CancelScope) -> None:
@@ -160,32 +179,33 @@ class Lifetime(Dispatcher):
 
     # Failing
 
-    def _handler_raised(self, exc: Exception) -> None:
+    def _handler_raised(self, exc: Exception, event: Event[Any]) -> None:
+        if sys.version_info >= (3, 11):
+            exc.add_note(f"in a handler of {event.type!r} of {event.target!r}")
         if self._crash is None:
             self._crash = exc
         else:
             logger.error("another handler of %r failed too", self, exc_info=exc)
         self._abort()
 
-    def _take_untold(self) -> Exception | None:
-        """What went wrong and nobody was told of; whoever takes it tells."""
-        crash, self._crash = self._crash, None
-        if crash is None and self._failure is not None and not self._failure_seen:
-            crash = self._failure
-        self._failure_seen = True
-        return crash
-
     def _raise_untold(self) -> None:
-        error = self._take_untold()
-        if error is not None:
-            raise error
+        """Tell what went wrong and nobody was told of. What a handler raised comes first, and a failure may be why."""
+        crash = self._crash
+        if crash is None and self._failure is not None and not self._failure_seen:
+            self._failure_seen = True
+            raise self._failure
+        self._crash = None
+        self._log_untold()
+        if crash is not None:
+            raise crash
 
     def _log_untold(self) -> None:
-        error = self._take_untold()
-        if isinstance(error, TCPSocketError):
-            logger.warning("%r was lost: %s", self, error)
-        elif error is not None:
-            logger.error("a handler of %r raised %r", self, error, exc_info=error)
+        if self._failure is not None and not self._failure_seen:
+            self._failure_seen = True
+            logger.warning("%r was lost: %s", self, self._failure)
+        if self._crash is not None:
+            crash, self._crash = self._crash, None
+            logger.error("a handler of %r raised %r", self, crash, exc_info=crash)
 
     # Waiting
 
@@ -207,6 +227,7 @@ class Lifetime(Dispatcher):
             if not (self._started or reached() or missed()):
                 raise RuntimeError(f"{what} waits for {self!r}, which nothing runs: enter it with `async with` first")
             await self._wait_until(lambda: reached() or missed())
+            await anyio.lowlevel.checkpoint_if_cancelled()  # which may have come in the turn that it was reached in
         finally:
             self._awaiting -= 1
         if reached():

@@ -6,8 +6,10 @@ import ssl
 from types import TracebackType
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from ._lifetime import is_of_cancellation
 from ._options import BinaryType, check_flag
 from ._server import TCPServerSocket
 from ._socket import TCPSocket
@@ -171,6 +173,10 @@ class MozTCPSocket:
     ) -> bool | None:
         assert self._tasks is not None
         try:
+            if is_of_cancellation(exc):
+                await self._tasks.__aexit__(None, None, None)
+                await anyio.lowlevel.checkpoint_if_cancelled()
+                return True  # it was this scope's own
             return await self._tasks.__aexit__(exc_type, exc, traceback)
         finally:
             self._tasks = None

@@ -35,7 +35,7 @@ from .peers import (
 )
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 pytestmark = pytest.mark.anyio
 
@@ -201,7 +201,7 @@ async def test_closing_right_after_open(how: str, listener: stdlib_socket.socket
 async def test_closing_before_entering(how: str, listener: stdlib_socket.socket) -> None:
     socket = TCPSocket("127.0.0.1", port_of(listener))
     getattr(socket, how)()
-    assert socket.readyState == "closing"
+    assert socket.readyState == "closed"
     await socket.closed()
     with pytest.raises(InvalidStateError, match="was closed first"):
         await socket.opened()
@@ -384,7 +384,60 @@ async def test_a_handler_s_exception_is_not_lost_in_a_cancellation(
     assert seen == [error]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes before Python 3.11")
+@both_kinds
+async def test_an_exception_of_a_handler_tells_which(
+    make_handler: Callable[[Exception], Any], listener: stdlib_socket.socket
+) -> None:
+    with leaves(HandlerError) as caught:
+        async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
+            socket.onopen = make_handler(HandlerError())
+            await anyio.sleep(math.inf)
+    (note,) = getattr(caught.value, "__notes__", [])
+    assert note.startswith("in a handler of 'open' of <TCPSocket 127.0.0.1:")
+
+
+async def test_what_a_handler_s_own_tasks_raise_when_they_are_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """On Trio it comes in one group with the cancellation."""
+
+    async def clean_up_badly() -> None:
+        try:
+            await anyio.sleep(math.inf)
+        finally:
+            raise HandlerError
+
+    async def onconnect(event: Any) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(clean_up_badly)
+            tasks.start_soon(anyio.sleep, math.inf)
+
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        server.onconnect = onconnect
+        with await dial(server.localPort):
+            await all_blocked()
+            tcp.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await all_blocked()
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ExceptionGroup)
+    assert [type(error) for error in record.exc_info[1].exceptions] == [HandlerError]
+
+
 # Failures
+
+
+async def test_an_unobserved_failure_is_not_lost_behind_a_handler_s_exception(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with leaves(HandlerError):
+        async with TCPSocket("127.0.0.1", unused_port()) as socket:
+            socket.onclose = raising(HandlerError())
+            await anyio.sleep(math.inf)
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("mozsocket", logging.WARNING)
+    assert "was lost: ConnectionRefusedError" in record.getMessage()
 
 
 async def test_an_unobserved_failure_leaves_the_block_at_its_end() -> None:
@@ -509,6 +562,74 @@ async def test_cancelling_the_body(listener: stdlib_socket.socket) -> None:
     assert socket.bufferedAmount == 0
     assert events.types == ["open"]
     peer.close()
+
+
+@pytest.mark.parametrize("owner", ["own", "scope", "entered"])
+async def test_the_body_s_exception_is_not_lost_in_a_cancellation_of_the_wait(
+    owner: str, listener: stdlib_socket.socket
+) -> None:
+    async def never_return(event: Any) -> None:
+        with anyio.CancelScope(shield=owner == "own"):
+            await all_blocked()
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+        await anyio.sleep(math.inf)
+
+    async def run() -> None:
+        if owner == "own":
+            async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
+                await fail(socket)
+        else:
+            async with MozTCPSocket() as tcp:
+                socket = tcp.open("127.0.0.1", port_of(listener))
+                if owner == "scope":
+                    await fail(socket)
+                else:
+                    async with socket:
+                        await fail(socket)
+
+    async def fail(socket: TCPSocket) -> None:
+        socket.onclose = never_return
+        await socket.opened()
+        raise BodyError
+
+    with pytest.raises(BaseException) as caught, anyio.CancelScope() as scope:  # noqa: PT011
+        await run()
+    left: BaseException = caught.value
+    while isinstance(left, BaseExceptionGroup):
+        (left,) = left.exceptions
+    assert isinstance(left, BodyError)
+
+
+@pytest.mark.parametrize("cancelled", ["around", "own"])
+@pytest.mark.parametrize("owner", ["own", "scope", "entered"])
+async def test_a_socket_that_a_cancellation_has_closed_says_nothing_of_it(
+    owner: str, cancelled: str, listener: stdlib_socket.socket
+) -> None:
+    """A program that is not suspended just then is not to be told by an InvalidStateError."""
+
+    async def use(socket: TCPSocket, scope: anyio.CancelScope) -> None:
+        await socket.opened()
+        scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await socket.closed()
+        socket.send(b"x")
+
+    with anyio.CancelScope() as around:
+        if owner == "own":
+            async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
+                await use(socket, around)
+        else:
+            async with MozTCPSocket() as tcp:
+                socket = tcp.open("127.0.0.1", port_of(listener))
+                scope = around if cancelled == "around" else tcp.cancel_scope
+                if owner == "scope":
+                    await use(socket, scope)
+                else:
+                    async with socket:
+                        await use(socket, scope)
+    assert socket.readyState == "closed"
+    assert around.cancel_called or cancelled == "own"
 
 
 async def test_cancelling_the_wait_at_the_end(listener: stdlib_socket.socket) -> None:

@@ -32,6 +32,7 @@ from .peers import (
     read_all,
     read_exactly,
     reset,
+    unused_port,
 )
 from .test_lifetime import leaves
 
@@ -618,6 +619,27 @@ async def test_a_reset_is_logged_if_nobody_listens(caplog: pytest.LogCaptureFixt
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("mozsocket", logging.WARNING)
     assert "was lost: NetworkInterruptError" in record.getMessage()
+
+
+async def test_another_connection_s_loss_that_a_handler_raises_is_logged_as_the_handler_s(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As of a proxy whose upstream is down."""
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0)
+
+        async def connect_onwards(event: Any) -> None:
+            await tcp.open("127.0.0.1", unused_port()).opened()
+
+        server.onconnect = connect_onwards
+        with await dial(server.localPort) as peer:
+            assert await blocking(peer.recv, 1) == b""
+        server.close()
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("mozsocket", logging.ERROR)
+    assert "a handler of <TCPSocket 127.0.0.1:" in record.getMessage()
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], TCPSocketError)
 
 
 @pytest.mark.parametrize("observer", ["onerror", "awaiter"])
