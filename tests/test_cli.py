@@ -382,6 +382,20 @@ def test_progress_of_a_listener_whose_input_has_no_known_size() -> None:
     assert "received" not in bars
 
 
+def test_progress_on_a_terminal_that_does_not_know_its_size(terminal: tuple[int, int], tmp_path: Path) -> None:
+    ours, its = terminal
+    (tmp_path / "file").write_bytes(bytes(MIB))
+    with (
+        (tmp_path / "file").open("rb") as source,
+        connected("--progress", stdin=source, stderr=its) as (client, peer),
+    ):
+        assert read_all(peer) == bytes(MIB)
+        peer.close()
+        assert client.process.wait(LIMIT) == 0
+    os.set_blocking(ours, False)
+    assert b"100%" in os.read(ours, 65536)
+
+
 COMPLETIONS = [
     ("mozsocket con", 1, ["connect"]),
     ("mozsocket connect --pro", 2, ["--progress"]),
@@ -845,6 +859,10 @@ def test_another_module_that_is_missing_is_no_matter_of_click() -> None:
         ("listen", -1),
         ("listen", 65536),
         ("listen", 0, "--host", ""),
+        ("listen", 0, "--grace", 3),
+        ("listen", 0, "--echo", "--grace", -1),
+        ("listen", 0, "--echo", "--keep-open"),
+        ("listen", 0, "--echo", "--progress"),
         ("serve",),
     ],
 )
@@ -1096,6 +1114,37 @@ def terminal() -> Iterator[tuple[int, int]]:
     yield ours, its
     os.close(ours)
     os.close(its)
+
+
+IN_THE_BACKGROUND = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # our terminal, of which this process is the foreground
+job = os.fork()
+if not job:
+    os.setpgid(0, 0)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+status = os.waitpid(job, os.WUNTRACED)[1]
+sys.exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else "it was stopped")
+"""
+
+
+def test_a_job_in_the_background_leaves_the_terminal_to_others(terminal: tuple[int, int]) -> None:
+    """As in `mozsocket listen 8007 > received &`."""
+    _, its = terminal
+    launcher = [sys.executable, "-c", IN_THE_BACKGROUND, "-m", "mozsocket", "listen", "0"]
+    with subprocess.Popen(
+        launcher,
+        stdin=its,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        bufsize=0,
+    ) as process:
+        server = Program(process)
+        with dialled(server.port()) as peer:
+            peer.sendall(b"hello")
+            assert server.reads(5) == b"hello"
+        assert server.ends() == (0, "")
 
 
 @on_each_backend

@@ -40,6 +40,9 @@ __all__ = ("main",)
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
+GRACE = 5
+"""Seconds that connections may go on, where --grace does not say."""
+
 FILE = click.Path(exists=True, dir_okay=False)
 
 
@@ -90,7 +93,7 @@ def loop_options(command: CommandT) -> CommandT:
 @click.argument("port", type=click.IntRange(1, 65535))
 @click.option(
     "--connect-timeout",
-    type=float,
+    type=click.FloatRange(0),
     metavar="SECONDS",
     help="How long to try, until TLS is up if that is asked for; by default as long as the operating system does, and"
     f" {NEGOTIATION_LIMIT} seconds for TLS.",
@@ -211,10 +214,9 @@ def leave(console: Console, status: int) -> None:
 @click.option(
     "--grace",
     type=click.FloatRange(0),
-    default=5,
-    show_default=True,
     metavar="SECONDS",
-    help="With --echo: how long connections may go on after Ctrl-C or SIGTERM; a second one ends them at once.",
+    help="With --echo: how long connections may go on after Ctrl-C or SIGTERM, by default"
+    f" {GRACE}; a second one ends them at once.",
 )
 @click.option("--keep-open", is_flag=True, help="Take further connections, one after another, until Ctrl-C.")
 @click.option("--tls", is_flag=True, help="Use TLS from the start.")
@@ -227,7 +229,7 @@ def listen(
     port: int,
     host: str | None,
     echo: bool,
-    grace: float,
+    grace: float | None,
     keep_open: bool,
     tls: bool,
     certfile: str | None,
@@ -243,8 +245,11 @@ def listen(
     connection, and what is left of a file has been sent to it; the end of the input does not end it.
     """
     exclude("--progress", progress, "--echo", echo)
+    exclude("--keep-open", keep_open, "--echo", echo)
+    if not echo:
+        demand("--grace", grace is not None, "--echo")
     console, trace = Console(), Trace(enabled=verbose)
-    service = EchoService(trace, grace)
+    service = EchoService(trace, GRACE if grace is None else grace)
     size = None if keep_open else console.input_size()  # else it is for several
     bars = Progress(enabled=progress, total=size)
     serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)

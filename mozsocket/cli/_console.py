@@ -8,9 +8,11 @@ is still there.
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 import select
+import signal
 import socket
 import stat
 import sys
@@ -28,6 +30,9 @@ __all__ = ("Console", "TerminalText")
 
 READ_SIZE = 262_144
 """Bytes read from standard input at once."""
+
+JOB_CHANGE = 0.2
+"""Seconds after which a job in the background looks whether it is in the foreground."""
 
 
 class TerminalText:
@@ -99,6 +104,8 @@ class Console:
         return self._source
 
     def _read(self, sink: socket.socket) -> None:
+        if hasattr(signal, "SIGTTIN"):  # by which a job in the background would be stopped, its connection with it
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTIN})
         with sink:
             try:
                 while chunk := read(self._input):
@@ -145,7 +152,19 @@ def read(fd: int | None) -> bytes:
             return os.read(fd, READ_SIZE)
         except BlockingIOError:  # whoever shares the file has made it non-blocking
             select.select([fd], [], [])
+        except OSError as exc:
+            if exc.errno != errno.EIO or not is_of_another_job(fd):
+                raise
+            threading.Event().wait(JOB_CHANGE)
     return b""
+
+
+def is_of_another_job(fd: int) -> bool:
+    """Whether it is a terminal whose input is for another job: this one runs in the background, for now."""
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:
+        return False
 
 
 def passed_on(sink: socket.socket, chunk: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -43,10 +44,19 @@ class Progress:
             unit_divisor=1024,
             file=sys.stderr,
             position=len(self._bars),
-            dynamic_ncols=True,
+            **width(),
         )
 
     def close(self) -> None:
         """Leave the bars as they are, with their last counts."""
         for bar in self._bars.values():
             bar.close()
+
+
+def width() -> dict[str, Any]:
+    """How wide a bar is: as the terminal, at any time, unless that does not know."""
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):  # it is none
+        known = True
+    return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
