@@ -23,6 +23,8 @@ def host_and_port(address: Any) -> tuple[str, int]:
     return (address if isinstance(address, str) else repr(address)), 0
 
 
-def display(host: str) -> str:
-    """A host as it stands before a colon and a port."""
-    return f"[{host}]" if ":" in host else host
+def display(host: str, port: int) -> str:
+    """A host and a port as one writes them; of a UNIX-domain socket its path."""
+    if not port:
+        return host or "a socket without an address"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -86,7 +86,6 @@ class Connection(Lifetime):
         "_end_told",
         "_eof_sent",
         "_flush_scheduled",
-        "_half_closed",
         "_host",
         "_inbox",
         "_opened",
@@ -94,6 +93,7 @@ class Connection(Lifetime):
         "_parked",
         "_peer_ended",
         "_port",
+        "_reader_ends",
         "_reading",
         "_server_side",
         "_state",
@@ -122,7 +122,7 @@ class Connection(Lifetime):
         self._write_due: Signal | None = None  # made with the writer
         self._flush_scheduled = False  # whether someone will look at the send buffer
         self._reading = False  # while the reader delivers what it has read
-        self._half_closed = False  # whether the peer has been told of our end, and the reader is to end the connection
+        self._reader_ends = False  # whether it is for the reader, not the writer, to end the connection
         self._peer_ended = False  # whether nothing more will be read
         self._end_told = False  # whether the program has been told so, on a socket that stays open
         self._eof_sent = False  # whether the peer has been told of our end
@@ -134,7 +134,7 @@ class Connection(Lifetime):
         return f"<{type(self).__name__} {self._peer()} {self._state}>"
 
     def _peer(self) -> str:
-        return f"{display(self._host)}:{self._port}"
+        return display(self._host, self._port)
 
     @abstractmethod
     def _opening_event(self) -> Event[Any]:
@@ -342,7 +342,7 @@ class Connection(Lifetime):
         """Read until the peer's end, a failure, or the transport is closed."""
         try:
             await self._read_until_end()
-            if self._half_closed:
+            if self._reader_ends:
                 with anyio.move_on_after(self._options.linger):
                     await self._read_until_end()
         except OSError as exc:
@@ -351,7 +351,7 @@ class Connection(Lifetime):
                 await self._lose(exc)
         except anyio.ClosedResourceError:
             pass
-        if self._half_closed:
+        if self._reader_ends:
             self._shut()
 
     async def _lose(self, exc: OSError) -> None:
@@ -367,10 +367,10 @@ class Connection(Lifetime):
     async def _read_until_end(self) -> None:
         """Read until the peer's end or the transport is closed, or until ours has been sent."""
         eagerness = Eagerness()
-        lingering = self._half_closed
+        lingering = self._reader_ends
         left = READ_AT_ONCE
         assert self._transport is not None
-        while self._half_closed is lingering and not (transport := self._transport).closed:
+        while self._reader_ends is lingering and not (transport := self._transport).closed:
             if self._stream is not None and self._is_streaming():
                 await self._park()
                 continue
@@ -384,7 +384,7 @@ class Connection(Lifetime):
                     self._take(data)
                 else:
                     await self._queue(data)
-                if not data or self._half_closed is not lingering:
+                if not data or self._reader_ends is not lingering:
                     return
                 eagerness.found()
             left -= size
@@ -485,7 +485,7 @@ class Connection(Lifetime):
         buffer, transport = self._buffer, self._transport
         assert transport is not None
         if self._flush_scheduled or buffer.amount or transport.closed or not 0 < len(data) <= transport.send_limit:
-            buffer.add(data)
+            buffer.append_awaited(data)
             self._flush_soon()
             return not buffer.amount and self._failure is None
         count = 0
@@ -495,7 +495,7 @@ class Connection(Lifetime):
             self._fail(exc)
         if count == len(data):
             return True
-        buffer.add(data)
+        buffer.append_awaited(data)
         buffer.advance(count)
         self._schedule_flush()
         return False
@@ -513,7 +513,7 @@ class Connection(Lifetime):
             if self._buffer.drain_due:
                 self._wake_dispatch()
         elif sent and self._reading and self._half_close():
-            self._half_closed = True
+            self._reader_ends = True
         else:
             self._wake_writer()
 

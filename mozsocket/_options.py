@@ -119,7 +119,10 @@ def check_server_hostname(value: object) -> None:
     check_host("server_hostname", value)
     if str(value).startswith("."):
         raise ValueError(f"server_hostname must not begin with a dot: {value!r}")
-    identity(str(value))
+    try:
+        identity(str(value))
+    except UnicodeError as exc:
+        raise ValueError(f"server_hostname must be a host name or an IP address, not {value!r}: {exc}") from exc
 
 
 def identity(host: str) -> str | None:
@@ -134,6 +137,7 @@ def identity(host: str) -> str | None:
         return host.partition("%")[0]
     name = host.removesuffix(".")
     if name.isascii():
+        name.encode("idna")  # which checks how long its labels are
         return name or None
     import idna  # AnyIO depends on it
 

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from ._addresses import display
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
 from ._lifetime import Lifetime, logger
@@ -317,7 +318,7 @@ class TCPServerSocket(Lifetime):
             self._wake_dispatch()
         await self._let_awaiters_know()
         if not self._failure_seen:
-            self._tasks.cancel_scope.cancel()  # for the block's owner to be told now, not when the last connection ends
+            self._tasks.cancel_scope.cancel()  # for a scope to be told now, and not when the last connection ends
 
     def _is_due(self) -> bool:
         return self._failure is not None and not self._error_told
@@ -375,6 +376,7 @@ def _listen_on_each(
             try:
                 bound.append(_listen_on(family, (host, port, *rest), backlog, reuse_port))
             except OSError as exc:
+                exc.filename = display(host, port)  # for its message
                 if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 missing = exc  # this machine may have one of IPv4 and IPv6 only

@@ -337,7 +337,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         check_ssl_context(ssl_context)
         if server_hostname is not None:
             check_server_hostname(server_hostname)
-        early = octets(leftover, 0, None)
+        early = octets(leftover, what="leftover must be")
         if self._state is not _OPEN:
             raise self._not_open("upgradeToSecure()")
         if self._tls is None and (self._buffer.finished or self._end_told):

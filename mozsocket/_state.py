@@ -96,7 +96,7 @@ class SendBuffer:
             return False
         return True
 
-    def add(self, data: bytes) -> None:
+    def append_awaited(self, data: bytes) -> None:
         """Take data whose sender waits until it is handed over: it counts to no limit, and no drain is owed for it."""
         if data and not self._ended:
             self._chunks = self._chunks or deque()
@@ -195,25 +195,26 @@ class SuspendCount:
         self.count -= 1
 
 
-def octets(data: object, byteOffset: int, byteLength: int | None) -> bytes:
+def octets(data: object, byteOffset: int = 0, byteLength: int | None = None, *, what: str = "send() takes") -> bytes:
     """The bytes that a call of ``send(data, byteOffset, byteLength)`` means, as they are now.
 
     :param data: bytes-like, or a ``str`` of characters up to U+00FF, one a byte
     :param byteOffset: where the slice starts; clamped to the data, as in Gecko
     :param byteLength: its length, likewise clamped; None for all the rest
+    :param what: how an error begins
     :raises TypeError: if one of them is of another type
     :raises ValueError: if a number is negative, or a character is above U+00FF
     """
     start = _unsigned("byteOffset", byteOffset)
     stop = None if byteLength is None else start + _unsigned("byteLength", byteLength)
     if isinstance(data, str):
-        return _latin1(data)[start:stop]
+        return _latin1(data, what)[start:stop]
     if isinstance(data, bytes):
         return data[start:stop]
     try:
         view = memoryview(data)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"send() takes a bytes-like object or a str, not {type(data).__name__}") from None
+        raise TypeError(f"{what} a bytes-like object or a str, not {type(data).__name__}") from None
     with view:
         if not view.c_contiguous:
             return view.tobytes()[start:stop]
@@ -229,11 +230,11 @@ def _unsigned(name: str, value: object) -> int:
     return value
 
 
-def _latin1(text: str) -> bytes:
+def _latin1(text: str, what: str) -> bytes:
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError as exc:
         raise ValueError(
-            f"send() takes str of characters up to U+00FF, one a byte; character {exc.start} is"
+            f"{what} str of characters up to U+00FF, one a byte; character {exc.start} is"
             f" U+{ord(text[exc.start]):04X}: encode the text first"
         ) from None

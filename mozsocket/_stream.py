@@ -152,9 +152,7 @@ class SocketStream(ByteStream):
         :param item: bytes-like
         :raises anyio.BusyResourceError: if another task is sending
         """
-        if isinstance(item, str):
-            raise TypeError("send() takes a bytes-like object, not str")
-        data = item if type(item) is bytes else octets(item, 0, None)
+        data = item if type(item) is bytes else _octets(item)
         self._begin_sending()
         try:
             await anyio.lowlevel.checkpoint_if_cancelled()
@@ -249,3 +247,13 @@ class SocketStream(ByteStream):
         except anyio.get_cancelled_exc_class():
             socket.closeImmediately()
             raise
+
+
+def _octets(item: object) -> bytes:
+    """:raises TypeError: if it is not bytes-like"""
+    if not isinstance(item, str):
+        try:
+            return octets(item)
+        except TypeError:
+            pass
+    raise TypeError(f"send() takes a bytes-like object, not {type(item).__name__}")

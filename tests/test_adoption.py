@@ -54,6 +54,7 @@ async def test_one_of_a_socketpair() -> None:
     ours, peer = socket.socketpair()
     async with TCPSocket.from_socket(ours) as sock:
         assert sock.port == 0 or sys.platform == "win32"
+        assert repr(sock) == "<TCPSocket a socket without an address connecting>" or sys.platform == "win32"
         await talk(sock, peer)
 
 
@@ -67,6 +68,7 @@ async def test_a_unix_domain_socket(tmp_path: Path) -> None:
         peer, _ = listener.accept()
         async with TCPSocket.from_socket(ours.dup()) as sock:
             assert (sock.host, sock.port) == (path, 0)
+            assert repr(sock) == f"<TCPSocket {path} connecting>"
             await talk(sock, peer)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from functools import partial
 from typing import Any
 
 import anyio
@@ -544,6 +545,8 @@ async def test_bad_options() -> None:
     bad(lambda: TCPSocket("localhost", 1, handshake_timeout=-1), ValueError, "0 or more")
     bad(lambda: TCPSocket("localhost", 1, tls_standard_compatible=None), TypeError, "must be a bool")  # type: ignore[arg-type]
     bad(lambda: TCPSocket("localhost", 1, server_hostname=""), ValueError, "server_hostname")
+    for name in "a..b", f"{'x' * 64}.test", "größer..test":
+        bad(partial(TCPSocket, "localhost", 1, server_hostname=name), ValueError, "server_hostname must be a host name")
     bad(lambda: TCPSocket("localhost", 1, server_hostname=".x"), ValueError, "dot")
     bad(lambda: TCPSocket("localhost", 1, server_hostname="\u2024\u2024"), ValueError, "not allowed")
     bad(lambda: TCPServerSocket(0, useSecureTransport=True), ValueError, "needs an ssl_context")

@@ -188,6 +188,7 @@ async def test_a_port_in_use(host: str | None) -> None:
             with pytest.raises(OSError, match="in use") as caught:  # of IPv4, when IPv6 is bound already
                 tcp.listen(port_of(taken), host=host)
             assert caught.value.errno == errno.EADDRINUSE
+            assert str(caught.value).endswith(f": '{host or '0.0.0.0'}:{port_of(taken)}'")
             assert open_descriptors() == before
         with pytest.raises(OSError, match="in use"):
             async with TCPServerSocket(port_of(taken), host=host):

@@ -673,7 +673,7 @@ async def test_bad_arguments(listener: socket.socket) -> None:
                 await stream.receive("1")
             with pytest.raises(TypeError, match="bytes-like object, not str"):
                 await stream.send("text")
-            with pytest.raises(TypeError, match="bytes-like"):
+            with pytest.raises(TypeError, match="bytes-like object, not int"):
                 await stream.send(1)
             await stream.aclose()
 

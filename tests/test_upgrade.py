@@ -255,7 +255,7 @@ async def test_bad_arguments_change_nothing(listener: socket.socket) -> None:
                     socket_.upgradeToSecure(ssl_context="x")  # type: ignore[arg-type]
                 with pytest.raises(TypeError, match="server_hostname"):
                     socket_.upgradeToSecure(server_hostname=b"x")  # type: ignore[arg-type]
-                with pytest.raises(TypeError, match="bytes-like"):
+                with pytest.raises(TypeError, match="leftover must be a bytes-like object or a str, not int"):
                     socket_.upgradeToSecure(leftover=1)  # type: ignore[arg-type]
                 if role == "server":
                     with pytest.raises(ValueError, match="accepted socket needs an ssl_context"):

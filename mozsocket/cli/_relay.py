@@ -42,7 +42,7 @@ class Relay:
 
     def _on_data(self, event: TCPSocketEvent) -> None:
         self._socket.suspend()
-        self._received_in.send_nowait(octets(event.data, 0, None))
+        self._received_in.send_nowait(octets(event.data))
 
     def _on_end(self, event: Event[TCPSocket]) -> None:
         self._end_with_input = True
