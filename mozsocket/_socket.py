@@ -360,10 +360,11 @@ class TCPSocket(Connection, TypedAttributeProvider):
         what is queued comes first. Call it before anything can arrive: while connecting, or in a handler of
         ``connect`` or ``open``. ``send()`` returns when all is handed to the operating system. The peer's end does not
         close the socket; closing the stream does, and does not wait for the peer. :meth:`upgradeToSecure` goes on
-        working, and so do the events but ``data`` and ``end``.
+        working, and so do the events but ``data`` and ``end``. :meth:`suspend` holds nothing back: not receiving does.
 
         A lost connection is :exc:`anyio.BrokenResourceError`, one that was closed here
-        :exc:`anyio.ClosedResourceError`.
+        :exc:`anyio.ClosedResourceError`. That it is lost is noticed by receiving and by sending only. After a failed
+        ``send()`` what the peer had sent can be received; when nobody does for a second, the socket closes.
 
         :return: the stream, the same each time
         :raises InvalidStateError: if the socket is neither connecting nor open
@@ -384,7 +385,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         await self._reach("opened()", lambda: self._opened, lambda: self._state is not _CONNECTING)
 
     async def secured(self) -> None:
-        """Wait until the connection is encrypted.
+        """Wait until the connection is encrypted; without TLS for as long as it is open.
 
         :raises TCPSocketError: if the handshake, or the connection, failed
         :raises InvalidStateError: if it was closed first

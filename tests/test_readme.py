@@ -22,7 +22,7 @@ import mozsocket
 from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSocket, TCPSocket, testing
 from mozsocket.testing import EventRecorder
 
-from .certificates import client_context, server_context
+from .certificates import AUTHORITY, certificate, client_context, server_context
 from .peers import (
     PEER_TIMEOUT,
     accept,
@@ -122,6 +122,33 @@ async def echoes(peer: Any) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(blocking, peer.sendall, data)
         assert await blocking(read_exactly, peer, len(data)) == data
+
+
+def test_tls(tmp_path: Path) -> None:
+    (tmp_path / "tls.py").write_text(code("TLS"))
+    certificate().private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    assert output_of(tmp_path, "tls.py", "server.pem", "ca.pem") == "b'hello, in secret'\n"
+    assert "SecurityUntrustedCertificateIssuerError" in output_of(tmp_path, "tls.py", "server.pem", status=1)
+
+
+def test_errors(tmp_path: Path) -> None:
+    (tmp_path / "errors.py").write_text(code("Errors"))
+    assert "(localhost:1)" in output_of(tmp_path, "errors.py")
+
+
+def output_of(where: Path, *command: str, status: int = 0) -> str:
+    """What a program says, which ends with a status."""
+    found = subprocess.run(
+        [sys.executable, *command],
+        cwd=where,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PEER_TIMEOUT,
+    )
+    assert found.returncode == status, found.stdout
+    return found.stdout
 
 
 @pytest.mark.anyio
