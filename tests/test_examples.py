@@ -23,10 +23,10 @@ from anyio.streams.buffered import BufferedByteStream
 from mozsocket import TCPSocket, TCPSocketError
 
 from .certificates import AUTHORITY, client_context
-from .peers import PEER_TIMEOUT, blocking, dial, read_all, read_exactly
+from .peers import PEER_TIMEOUT, accept, blocking, dial, listening, port_of, read_all, read_exactly
 from .programs import program
 from .services import MailServer, mail, redis
-from .test_readme import code, codes, example, port_from
+from .test_readme import codes, example, file_of, output_of, port_from, said
 
 MESSAGE = b"From: a@localhost\r\nSubject: hello\r\n\r\n.dot\r\n..dots\r\n" + b"x" * 900 + b"\r\n"
 
@@ -220,7 +220,57 @@ async def test_mail_to_a_server_that_is_not_trusted(mail_server: MailServer) -> 
         await send_mail("localhost", mail_server.smtp_port, "a@localhost", [mail_server.address], MESSAGE)
 
 
+@pytest.fixture
+def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the programs that are started trust the tests' authority, as if it were the system's."""
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+
+@pytest.mark.usefixtures("trust")
+def test_the_program_that_asks_a_mail_server(mail_server: MailServer, tmp_path: Path) -> None:
+    """Exim offers STARTTLS until it is used: the answer that is shown is the one under TLS."""
+    command = file_of(tmp_path, "STARTTLS"), "localhost", str(mail_server.smtp_port)
+    output = output_of(tmp_path, *command)
+    assert re.fullmatch(r"secure\n250-localhost Hello .*\n(250-.*\n)+250 HELP\n", output)
+    assert "STARTTLS" not in output
+
+
+def test_the_program_that_asks_a_mail_server_that_is_not_trusted(mail_server: MailServer, tmp_path: Path) -> None:
+    command = file_of(tmp_path, "STARTTLS"), "localhost", str(mail_server.smtp_port)
+    output = output_of(tmp_path, *command, status=1)
+    assert "SecurityUntrustedCertificateIssuerError" in output
+    assert "250" not in output
+
+
+@pytest.mark.usefixtures("trust")
+def test_the_program_that_sends_mail(mail_server: MailServer, tmp_path: Path) -> None:
+    command = file_of(tmp_path, "Sending mail"), "localhost", str(mail_server.smtp_port), "a@localhost"
+    message = MESSAGE.decode().replace("\r\n", "\n")  # as files are
+    refused = output_of(tmp_path, *command, mail_server.address, "you@elsewhere.example", status=1, stdin=message)
+    assert "SMTPError: RCPT TO:<you@elsewhere.example>: 550" in refused
+    assert output_of(tmp_path, *command, mail_server.address, stdin=message) == ""
+    assert read_by_pop3(mail_server).partition(b"\r\n\r\n")[2] == MESSAGE.partition(b"\r\n\r\n")[2]
+
+
 # Redis
+
+
+def test_the_program_that_asks_redis(redis_port: int, tmp_path: Path) -> None:
+    command = file_of(tmp_path, "Redis, pipelined"), "127.0.0.1", str(redis_port)
+    assert re.fullmatch(r"visits: \d+000\n", output_of(tmp_path, *command))
+
+
+@pytest.mark.anyio
+async def test_redis_is_asked_everything_before_it_answers_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(example("Redis, pipelined")["main"], "127.0.0.1", port_of(listener))
+            with await accept(listener) as peer:
+                await said(peer, b"*2\r\n$4\r\nINCR\r\n$6\r\nvisits\r\n" * 1000)
+                peer.sendall(b"".join(b":%d\r\n" % visits for visits in range(1, 1001)))
+                assert await blocking(read_all, peer) == b""
+    assert capsys.readouterr().out == "visits: 1000\n"
 
 
 @pytest.mark.anyio
@@ -273,10 +323,10 @@ async def test_a_gibibyte_of_values_through_redis(redis_port: int) -> None:
 
 
 @contextmanager
-def running(title: str, *arguments: str) -> Iterator[int]:
-    """An example as a program; the port that it listens on."""
-    command = [sys.executable, "-c", code(title), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def running(where: Path, *command: str) -> Iterator[int]:
+    """A program; the port that it listens on."""
+    command = sys.executable, *command
+    with subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             found = re.fullmatch(r"listening on (\d+)\n", process.stdout.readline())
@@ -288,8 +338,8 @@ def running(title: str, *arguments: str) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-def test_the_line_server(loop: str) -> None:
-    with running("A line server", loop, "0") as port:
+def test_the_line_server(loop: str, tmp_path: Path) -> None:
+    with running(tmp_path, file_of(tmp_path, "A line server"), loop, "0") as port:
         with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
             peer.sendall(b"a\nb")
             assert read_exactly(peer, 4) == b"1 a\n"
@@ -300,6 +350,38 @@ def test_the_line_server(loop: str) -> None:
         with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
             peer.sendall(b"x" * 65537)
             assert read_exactly(peer, 9) == b"a line of"
+
+
+def test_the_programs_that_talk_to_a_server(tmp_path: Path) -> None:
+    """As printed, but for the port."""
+    (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
+    with running(tmp_path, file_of(tmp_path, "A server", port=0)) as port:
+        for title, output in {"A client": "b'hello'\n", "Without handlers": "", "Back-pressure": ""}.items():
+            assert output_of(tmp_path, file_of(tmp_path, title, port=port)) == output
+
+
+def test_the_program_that_is_a_proxy(tmp_path: Path) -> None:
+    with listening() as listener:
+        command = file_of(tmp_path, "A proxy"), "0", "localhost", str(port_of(listener))
+        with (
+            running(tmp_path, *command) as port,
+            socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as client,
+            listener.accept()[0] as upstream,
+        ):
+            upstream.settimeout(PEER_TIMEOUT)
+            client.sendall(b"question")
+            assert read_exactly(upstream, 8) == b"question"
+            upstream.sendall(b"answer")
+            assert read_exactly(client, 6) == b"answer"
+
+
+def test_the_program_that_is_a_chat_server(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, file_of(tmp_path, "A chat server"), "0") as port,
+        socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer,
+    ):
+        peer.sendall(b"NICK ann\r\nQUIT\r\n")
+        assert read_all(peer) == b"001 ann :Welcome\r\n"
 
 
 @pytest.mark.anyio
@@ -326,10 +408,6 @@ async def test_the_chat_server(capsys: pytest.CaptureFixture[str]) -> None:
             ann.sendall(b"x" * 600)
             assert await blocking(read_all, ann) == b"ERROR :line too long\r\n"
         tasks.cancel_scope.cancel()
-
-
-async def said(peer: socket.socket, text: bytes) -> None:
-    assert await blocking(read_exactly, peer, len(text)) == text
 
 
 @pytest.mark.anyio

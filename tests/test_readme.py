@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,14 @@ from .peers import (
     port_of,
     read_all,
     read_exactly,
+    reset,
     secure,
     unused_port,
     wait_until_it_listens,
 )
+
+WAYS = [("client", "upstream"), ("upstream", "client")]
+"""Through a proxy."""
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -63,6 +68,19 @@ def example(title: str) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "example"}
     exec(compile(code(title), f"README.md: {title}", "exec"), namespace)  # noqa: S102
     return namespace
+
+
+def file_of(where: Path, title: str, *, port: int | None = None) -> str:
+    """The name of a file of the only example under a heading.
+
+    :param port: what takes the place of the port that is written in it
+    """
+    text = code(title)
+    if port is not None:
+        assert "8007" in text
+        text = text.replace("8007", str(port))
+    (where / f"{title}.py").write_text(text)
+    return f"{title}.py"
 
 
 def rows(title: str) -> list[list[str]]:
@@ -105,6 +123,33 @@ async def test_server(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.anyio
+async def test_the_server_holds_back_a_client_that_does_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(example("A server")["main"], 0)
+        with await dial(await port_from(capsys)) as peer:
+            await held_back(peer.fileno(), peer)
+        tasks.cancel_scope.cancel()
+
+
+async def held_back(descriptor: int, reader: socket.socket) -> None:
+    """What is written goes nowhere while the reader does not read, but into buffers; then it gets all of it.
+
+    How much the buffers of the system hold is the system's to say: some MiB for each socket on the way.
+
+    :param descriptor: non-blocking, as that of a socket with a timeout is
+    """
+    data = os.urandom(1 << 20) * 64
+    written, stuck = 0, False
+    while written < len(data) and not stuck:
+        try:
+            written += os.write(descriptor, memoryview(data)[written : written + 65536])
+        except BlockingIOError:
+            stuck = not (await blocking(select.select, (), (descriptor,), (), 0.3))[1]
+    assert stuck, f"{written} bytes were taken"
+    assert await blocking(read_exactly, reader, written) == data[:written]
+
+
+@pytest.mark.anyio
 async def test_proxy(capsys: pytest.CaptureFixture[str]) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(example("A server")["main"], 0)
@@ -116,6 +161,82 @@ async def test_proxy(capsys: pytest.CaptureFixture[str]) -> None:
         tasks.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def proxied(capsys: pytest.CaptureFixture[str]) -> AsyncIterator[dict[str, socket.socket]]:
+    """Both ends of a connection through the proxy."""
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(example("A proxy")["main"], 0, "127.0.0.1", port_of(listener))
+            port = await port_from(capsys)
+            with await dial(port) as client, await accept(listener) as upstream:
+                yield {"client": client, "upstream": upstream}
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("source", "target"), WAYS)
+async def test_the_proxy_holds_back_one_side_while_the_other_does_not_read(
+    source: str, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with proxied(capsys) as ends:
+        await held_back(ends[source].fileno(), ends[target])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("source", "target"), WAYS)
+async def test_the_proxy_goes_on_the_other_way_when_one_side_has_ended(
+    source: str, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with proxied(capsys) as ends:
+        ends[source].sendall(b"question")
+        ends[source].shutdown(socket.SHUT_WR)
+        assert await blocking(read_all, ends[target]) == b"question"
+        ends[target].sendall(b"answer")
+        ends[target].shutdown(socket.SHUT_WR)
+        assert await blocking(read_all, ends[source]) == b"answer"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("source", "target"), WAYS)
+async def test_the_proxy_closes_one_side_when_the_other_is_lost(
+    source: str, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with proxied(capsys) as ends:
+        ends[source].sendall(b"last words")
+        await said(ends[target], b"last words")
+        reset(ends[source])
+        assert await blocking(read_all, ends[target]) == b""
+
+
+@pytest.mark.anyio
+async def test_the_proxy_keeps_what_comes_before_upstream_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(example("A proxy")["main"], 0, "127.0.0.1", port_of(listener))
+            address = "127.0.0.1", await port_from(capsys)
+            with socket.create_connection(address) as client:  # not in a thread: the proxy finds both when it accepts
+                client.sendall(b"early")
+                with await accept(listener) as upstream:
+                    await said(upstream, b"early")
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_the_proxy_outlives_an_upstream_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(example("A proxy")["main"], 0, "127.0.0.1", unused_port())
+        port = await port_from(capsys)
+        for _ in range(2):
+            with await dial(port) as client:
+                assert await blocking(read_all, client) == b""
+            assert re.fullmatch(r"upstream: ConnectionRefusedError: .*\n", capsys.readouterr().out)
+        tasks.cancel_scope.cancel()
+
+
+async def said(peer: socket.socket, text: bytes) -> None:
+    assert await blocking(read_exactly, peer, len(text)) == text
+
+
 async def echoes(peer: Any) -> None:
     """A peer gets back all it sends, though it sends more than fits anywhere before it reads."""
     data = bytes(range(256)) * 40_000
@@ -125,23 +246,23 @@ async def echoes(peer: Any) -> None:
 
 
 def test_tls(tmp_path: Path) -> None:
-    (tmp_path / "tls.py").write_text(code("TLS"))
+    program = file_of(tmp_path, "TLS")
     certificate().private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
     AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
-    assert output_of(tmp_path, "tls.py", "server.pem", "ca.pem") == "b'hello, in secret'\n"
-    assert "SecurityUntrustedCertificateIssuerError" in output_of(tmp_path, "tls.py", "server.pem", status=1)
+    assert output_of(tmp_path, program, "server.pem", "ca.pem") == "b'hello, in secret'\n"
+    assert "SecurityUntrustedCertificateIssuerError" in output_of(tmp_path, program, "server.pem", status=1)
 
 
 def test_errors(tmp_path: Path) -> None:
-    (tmp_path / "errors.py").write_text(code("Errors"))
-    assert "(localhost:1)" in output_of(tmp_path, "errors.py")
+    assert "(localhost:1)" in output_of(tmp_path, file_of(tmp_path, "Errors"))
 
 
-def output_of(where: Path, *command: str, status: int = 0) -> str:
+def output_of(where: Path, *command: str, status: int = 0, stdin: str = "") -> str:
     """What a program says, which ends with a status."""
     found = subprocess.run(
         [sys.executable, *command],
         cwd=where,
+        input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -195,24 +316,41 @@ async def test_back_pressure(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("ends", [True, False])
-async def test_timeouts(ends: bool) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+async def test_back_pressure_reaches_the_file(tmp_path: Path) -> None:
+    """A pipe in place of the file shows how much has been read of it."""
+    upload = example("Back-pressure")["upload"]
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)  # no end waits for the other to be opened
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            with os.fdopen(descriptor, "wb", buffering=0) as pipe:  # its end ends the reading, which is in a thread
+                tasks.start_soon(upload, "127.0.0.1", port_of(listener), str(tmp_path / "pipe"))
+                with await accept(listener) as peer:
+                    await held_back(descriptor, peer)
+                    pipe.close()
+                    assert await blocking(read_all, peer) == b""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("octets", "ends"), [(4, True), (4, False), (0, False)])
+async def test_timeouts(octets: int, ends: bool) -> None:
     listen_to = example("Timeouts")["listen_to"]
     got: list[bytes] = []
     with listening() as listener:
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:
-                got.append(await listen_to("127.0.0.1", port_of(listener), 0.3))
+                got.append(await listen_to("127.0.0.1", port_of(listener), 1.5))
 
             tasks.start_soon(listen)
             with await accept(listener) as peer:
-                for _ in range(4):
+                for number in range(octets):
+                    await anyio.sleep(0.52 if number else 0)  # the last, when its patience with the first is over
                     peer.sendall(b"x")
-                    await anyio.sleep(0.1)  # all in all for longer than it is patient
                 if not ends:
                     assert await blocking(read_all, peer) == b""
-    assert got == [b"xxxx"]
+    assert got == [b"x" * octets]
 
 
 def test_beyond_one_process(tmp_path: Path) -> None:
