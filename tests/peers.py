@@ -90,13 +90,17 @@ def wait_until_it_listens(port: int, *, while_running: subprocess.Popen[bytes] |
     """
     deadline = time.monotonic() + PEER_TIMEOUT
     while True:
+        ended = while_running is not None and while_running.poll() is not None
         try:
             socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT).close()
-            return
         except ConnectionRefusedError:
-            if time.monotonic() > deadline or (while_running is not None and while_running.poll() is not None):
+            if ended or time.monotonic() > deadline:
                 raise
             threading.Event().wait(0.02)
+        else:
+            if ended:  # as another has the port
+                raise ConnectionError(f"it has ended, and something else listens on port {port}")
+            return
 
 
 async def send_all(sock: socket.socket, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 import subprocess
@@ -124,6 +125,31 @@ async def test_a_cancelled_server_leaves_the_listener_to_others(listener: socket
             scope.cancel()
     with await dial(port_of(listener)), await accept(listener):
         pass
+
+
+OPTIONS: dict[str, Any] = {
+    "binaryType": "string",
+    "max_buffered_amount": 1,
+    "linger": 1,
+    "handshake_timeout": 1,
+    "tls_standard_compatible": False,
+    "allow_half_open": True,
+}
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "server_hostname", "proxy_protocol"])
+def test_every_option_reaches_the_connections(name: str, listener: socket.socket) -> None:
+    value = {"server_hostname": "localhost", "proxy_protocol": True, **OPTIONS}[name]
+    ours, peer = socket.socketpair()
+    with listener, ours, peer:
+        makers: dict[Any, Any] = {
+            TCPSocket.from_socket: ours,
+            TCPServerSocket.from_socket: listener,
+            TCPServerSocket: 0,
+        }
+        for make, argument in makers.items():
+            if name in inspect.signature(make).parameters:
+                assert getattr(make(argument, **{name: value})._options, name) == value
 
 
 def test_a_socket_that_is_refused_stays_as_it_was() -> None:

@@ -79,6 +79,7 @@ class Backend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, tcp: MozTCPSocket) -> None:
         self.tcp = tcp
+        self.connections = 0
 
     async def connect_tcp(
         self,
@@ -88,6 +89,7 @@ class Backend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        self.connections += 1
         sock = self.tcp.open(host, port, connect_timeout=timeout, local_host=local_address)
         await sock.opened()
         return Stream(sock)
@@ -100,18 +102,15 @@ class Backend(httpcore.AsyncNetworkBackend):
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_requests_of_httpcore(scheme: str, web: WebServer) -> None:
     """On one connection, which is kept alive."""
-    async with (
-        MozTCPSocket() as tcp,
-        httpcore.AsyncConnectionPool(
-            ssl_context=client_context(), network_backend=Backend(tcp), max_connections=1
-        ) as pool,
-    ):
-        port = web.port if scheme == "http" else web.tls_port
-        for _ in range(3):
-            response = await pool.request("GET", f"{scheme}://localhost:{port}/page")
-            assert (response.status, response.content) == (200, PAGE)
-        assert (await pool.request("GET", f"{scheme}://localhost:{port}/none")).status == 404
-        assert len(tcp._members) == 1
+    async with MozTCPSocket() as tcp:
+        backend = Backend(tcp)
+        async with httpcore.AsyncConnectionPool(ssl_context=client_context(), network_backend=backend) as pool:
+            port = web.port if scheme == "http" else web.tls_port
+            for _ in range(3):
+                response = await pool.request("GET", f"{scheme}://localhost:{port}/page")
+                assert (response.status, response.content) == (200, PAGE)
+            assert (await pool.request("GET", f"{scheme}://localhost:{port}/none")).status == 404
+        assert backend.connections == 1
 
 
 # h11 and wsproto, which do no I/O themselves, driven by handlers and by the stream

@@ -30,8 +30,8 @@ class TrioStream(trio.abc.HalfCloseableStream):
     def __init__(self, sock: TCPSocket) -> None:
         sock.onerror = lambda event: None
         self.sock = sock
-        self.stream = sock.stream()
-        self.sending = anyio.ResourceGuard("sending to")
+        self.stream: Any = sock.stream()
+        self.waiting = False  # for room, which AnyIO's streams have no call for, and which counts as sending
         self.closed = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -40,7 +40,13 @@ class TrioStream(trio.abc.HalfCloseableStream):
     async def wait_send_all_might_not_block(self) -> None:
         if self.closed:
             raise trio.ClosedResourceError
-        await self.send(self.sock.drained)
+        if self.waiting or self.stream._sending:
+            raise trio.BusyResourceError
+        self.waiting = True
+        try:
+            await call(self.sock.drained)
+        finally:
+            self.waiting = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data: bytes = await call(self.stream.receive, 65536 if max_bytes is None else max_bytes)
@@ -54,11 +60,9 @@ class TrioStream(trio.abc.HalfCloseableStream):
         await call(self.stream.aclose)
 
     async def send(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-        async def guarded() -> None:
-            with self.sending:  # AnyIO has no waiting for room, which counts as sending
-                await function(*args)
-
-        await call(guarded)
+        if self.waiting:
+            raise trio.BusyResourceError
+        await call(function, *args)
 
     def clog(self) -> None:
         """Have little room in the operating system, which does not grow."""
