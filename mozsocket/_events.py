@@ -114,10 +114,13 @@ class EventHandler(Generic[EventT]):
 
     An awaitable that the handler returns is awaited before the socket's next event; anything else is ignored.
 
+    :param doc: when the event happens, for :func:`help`
     :raises TypeError: when set to something else
     """
 
-    __slots__ = ("_name",)
+    def __init__(self, doc: str = "") -> None:
+        if doc:
+            self.__doc__ = doc
 
     def __set_name__(self, owner: type[EventTarget], name: str) -> None:
         self._name = name

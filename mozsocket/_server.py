@@ -94,10 +94,10 @@ class TCPServerSocket(Lifetime):
         "_reuse_port",
     )
 
-    #: A connection has been accepted. Its ``data`` starts when the handler has returned.
-    onconnect: EventHandler[TCPServerSocketEvent] = EventHandler()
-    #: The server cannot go on listening.
-    onerror: EventHandler[TCPSocketErrorEvent[TCPServerSocket]] = EventHandler()
+    onconnect: EventHandler[TCPServerSocketEvent] = EventHandler(
+        "A connection has been accepted. Its ``data`` starts when the handler has returned."
+    )
+    onerror: EventHandler[TCPSocketErrorEvent[TCPServerSocket]] = EventHandler("The server cannot go on listening.")
 
     def __init__(
         self,

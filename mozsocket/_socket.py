@@ -76,20 +76,23 @@ class TCPSocket(Connection, TypedAttributeProvider):
 
     __slots__ = ("_accepted_by", "_error_told")
 
-    #: The connection is open. Not for accepted sockets, which are open from the start.
-    onopen: EventHandler[Event[TCPSocket]] = EventHandler()
-    #: :meth:`upgradeToSecure` is done: what is received and sent from now on is encrypted.
-    onsecure: EventHandler[Event[TCPSocket]] = EventHandler()
-    #: Everything buffered has been handed to the operating system, after a :meth:`send` that gave False.
-    ondrain: EventHandler[Event[TCPSocket]] = EventHandler()
-    #: Bytes have arrived.
-    ondata: EventHandler[TCPSocketEvent] = EventHandler()
-    #: The peer has ended its side, and ours is open still: with ``allow_half_open`` only.
-    onend: EventHandler[Event[TCPSocket]] = EventHandler()
-    #: The connection failed or was lost. ``close`` follows.
-    onerror: EventHandler[TCPSocketErrorEvent[TCPSocket]] = EventHandler()
-    #: The connection is closed: the last event, exactly once.
-    onclose: EventHandler[Event[TCPSocket]] = EventHandler()
+    onopen: EventHandler[Event[TCPSocket]] = EventHandler(
+        "The connection is open. Not for accepted sockets, which are open from the start."
+    )
+    onsecure: EventHandler[Event[TCPSocket]] = EventHandler(
+        ":meth:`upgradeToSecure` is done: what is received and sent from now on is encrypted."
+    )
+    ondrain: EventHandler[Event[TCPSocket]] = EventHandler(
+        "Everything buffered has been handed to the operating system, after a :meth:`send` that gave False."
+    )
+    ondata: EventHandler[TCPSocketEvent] = EventHandler("Bytes have arrived.")
+    onend: EventHandler[Event[TCPSocket]] = EventHandler(
+        "The peer has ended its side, and ours is open still: with ``allow_half_open`` only."
+    )
+    onerror: EventHandler[TCPSocketErrorEvent[TCPSocket]] = EventHandler(
+        "The connection failed or was lost. ``close`` follows."
+    )
+    onclose: EventHandler[Event[TCPSocket]] = EventHandler("The connection is closed: the last event, exactly once.")
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ import anyio
 import pytest
 
 import mozsocket
-from mozsocket import InvalidStateError, MozTCPSocket, ReadyState, TCPServerSocket, TCPSocket, testing
+from mozsocket import EventHandler, InvalidStateError, MozTCPSocket, ReadyState, TCPServerSocket, TCPSocket, testing
 from mozsocket.testing import EventRecorder
 
 from .certificates import AUTHORITY, certificate, client_context, server_context
@@ -475,6 +475,18 @@ def test_the_table_of_testing_names_what_there_is_and_nothing_else() -> None:
     described = {name for _, text in rows("Testing") for name in re.findall(r"`(\w+)(?:\(|`)", text)}
     assert {first or second for first, second in named} <= {*testing.__all__, *members}
     assert {*testing.__all__, *members} <= {first or second for first, second in named} | described
+
+
+@pytest.mark.parametrize("module", [mozsocket, testing])
+def test_every_public_member_has_a_docstring_of_its_own(module: Any) -> None:
+    inherited = {inspect.getdoc(each) for each in (object, str, OSError, RuntimeError, EventHandler)}
+    for owner in (getattr(module, name) for name in module.__all__ if name not in ("BinaryType", "EventHandler")):
+        assert inspect.getdoc(owner) not in {None, *inherited}
+        for name, member in vars(owner).items() if inspect.isclass(owner) else ():
+            if inspect.ismemberdescriptor(member):
+                assert name.startswith("_") or f":ivar {name}:" in (owner.__doc__ or ""), (owner, name)
+            elif not name.startswith("_"):
+                assert inspect.getdoc(getattr(owner, name)) not in {None, *inherited}, (owner, name)
 
 
 @pytest.mark.parametrize(
