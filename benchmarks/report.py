@@ -62,14 +62,15 @@ def write_markdown(results: Results, path: Path, plot_path: Path) -> None:
 def summary(results: Results) -> list[str]:
     """A table of mozsocket's ratios to the peers that the targets are about, for the README."""
     lines = ["| mozsocket's | on asyncio | on uvloop | on Trio |", "|---|---|---|---|"]
-    for (scenario, name), targets in groupby(TARGETS, lambda target: (target.scenario, target.figure)):
-        ratios = {
-            target.backend: (results.ratio(scenario, name, target.backend, target.peer), SUBJECTS[target.peer].label)
+    for (scenario, name, subject), targets in groupby(TARGETS, lambda each: (each.scenario, each.figure, each.subject)):
+        ratios = [
+            (results.ratio(scenario, name, target.backend, target.peer, subject), SUBJECTS[target.peer].label)
             for target in targets
-        }
-        cells = ["" if ratio is None else f"{ratio:.2f} × {peer}" for ratio, peer in ratios.values()]
+        ]
+        cells = ["" if ratio is None else f"{ratio:.2f} × {peer}" for ratio, peer in ratios]
         figure = next(figure for figure in SCENARIOS[scenario].figures if figure.name == name)
-        lines.append(f"| {_title(scenario, figure)} | {' | '.join(cells)} |")
+        how = "" if subject == "mozsocket" else "`stream()`: "
+        lines.append(f"| {how}{_title(scenario, figure)} | {' | '.join(cells)} |")
     return lines
 
 

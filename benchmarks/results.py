@@ -93,9 +93,9 @@ class Results:
         rounds = self.figures.get(key, {}).get(figure)
         return statistics.median(rounds) if rounds else None
 
-    def ratio(self, scenario: str, figure: str, backend: str, peer: str) -> float | None:
+    def ratio(self, scenario: str, figure: str, backend: str, peer: str, subject: str = "mozsocket") -> float | None:
         """Of mozsocket's median to a peer's on the same event loop; None if one of them was not measured."""
-        ours = self.median(Key(scenario, backend, "mozsocket"), figure)
+        ours = self.median(Key(scenario, backend, subject), figure)
         theirs = self.median(Key(scenario, backend, peer), figure)
         return ours / theirs if ours is not None and theirs else None
 
@@ -107,13 +107,14 @@ class Results:
         """Of the targets of what was tried; one that could not be measured is missed."""
         outcomes = []
         for target in TARGETS:
-            ratio = self.ratio(target.scenario, target.figure, target.backend, target.peer)
-            if ratio is not None or self.has_failed(target.scenario, target.backend, "mozsocket", target.peer):
+            ratio = self.ratio(target.scenario, target.figure, target.backend, target.peer, target.subject)
+            if ratio is not None or self.has_failed(target.scenario, target.backend, target.subject, target.peer):
                 scenario = SCENARIOS[target.scenario]
                 more = next(figure.more_is_better for figure in scenario.figures if figure.name == target.figure)
                 met = ratio is not None and (ratio >= target.ratio if more else ratio <= target.ratio)
                 peer = Key(target.scenario, target.backend, target.peer).label
-                text = f"{target.scenario}: {'≥' if more else '≤'} {target.ratio:g} × {peer}"
+                how = "" if target.subject == "mozsocket" else f", {SUBJECTS[target.subject].label}"
+                text = f"{target.scenario}{how}: {'≥' if more else '≤'} {target.ratio:g} × {peer}"
                 outcomes.append(Outcome(text, ratio, met))
         for backend in ("asyncio", "uvloop", "trio"):
             key = Key("growth", backend, "mozsocket")

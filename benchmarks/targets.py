@@ -11,6 +11,7 @@ class Target(NamedTuple):
     """A ratio of mozsocket's figure to a peer's on the same event loop.
 
     :ivar ratio: at least, where more is better; at most, where less is
+    :ivar subject: how mozsocket is used: by handlers, or by ``stream()``
     """
 
     scenario: str
@@ -18,14 +19,21 @@ class Target(NamedTuple):
     backend: str
     peer: str
     ratio: float
+    subject: str = "mozsocket"
 
 
 def _row(
-    scenarios: str, figure: str, *, asyncio: tuple[str, float], uvloop: tuple[str, float], trio: tuple[str, float]
+    scenarios: str,
+    figure: str,
+    *,
+    asyncio: tuple[str, float],
+    uvloop: tuple[str, float],
+    trio: tuple[str, float],
+    subject: str = "mozsocket",
 ) -> list[Target]:
     per_backend = {"asyncio": asyncio, "uvloop": uvloop, "trio": trio}
     return [
-        Target(scenario, figure, backend, peer, ratio)
+        Target(scenario, figure, backend, peer, ratio, subject)
         for scenario in scenarios.split()
         for backend, (peer, ratio) in per_backend.items()
     ]
@@ -37,6 +45,14 @@ TARGETS = [
     *_row("echo", "rate", asyncio=("protocol", 1.15), uvloop=("anyio", 0.9), trio=("trio", 1.2)),
     *_row("echo-100", "rate", asyncio=("protocol", 1.1), uvloop=("anyio", 0.9), trio=("trio", 1.2)),
     *_row("tls-bulk tls-echo tls-echo-100", "rate", asyncio=("protocol", 1), uvloop=("anyio", 1), trio=("trio", 1)),
+    *_row(
+        "bulk echo tls-bulk tls-echo",
+        "rate",
+        asyncio=("anyio", 1),
+        uvloop=("anyio", 1),
+        trio=("anyio", 1),
+        subject="mozsocket-stream",
+    ),
     *_row("short", "rate", asyncio=("anyio", 1), uvloop=("anyio", 1), trio=("anyio", 1)),
     *_row("idle", "memory", asyncio=("anyio", 1.3), uvloop=("anyio", 1.3), trio=("anyio", 1.3)),
     *_row("latency", "p99", asyncio=("protocol", 1), uvloop=("anyio", 1), trio=("trio", 1)),
