@@ -482,9 +482,10 @@ def test_every_public_member_has_a_docstring_of_its_own(module: Any) -> None:
     inherited = {inspect.getdoc(each) for each in (object, str, OSError, RuntimeError, EventHandler)}
     for owner in (getattr(module, name) for name in module.__all__ if name not in ("BinaryType", "EventHandler")):
         assert inspect.getdoc(owner) not in {None, *inherited}
+        texts = "".join(base.__doc__ or "" for base in getattr(owner, "__mro__", ()))
         for name, member in vars(owner).items() if inspect.isclass(owner) else ():
             if inspect.ismemberdescriptor(member):
-                assert name.startswith("_") or f":ivar {name}:" in (owner.__doc__ or ""), (owner, name)
+                assert name.startswith("_") or f":ivar {name}:" in texts, (owner, name)
             elif not name.startswith("_"):
                 assert inspect.getdoc(getattr(owner, name)) not in {None, *inherited}, (owner, name)
 
