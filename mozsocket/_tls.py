@@ -122,7 +122,7 @@ class TLSTransport:
             self._incoming,
             self._outgoing,
             server_side=server_side,
-            server_hostname=server_hostname,
+            server_hostname=None if server_side else server_hostname,
         )
         self._standard_compatible = standard_compatible
         self.plaintext = plaintext
