@@ -252,8 +252,7 @@ async def connected_peer(**options: Any) -> AsyncIterator[tuple[TCPSocket, Peer]
     with ExitStack() as stack:
         with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
             ours = stack.enter_context(stdlib_socket.create_connection(listener.getsockname()))
-            theirs = stack.enter_context(listener.accept()[0])
-        peer = Peer(theirs)
+            peer = Peer(listener.accept()[0])
         stack.callback(peer.close)
         async with TCPSocket.from_socket(ours, **options) as socket:
             await socket.opened()
