@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -390,6 +390,10 @@ class TLSTransport:
             await anyio.lowlevel.checkpoint()  # it may have all, and the peer wait for us
         else:
             await self._transport.wait_readable()
+
+    def wait_hung_up(self) -> Coroutine[Any, Any, None]:
+        """As of the transport below."""
+        return self._transport.wait_hung_up()
 
     async def wait_writable(self) -> None:
         """Wait for what holds up sending: the operating system or, in a handshake, the peer.

@@ -235,11 +235,11 @@ class Peer:
         if not self._transport.closed:
             linger = struct.pack("ii", 1, 0)
             self._transport.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, linger)
-            self._transport.close()
+            self.close()
 
     def close(self) -> None:
         """Close without a word; if there is something unread, that is a reset. Closing twice does no harm."""
-        self._transport.close()
+        self._transport.close(tell=False)
 
 
 @asynccontextmanager

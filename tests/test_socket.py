@@ -608,20 +608,23 @@ async def test_drain_does_not_wait_while_suspended(role: str, listener: stdlib_s
             await events.first("data")
 
 
-async def test_an_error_does_not_wait_while_suspended(role: str, listener: stdlib_socket.socket) -> None:
+async def test_an_error_waits_behind_what_is_held_while_suspended(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
         socket.suspend()
         peer.sendall(b"held")
         await all_blocked()
         reset(peer)
+        await all_blocked()
+        assert "error" not in events.types
+        socket.resume()
         error = await events.first("error")
         assert error.name == "NetworkInterruptError"
         await events.first("close")
-        assert events.data == b""
+        assert events.data == b"held"
 
 
-async def test_a_write_error_does_not_wait_while_suspended_with_a_full_queue(
+async def test_a_write_error_waits_behind_a_full_queue_while_suspended(
     role: str, listener: stdlib_socket.socket
 ) -> None:
     async with MozTCPSocket() as tcp:
@@ -631,8 +634,13 @@ async def test_a_write_error_does_not_wait_while_suspended_with_a_full_queue(
         await all_blocked()
         reset(peer)
         socket.send(b"into the void")
+        with pytest.raises(TCPSocketError):
+            await socket.drained()
+        assert "error" not in events.types
+        socket.resume()
         assert (await events.first("error")).name == "NetworkInterruptError"
         await events.first("close")
+        assert events.types[-3:] == ["data", "error", "close"]
 
 
 async def test_what_came_before_a_write_error_is_delivered_first(role: str, listener: stdlib_socket.socket) -> None:
