@@ -74,6 +74,13 @@ is read while it is in the processor's cache, and does not pile up (measured: 2.
 FAILURE_PATIENCE = 1
 """Seconds to read, when nothing more can be sent, what the peer sent before; as a rule it is there."""
 
+PLAINTEXT_STEP = 65_536
+"""Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``: so the time for all
+of it is bounded too."""
+
+PLAINTEXT_PATIENCE = 0.5
+"""Seconds for that at least: it may be said that a handshake must be here at once, but not that a network be fast."""
+
 WATCH_AFTER = 0.1
 """Seconds that the reader waits for room in the queue before the connection is watched: it may be lost meanwhile."""
 
@@ -326,12 +333,27 @@ class Connection(Lifetime):
         self._notify()
 
     async def _limit_handshake(self, tls: TLSTransport) -> None:
-        await self._wait_until(lambda: not tls.plaintext or tls.closed)
+        """Limit the time of a handshake, and of the plaintext before it: that has to go out at some speed, as the peer
+        that does not read it could keep the handshake from ever beginning.
+        """
+        seconds = self._options.handshake_timeout
         try:
-            with _time_limit(self._options.handshake_timeout, "no TLS handshake"):
+            while tls.plaintext and not tls.closed:
+                await self._limit_plaintext(tls, max(seconds, PLAINTEXT_PATIENCE))
+            with _time_limit(seconds, "no TLS handshake"):
                 await self._wait_until(lambda: tls.established or tls.closed)
         except TimeoutError as exc:
             await self._lose(exc)
+
+    async def _limit_plaintext(self, tls: TLSTransport, seconds: float) -> None:
+        before = tls.plaintext
+        with anyio.move_on_after(seconds):
+            await self._wait_until(lambda: not tls.plaintext or tls.closed)
+        if tls.plaintext > max(before - PLAINTEXT_STEP, 0) and not tls.closed:
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"the peer did not take {PLAINTEXT_STEP} bytes of what comes before TLS in {seconds} seconds",
+            )
 
     def _is_secure(self) -> bool:
         return self._tls is not None and self._tls.established
