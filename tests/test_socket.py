@@ -494,6 +494,37 @@ async def test_a_slow_handler_holds_its_peer_back_and_no_other(listener: stdlib_
             await slow_events.until(lambda: len(slow_events.data) == MANY)
 
 
+async def test_a_transfer_that_had_to_wait_goes_on_as_any_other() -> None:
+    """What came meanwhile was queued; what comes later is not, and is read in larger pieces."""
+    chunk, much = bytes(65_536), 100_000_000
+    sizes: list[int] = []
+
+    async def onconnect(event: Any) -> None:
+        event.socket.ondata = lambda event: sizes.append(len(event.data))
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        server.onconnect = onconnect
+        socket = tcp.open("127.0.0.1", server.localPort)
+        left = much
+
+        def pump(event: Any) -> None:
+            nonlocal left
+            while left > 0:
+                left -= len(chunk)
+                if not socket.send(chunk):
+                    return
+            socket.close()
+            server.close()
+
+        socket.onopen = socket.ondrain = pump
+    assert sum(sizes) >= much
+    assert max(sizes[:3]) <= 65_536
+    assert max(sizes[len(sizes) // 2 :]) > 65_536
+
+
 async def test_suspended_receiver_bounds_memory(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
