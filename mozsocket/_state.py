@@ -216,7 +216,7 @@ def octets(data: object, byteOffset: int = 0, byteLength: int | None = None, *, 
     except TypeError:
         raise TypeError(f"{what} a bytes-like object or a str, not {type(data).__name__}") from None
     with view:
-        if not view.c_contiguous:
+        if not (view.c_contiguous and view.nbytes):  # which a flat view could not be had of
             return view.tobytes()[start:stop]
         with view.cast("B") as flat:
             return bytes(flat[start:stop])  # copied: the program may change it before it is sent
