@@ -24,7 +24,10 @@ def host_and_port(address: Any) -> tuple[str, int]:
 
 
 def display(host: str, port: int) -> str:
-    """A host and a port as one writes them; of a UNIX-domain socket its path."""
+    """A host and a port as one writes them; of a UNIX-domain socket its path. In ASCII, and with no line feeds in it:
+    it may be another's choice, and has to be fit for any terminal and log.
+    """
+    host = host.encode("unicode_escape").decode("ascii")
     if not port:
         return host or "a socket without an address"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

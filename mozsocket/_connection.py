@@ -219,12 +219,15 @@ class Connection(Lifetime):
         :return: whether there is one that the program still wants
         """
         options = self._options
-        if isinstance(self._transport, Transport):  # which others have made
+        if isinstance(self._transport, Transport) and not self._transport.closed:  # which others have made
             configure(self._transport.socket)
         if self._state is _CONNECTING and (
             self._transport is None or options.proxy_protocol or options.useSecureTransport
         ):
-            await self._connect()
+            try:
+                await self._connect()
+            finally:
+                self._attempt = None
         if self._state is _CONNECTING and self._failure is None:
             self._set_ready_state(_OPEN)
         if self._state is _OPEN:
@@ -546,14 +549,14 @@ class Connection(Lifetime):
     def _hand_over(self, data: bytes) -> bool:
         """Send what a stream's caller waits for: here and now, and by way of the buffer only what is not taken.
 
-        :return: whether the operating system has taken all that there was
+        :return: whether the operating system has taken all of it
         """
         buffer, transport = self._buffer, self._transport
         assert transport is not None
         if self._flush_scheduled or buffer.amount or transport.closed or not 0 < len(data) <= transport.send_limit:
             buffer.append_awaited(data)
             self._flush_soon()
-            return not buffer.amount and self._failure is None
+            return not buffer.awaited and self._failure is None
         count = 0
         try:
             count = transport.send([data])
@@ -594,6 +597,11 @@ class Connection(Lifetime):
             self._notify()
         return self._eof_sent
 
+    def _send_last(self) -> None:
+        """Send what the operating system takes now of what is buffered and, if that is all, our end."""
+        if self._send_buffered() and self._failure is None:
+            self._half_close()
+
     def _end_output(self) -> bool:
         """After :meth:`send_eof`, when everything is handed over, half-close; not before TLS is there.
 
@@ -612,7 +620,10 @@ class Connection(Lifetime):
             while buffer.amount and not transport.closed:
                 chunks = buffer.next_write(transport.send_limit)
                 count = transport.send(chunks)
+                awaited = buffer.awaited
                 buffer.advance(count)
+                if awaited and not buffer.awaited:
+                    self._notify()  # a stream's caller, who does not wait for what was sent behind it
                 # TLS may have handed over what it had encrypted before there was more: that is no lack of room.
                 if not count:
                     return False

@@ -143,7 +143,8 @@ class TCPSocketError(OSError):
         )
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.detail}" + (f" ({self.peer})" if self.peer else "")
+        text = f"{self.name}: {self.detail}" + (f" ({self.peer})" if self.peer else "")
+        return text.encode("ascii", "backslashreplace").decode("ascii")  # any terminal, and any log, can show it
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self}>"

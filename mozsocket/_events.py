@@ -65,7 +65,7 @@ class TCPSocketEvent(Event["TCPSocket"]):
 
     def _details(self) -> str:
         start = self.data[:20]
-        return f" {len(self.data)} B {start!r}{'…' if len(self.data) > len(start) else ''}"
+        return f" {len(self.data)} B {start!a}{'...' if len(self.data) > len(start) else ''}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

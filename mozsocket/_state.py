@@ -54,11 +54,12 @@ class SendBuffer:
     """What was given to ``send()`` and not yet handed to the operating system.
 
     :ivar amount: its size in bytes: ``bufferedAmount``
+    :ivar awaited: how many of these come first, up to the end of what was appended by :meth:`append_awaited`
     :ivar dropped: whether bytes were thrown away unsent
     :ivar finished: whether the program has said that this is all
     """
 
-    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "amount", "dropped", "finished")
+    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "amount", "awaited", "dropped", "finished")
 
     def __init__(self, limit: int | None = None) -> None:
         self._chunks = _NO_CHUNKS
@@ -66,6 +67,7 @@ class SendBuffer:
         self._ended = False
         self._limit = limit
         self.amount = 0
+        self.awaited = 0
         self.dropped = False
         self.finished = False
 
@@ -102,6 +104,7 @@ class SendBuffer:
             self._chunks = self._chunks or deque()
             self._chunks.append(data)
             self.amount += len(data)
+            self.awaited = self.amount
 
     def finish(self) -> None:
         """Take no more: what is buffered is all."""
@@ -134,6 +137,8 @@ class SendBuffer:
     def advance(self, count: int) -> None:
         """Count bytes as handed over: the first of what :meth:`next_write` gave."""
         self.amount -= count
+        if self.awaited:
+            self.awaited = max(self.awaited - count, 0)
         chunks = self._chunks
         while count:
             chunk = chunks.popleft()
@@ -159,7 +164,7 @@ class SendBuffer:
         self.dropped = self.dropped or self.amount > 0
         self._ended = True
         self._chunks.clear()
-        self.amount = 0
+        self.amount = self.awaited = 0
         self._drain_owed = False
 
 
@@ -216,7 +221,7 @@ def octets(data: object, byteOffset: int = 0, byteLength: int | None = None, *, 
     except TypeError:
         raise TypeError(f"{what} a bytes-like object or a str, not {type(data).__name__}") from None
     with view:
-        if not view.c_contiguous:
+        if not (view.c_contiguous and view.nbytes):  # which a flat view could not be had of
             return view.tobytes()[start:stop]
         with view.cast("B") as flat:
             return bytes(flat[start:stop])  # copied: the program may change it before it is sent

@@ -29,6 +29,9 @@ __all__ = ("SocketStream",)
 MAX_READ = 262_144
 """Bytes read at once, however many may be received: to have room for more costs more than to read again."""
 
+PEER_PATIENCE = 0.25
+"""Seconds that closing waits for the peer to close too. As a rule it has done so after one round trip."""
+
 _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 
@@ -154,6 +157,7 @@ class SocketStream(ByteStream):
         """Send bytes, and wait until the operating system has taken them all.
 
         A ``send()`` that is cancelled while it waits for room is sent all the same: nothing is torn out of the stream.
+        The next one waits until nothing is left of it; cancelled in that wait, it has sent nothing.
 
         :param item: bytes-like
         :raises anyio.BusyResourceError: if another task is sending
@@ -169,7 +173,7 @@ class SocketStream(ByteStream):
             if self._socket._hand_over(data):
                 await anyio.lowlevel.checkpoint()  # only now: so the answer is here sooner
             else:
-                await self._until(lambda: not self._socket._buffer.amount)
+                await self._until(lambda: not self._socket._buffer.awaited)
         finally:
             self._sending = False
 
@@ -180,6 +184,8 @@ class SocketStream(ByteStream):
 
     async def send_eof(self) -> None:
         """Tell the peer that no more will come, when everything is sent; receiving goes on.
+
+        It waits until nothing is left of a :meth:`send` that was cancelled; cancelled in that wait it has told nothing.
 
         :raises anyio.BusyResourceError: if another task is sending
         """
@@ -193,16 +199,17 @@ class SocketStream(ByteStream):
             self._sending = False
 
     def _may_send(self) -> bool:
+        """Whether there is nothing to wait for first, nor to raise."""
         socket = self._socket
-        return socket._state is _OPEN and socket._failure is None and not self._closed
+        return socket._state is _OPEN and socket._failure is None and not (self._closed or socket._buffer.awaited)
 
     async def _ready_to_send(self) -> None:
+        """Wait until there is a connection, and nothing is left of a send() that was given up."""
+        buffer = self._socket._buffer
         if self._socket._state is _CONNECTING:
             await self._connected()
-        self._raise_if_over()
-        if self._socket._failure is not None:
-            await self._socket._wait_until(self._socket._is_shut)
-            self._raise_lost()
+        await self._until(lambda: buffer.finished or not buffer.awaited)
+        await anyio.lowlevel.checkpoint_if_cancelled()  # which may have come in the turn that it was reached in
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         socket = self._socket
@@ -242,18 +249,45 @@ class SocketStream(ByteStream):
         raise BrokenResourceError(str(self._socket._failure)) from self._socket._failure.again()
 
     async def aclose(self) -> None:
-        """Close the socket, in order: what was sent arrives. It goes on closing by itself once all is sent, for
-        ``linger`` seconds at most. Cancelled, it closes immediately.
+        """Close the socket in order, so that what was sent arrives, but within ``linger`` seconds, whatever the peer
+        does: what it has not taken by then is dropped. If something is left of a :meth:`send`, which was cancelled or
+        is waiting still, it closes immediately, and so it does when it is cancelled itself.
+
+        The socket is closed when it returns. Only where nothing is missing but that the peer closes too, and that takes
+        its time, it goes on waiting for that by itself, within ``linger``.
         """
-        socket = self._socket
         self._closed = True
-        socket.close()
+        lingers = False
         try:
             await anyio.lowlevel.checkpoint()
+            lingers = await self._close_in_order()
+        finally:
+            if not lingers:
+                with anyio.CancelScope(shield=True):
+                    await self._close_now()
+
+    async def _close_in_order(self) -> bool:
+        """:return: whether it is only the peer's end that is missing, for which nobody need wait"""
+        socket = self._socket
+        if socket._state is _CONNECTING or socket._buffer.awaited:
+            return False  # there is nothing to close in order, or a peer that may never take what is left
+        socket.close()
+        socket._send_last()  # for once, before there is any time limit
+        with anyio.move_on_after(socket._options.linger):
             await socket._wait_until(lambda: socket._eof_sent or socket._is_shut())
-        except anyio.get_cancelled_exc_class():
-            socket.closeImmediately()
-            raise
+            with anyio.move_on_after(PEER_PATIENCE):
+                await socket._wait_until(socket._is_shut)
+            return not socket._is_shut()
+        return False
+
+    async def _close_now(self) -> None:
+        """Close immediately what is not closed yet, and wait for the few turns until the descriptor is closed too."""
+        socket = self._socket
+        socket.closeImmediately()
+        await socket._wait_until(lambda: socket._attempt is None)
+        socket._shut()
+        if socket._transport is not None:
+            await socket._transport.wait_closed()
 
 
 def _octets(item: object) -> bytes:

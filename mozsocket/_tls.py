@@ -384,6 +384,10 @@ class TLSTransport:
         self._wake_writer = self._on_established = self._on_plaintext_sent = _ignore
         self._let_writer_look()
 
+    async def wait_closed(self) -> None:
+        """After :meth:`close`, wait until nobody uses the socket any more."""
+        await self._transport.wait_closed()
+
     async def wait_readable(self) -> None:
         """:raises anyio.ClosedResourceError: if it is closed meanwhile"""
         if not self._broken and (self._incoming.pending or (self.established and not self._starved)):

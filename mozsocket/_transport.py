@@ -106,6 +106,11 @@ class Watched:
             else:
                 self.socket.close()
 
+    async def wait_closed(self) -> None:
+        """After :meth:`close`, wait until those who waited for it have woken, and so it is closed."""
+        while self._waiting:
+            await anyio.lowlevel.checkpoint()
+
 
 class Transport(Watched):
     """A connected socket, for bytes."""

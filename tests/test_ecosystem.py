@@ -113,6 +113,35 @@ async def test_requests_of_httpcore(scheme: str, web: WebServer) -> None:
         assert backend.connections == 1
 
 
+class Endless:
+    """The content of a request. Not a generator, of which httpcore would leave the rest to the garbage collector."""
+
+    def __aiter__(self) -> Endless:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return PAGE
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_request_of_httpcore_to_a_server_that_does_not_read(scheme: str) -> None:
+    """It is given up, and httpcore closes the connection where nothing can cancel that."""
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=scheme == "https", ssl_context=server_context())
+        server.onconnect = lambda event: event.socket.suspend()
+        async with httpcore.AsyncConnectionPool(ssl_context=client_context(), network_backend=Backend(tcp)) as pool:
+            with anyio.fail_after(20), pytest.raises(TimeoutError):
+                await pool.request(
+                    "POST",
+                    f"{scheme}://localhost:{server.localPort}/",
+                    headers={"Transfer-Encoding": "chunked"},
+                    content=Endless(),
+                    extensions={"timeout": {"write": 0.1}},
+                )
+        tcp.cancel_scope.cancel()
+
+
 # h11 and wsproto, which do no I/O themselves, driven by handlers and by the stream
 
 

@@ -566,10 +566,10 @@ def test_the_repr_of_an_event(bell: Bell) -> None:
         (b"hello", "5 B b'hello'"),
         (b"\x00\r\n\xff", r"4 B b'\x00\r\n\xff'"),
         (b"a" * 20, "20 B b'aaaaaaaaaaaaaaaaaaaa'"),
-        (b"a" * 21, "21 B b'aaaaaaaaaaaaaaaaaaaa'…"),
-        (bytes(1 << 20), r"1048576 B b'" + r"\x00" * 20 + "'…"),
+        (b"a" * 21, "21 B b'aaaaaaaaaaaaaaaaaaaa'..."),
+        (bytes(1 << 20), r"1048576 B b'" + r"\x00" * 20 + "'..."),
         ("text", "4 B 'text'"),
-        ("\x1b[31m\xff" * 100, "600 B '\\x1b[31mÿ\\x1b[31mÿ\\x1b[31mÿ\\x1b['…"),
+        ("\x1b[31m\xff" * 100, r"600 B '\x1b[31m\xff\x1b[31m\xff\x1b[31m\xff\x1b['..."),
     ],
     ids=lambda value: str(len(value)),
 )
