@@ -40,6 +40,7 @@ import anyio
 import anyio.lowlevel
 
 from ._addresses import display
+from ._authorities import default_context
 from ._connect import connect
 from ._dispatch import Signal, turn
 from ._eagerness import Eagerness
@@ -48,9 +49,9 @@ from ._events import Event
 from ._inbox import QUEUED_READ_SIZE, Inbox
 from ._lifetime import Lifetime
 from ._options import SocketOptions, check_role, identity
-from ._proxy_protocol import parse
+from ._proxy_protocol import missing, parse
 from ._state import ReadyState, SendBuffer, SuspendCount
-from ._tls import TLSTransport, default_context
+from ._tls import TLSTransport
 from ._transport import Transport, configure
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
@@ -237,36 +238,43 @@ class Connection(Lifetime):
         return self._state is _OPEN
 
     async def _connect(self) -> None:
+        failures: list[OSError] = []  # of some of several addresses
         with anyio.CancelScope() as self._attempt:
             try:
                 with _time_limit(self._options.connect_timeout, "not connected"):
                     if self._transport is None:
-                        self._transport = Transport(await connect(self._host, self._port, self._options.local_host))
-                        configure(self._transport.socket)
+                        sock = await connect(self._host, self._port, self._options.local_host, failures)
+                        self._transport = Transport(sock)
+                        configure(sock)
                     if self._options.proxy_protocol:
+                        assert isinstance(self._transport, Transport)
                         await self._receive_proxy_header(self._transport)
                     if self._options.useSecureTransport:
                         await self._shake_hands()
             except (OSError, UnicodeError, ExceptionGroup) as exc:
+                if failures and self._transport is None and isinstance(exc, TimeoutError):
+                    exc = ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, exc])
                 self._fail(exc)
                 if isinstance(exc, ssl.SSLError) and self._tls is not None:
                     await self._tls.part()
 
-    async def _receive_proxy_header(self, transport: Transport | TLSTransport) -> None:
-        data = b""
+    async def _receive_proxy_header(self, transport: Transport) -> None:
+        data = bytearray()
         with _time_limit(self._options.handshake_timeout, "no header of the PROXY protocol"):
             while (header := parse(data)) is None:
                 part = transport.receive(QUEUED_READ_SIZE)
                 if part is None:
+                    transport.expect(missing(data))
                     await transport.wait_readable()
                 elif part:
                     data += part
                 else:
                     raise ConnectionResetError(errno.ECONNRESET, "it ended before a header of the PROXY protocol")
+        transport.expect(1)
         if header.source is not None:
             self._host, self._port = header.source
         if len(data) > header.size:
-            self._inbox.put(data[header.size :])
+            self._inbox.put(bytes(data[header.size :]))
 
     async def _shake_hands(self) -> None:
         self._transport = self._tls = self._make_tls()

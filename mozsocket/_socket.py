@@ -26,7 +26,7 @@ from ._options import (
 )
 from ._state import ReadyState, octets
 from ._stream import SocketStream
-from ._transport import Transport
+from ._transport import Transport, has_ended
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -480,8 +480,11 @@ class TCPSocket(Connection, TypedAttributeProvider):
 
 
 def _peer_of(sock: stdlib_socket.socket) -> Any:
+    """The address of a socket's peer; empty if it has reset the connection, of which there may be something to read."""
     check_stream_socket(sock)
     try:
         return sock.getpeername()
     except OSError as exc:
+        if has_ended(sock):
+            return ""
         raise ValueError(f"from_socket() takes a connected socket: {exc}") from exc

@@ -19,7 +19,7 @@ from anyio.abc import SocketAttribute
 
 from ._addresses import plain
 
-__all__ = ("Transport", "Watched", "configure")
+__all__ = ("Transport", "Watched", "configure", "has_ended")
 
 
 def configure(sock: socket.socket) -> None:
@@ -30,6 +30,17 @@ def configure(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:  # pragma: no cover  (macOS: the peer has reset it already, which the first read will tell)
             pass
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the peer has ended a connection. One that it has reset is told apart from a socket that never was
+    connected by that it can be read from. False where the system has no poll().
+    """
+    if not hasattr(select, "poll"):  # pragma: no cover  (Windows)
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
 class Watched:
@@ -174,6 +185,15 @@ class Transport(Watched):
         :return: whether nothing of it is left
         """
         return True
+
+    def expect(self, count: int) -> None:
+        """Have waiting last until so many bytes have arrived, or the end, where the system can (not Windows). Waking up
+        for fewer costs far more than the bytes do.
+        """
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        except OSError:  # pragma: no cover  (Windows)
+            pass
 
     async def wait_hung_up(self) -> None:
         """Wait until nothing more can come than what the operating system has: the connection is lost, or both sides

@@ -945,6 +945,25 @@ async def test_unknown_host(host: str) -> None:
     assert events.of("error")[-1].message == "Network"
 
 
+@pytest.mark.parametrize("first", ["::1", "127.0.0.1"], ids=["refusal first", "silence first"])
+async def test_a_time_limit_hides_no_refusal(first: str, clogged: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two addresses one refuses and one is silent."""
+
+    async def getaddrinfo(host: Any, port: Any, **options: Any) -> list[Any]:
+        found = [(stdlib_socket.AF_INET6, ("::1", port, 0, 0)), (stdlib_socket.AF_INET, ("127.0.0.1", port))]
+        found.sort(key=lambda entry: entry[1][0] != first)
+        return [(family, stdlib_socket.SOCK_STREAM, 6, "", address) for family, address in found]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    async with MozTCPSocket() as tcp:
+        events = EventRecorder(tcp.open("peer.example", clogged, connect_timeout=0.4))
+        await events.first("close")
+    error = events.of("error")[0]
+    assert error.name == "ConnectionRefusedError"
+    kinds = [type(exc) for exc in error.error.__cause__.exceptions]
+    assert kinds == [ConnectionRefusedError, TimeoutError]
+
+
 async def test_connect_timeout(clogged: int) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", clogged, connect_timeout=0.05)
