@@ -18,6 +18,7 @@ from ._eagerness import Eagerness
 from ._errors import InvalidStateError, TCPSocketError
 from ._options import check_count
 from ._state import ReadyState, octets
+from ._unique import Unique
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -36,7 +37,7 @@ _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 
 
-class SocketStream(ByteStream):
+class SocketStream(Unique, ByteStream):
     """What :meth:`TCPSocket.stream` gives. For what the methods raise see there."""
 
     __slots__ = ("_closed", "_eagerness", "_ended", "_sending", "_socket", "receiving")

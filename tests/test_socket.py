@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import socket as stdlib_socket
 from array import array
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,7 +16,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
-from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket import Event, InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 from mozsocket.testing import EventRecorder, connected_peer
 
 from .peers import (
@@ -1151,3 +1154,20 @@ async def test_what_a_handler_of_connect_sets_holds_for_the_connection(listener:
             while not seen:
                 await all_blocked()
     assert seen == ["its own"]
+
+
+# Copies
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+async def test_what_owns_a_connection_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    async with MozTCPSocket() as tcp, connected_peer() as (socket, peer):
+        server = tcp.listen(0, host="127.0.0.1")
+        event = Event("open", socket)
+        for owner in (tcp, server, socket, socket.stream(), peer):
+            with pytest.raises(TypeError, match=f"^{type(owner).__name__} cannot be copied or pickled"):
+                make(owner)
+        if make is not copy.copy:
+            with pytest.raises(TypeError, match="TCPSocket cannot be copied or pickled"):
+                make(event)
+        server.close()
