@@ -206,6 +206,16 @@ class Connection(Lifetime):
     # Life
 
     async def _live(self) -> None:
+        try:
+            await self._connect_and_read()
+        except Exception as exc:  # of the program's, such as its SSLContext's
+            self._crashed(exc, "the connection")
+        self._pump()
+        while self._busy or not self._close_told:
+            await self._change()
+            self._pump()  # what a suspended program had yet to be told, and now closes
+
+    async def _connect_and_read(self) -> None:
         if await self._establish():
             self._pump()
             self._keep_context()  # with what a handler of open, or connect, has set
@@ -213,10 +223,6 @@ class Connection(Lifetime):
             self._peer_ended = True
             self._notify()
             await self._wait_until(self._is_shut)
-        self._pump()
-        while self._busy or not self._close_told:
-            await self._change()
-            self._pump()  # what a suspended program had yet to be told, and now closes
 
     async def _establish(self) -> bool:
         """Bring about the connection and announce it.
@@ -655,23 +661,24 @@ class Connection(Lifetime):
         if self._tasks is None:
             return  # closed before it began
         if self._write_due is None:
-            self._spawn("writer", self._write)
-            self._write_due = Signal()
+            due = Signal()
+            self._spawn("writer", self._write, due)
+            self._write_due = due
         self._write_due.set()
 
-    async def _write(self) -> None:
+    async def _write(self, due: Signal) -> None:
         """The writer: hands over what has to wait, and ends the connection once there is nothing more to send."""
         try:
-            await self._write_until_end()
+            await self._write_until_end(due)
             await self._part()
         except anyio.ClosedResourceError:
             return
         self._shut()
 
-    async def _write_until_end(self) -> None:
-        assert self._write_due is not None and self._transport is not None
+    async def _write_until_end(self, due: Signal) -> None:
+        assert self._transport is not None
         while True:
-            await self._write_due.wait()
+            await due.wait()
             while not self._send_buffered():
                 await anyio.lowlevel.checkpoint()  # as for reading: there may be room by then, see Eagerness
                 if not self._send_buffered():

@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup
 from ._events import Event, EventTarget, Rest
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+    from exceptiongroup import BaseExceptionGroup
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -74,7 +74,18 @@ turn = _Turn()
 class Dispatcher(EventTarget):
     """An event target that delivers the events of one connection in order, one at a time."""
 
-    __slots__ = ("_busy", "_context", "_dispatch_due", "_handler_task", "_rest", "_scopes", "_spawned", "_tasks")
+    __slots__ = (
+        "_busy",
+        "_context",
+        "_dispatch_due",
+        "_handler_scope",
+        "_handler_task",
+        "_handlers_cancelled",
+        "_rest",
+        "_scopes",
+        "_spawned",
+        "_tasks",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +97,8 @@ class Dispatcher(EventTarget):
         self._rest: Rest | None = None  # of the running handler, for the dispatcher to await
         self._dispatch_due: Signal | None = None  # made with the dispatcher
         self._handler_task: int | None = None
+        self._handler_scope: anyio.CancelScope | None = None  # around all that the dispatcher does
+        self._handlers_cancelled = False
 
     @abstractmethod
     def _next_event(self) -> Event[Any] | None:
@@ -96,8 +109,16 @@ class Dispatcher(EventTarget):
         """Whether there may be such an event."""
 
     @abstractmethod
-    def _handler_raised(self, exc: Exception, event: Event[Any]) -> None:
+    def _handler_raised(self, exc: BaseException, event: Event[Any]) -> None:
         """Called with what a handler of an event raised."""
+
+    @abstractmethod
+    def _crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        """Called with what one of the tasks raised."""
+
+    @abstractmethod
+    def _notify(self) -> None:
+        """Have the task look again that runs all this."""
 
     def _pump(self, event: Event[Any] | None = None) -> None:
         """Deliver what is due, here and now; to be called from a task of the socket's own, never by its user.
@@ -108,6 +129,9 @@ class Dispatcher(EventTarget):
             assert event is None
             return  # what is due will be seen to after the running handler
         self._busy = True
+        if self._handlers_cancelled:
+            self._deliver_without_tasks()
+            return
         rest = self._deliver(event) if event is not None else None
         for _ in range(PUMPED):
             if rest is not None or (self._async_types and self._is_due()):
@@ -121,24 +145,49 @@ class Dispatcher(EventTarget):
             rest = self._deliver(event)
         self._start_dispatch(rest)
 
+    def _deliver_without_tasks(self) -> None:
+        while (event := self._next_event()) is not None:
+            rest = self._deliver(event)
+            if rest is not None:
+                rest.drop()
+        self._busy = False
+
+    def _cancel_handlers(self) -> None:
+        """Cancel the asynchronous handler that runs, and begin no other. Functions are called still."""
+        self._handlers_cancelled = True
+        if self._handler_scope is not None:
+            self._handler_scope.cancel()
+        self._notify()
+
     def _wake_dispatch(self) -> None:
         """Have what is due delivered soon; may be called from anywhere."""
-        if not self._busy:
+        if self._handlers_cancelled:
+            self._notify()
+        elif not self._busy:
             self._start_dispatch(None)
             self._busy = True
 
     def _start_dispatch(self, rest: Rest | None) -> None:
         self._rest = rest
         if self._dispatch_due is None:
-            self._spawn("dispatcher", self._dispatch)
-            self._dispatch_due = Signal()
+            due = Signal()
+            self._spawn("dispatcher", self._dispatch, due)
+            self._dispatch_due = due
         self._dispatch_due.set()
 
     def _spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         """Start a task of the socket's own, which ends with it."""
         assert self._tasks is not None and self._context is not None
-        self._context.run(partial(self._tasks.start_soon, function, *args, name=f"{what} of {self!r}"))
+        start = partial(self._tasks.start_soon, self._guard, what, partial(function, *args), name=f"{what} of {self!r}")
+        self._context.run(start)
         self._spawned = True
+
+    async def _guard(self, what: str, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """The last line of defence: whatever a task raises ends this connection in order, and nothing else."""
+        try:
+            await function()
+        except Exception as exc:
+            self._crashed(exc, f"the {what}")
 
     def _keep_context(self) -> None:
         """Have the tasks that are started from now on begin with the current context: handlers of one connection see
@@ -146,11 +195,26 @@ class Dispatcher(EventTarget):
         """
         self._context = copy_context()
 
-    async def _dispatch(self) -> None:
-        assert self._dispatch_due is not None
+    async def _dispatch(self, due: Signal) -> None:
         self._handler_task = anyio.get_current_task().id
+        try:
+            with anyio.CancelScope() as self._handler_scope:
+                await self._dispatch_what_is(due)
+        except Exception:
+            self._handlers_cancelled = True
+            self._end_dispatch()
+            raise
+        self._end_dispatch()
+
+    def _end_dispatch(self) -> None:
+        """Leave what is due to functions: whoever runs all this looks again."""
+        self._drop_rest()
+        self._busy = False
+        self._notify()
+
+    async def _dispatch_what_is(self, due: Signal) -> None:
         while True:
-            await self._dispatch_due.wait()
+            await due.wait()
             await self._await_rest()
             delivered = 0
             while (event := self._next_event()) is not None:
@@ -172,21 +236,25 @@ class Dispatcher(EventTarget):
             except Exception as exc:
                 self._handler_raised(exc, rest.event)
             except anyio.get_cancelled_exc_class() as exc:
-                if is_cancelled():
+                if is_cancelled() or is_cancelled_by_loop(exc):
                     raise
                 self._handler_raised(_stray(exc), rest.event)
+            except GeneratorExit:
+                raise
             except BaseExceptionGroup as group:  # on Trio a cancellation comes with what else was raised by then
                 cancelled, raised = group.split(anyio.get_cancelled_exc_class())
-                if not isinstance(raised, ExceptionGroup):
-                    raise
-                self._handler_raised(raised, rest.event)
+                if raised is not None:
+                    self._handler_raised(raised, rest.event)
                 if cancelled is not None:
                     raise cancelled from None
+            except BaseException as exc:
+                self._handler_raised(exc, rest.event)
 
     def _drop_rest(self) -> None:
         """Called at the end, when the dispatcher may have been cancelled before it began with it."""
-        if self._rest is not None:
-            self._rest.drop()
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            rest.drop()
 
     def _deliver(self, event: Event[Any]) -> Rest | None:
         """Call the handlers of an event, then flush what they wrote. Once the owner is cancelled, none runs any more.
@@ -200,11 +268,8 @@ class Dispatcher(EventTarget):
         turn.written = written
         try:
             rest: Rest | None = event.target._call(event)
-        except Exception as exc:
-            self._handler_raised(exc, event)
-            return None
-        except anyio.get_cancelled_exc_class() as exc:  # a function that is not asynchronous cannot be cancelled
-            self._handler_raised(_stray(exc), event)
+        except BaseException as exc:  # a function that is not asynchronous cannot be cancelled
+            self._handler_raised(_stray(exc) if isinstance(exc, anyio.get_cancelled_exc_class()) else exc, event)
             return None
         else:
             return rest
@@ -221,6 +286,15 @@ class Dispatcher(EventTarget):
 def is_cancelled() -> bool:
     """Whether any scope around the current task is cancelled. Not for the hot paths: it takes microseconds."""
     return anyio.current_effective_deadline() == -math.inf
+
+
+def is_cancelled_by_loop(exc: BaseException) -> bool:
+    """Whether a cancellation is of the event loop's own kind: of the task, by asyncio, whatever scopes it is in."""
+    if not type(exc).__module__.startswith("asyncio"):
+        return False
+    from ._asyncio import is_being_cancelled
+
+    return is_being_cancelled()
 
 
 def _stray(exc: BaseException) -> Exception:

@@ -240,7 +240,7 @@ class EventTarget(Unique):
 
     def _remove(self, type: str, entry: _Listener) -> None:
         assert self._listeners is not None
-        self._listeners[type].remove(entry)
+        self._listeners[type] = [other for other in self._listeners[type] if other is not entry]
         self._note_async(type)
 
     def _note_async(self, type: str) -> None:

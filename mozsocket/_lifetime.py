@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
+from . import _log
 from ._dispatch import Dispatcher, is_cancelled
 from ._errors import InvalidStateError, TCPSocketError
 from ._events import Event
-from ._log import logger
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Lifetime", "is_of_cancellation")
+__all__ = ("Lifetime", "ended", "exit_in", "is_of_cancellation")
 
 LifetimeT = TypeVar("LifetimeT", bound="Lifetime")
 
@@ -32,6 +33,38 @@ def is_of_cancellation(exc: BaseException | None) -> bool:
     return isinstance(exc, InvalidStateError) and is_cancelled()
 
 
+def exit_in(exc: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
+    """What is to end the program, in an exception that may be a group."""
+    if isinstance(exc, BaseExceptionGroup):
+        return next((found for inner in exc.exceptions if (found := exit_in(inner)) is not None), None)
+    return exc if isinstance(exc, (KeyboardInterrupt, SystemExit)) else None
+
+
+async def ended(tasks: TaskGroup, exc: BaseException | None = None) -> BaseException | None:
+    """Leave the block of a task group.
+
+    :param exc: by what
+    :return: what is to leave the block around: ``exc`` unless it is taken in, or what is to end the program, which does
+        not do so from within a group. On Trio, Ctrl-C may be raised in any of the tasks
+    """
+    try:
+        if await tasks.__aexit__(type(exc) if exc else None, exc, exc.__traceback__ if exc else None):
+            return None
+    except BaseExceptionGroup as group:
+        found = exit_in(group)
+        if found is None:
+            raise
+        return found
+    return exc
+
+
+def _shown(exc: BaseException) -> str:
+    try:
+        return ascii(exc)
+    except Exception:  # it is the program's, and may be any
+        return type(exc).__name__
+
+
 class Lifetime(Dispatcher):
     """Runs once, in one task, until it is closed.
 
@@ -39,19 +72,32 @@ class Lifetime(Dispatcher):
     failure that neither a handler nor an awaiter was told of.
     """
 
-    __slots__ = ("_awaiting", "_blocks", "_changed", "_crash", "_failure", "_failure_seen", "_over", "_started")
+    __slots__ = (
+        "_awaiting",
+        "_blocks",
+        "_changed",
+        "_crash",
+        "_crashed_in",
+        "_failure",
+        "_failure_seen",
+        "_is_contained",
+        "_over",
+        "_started",
+    )
 
     def __init__(self) -> None:
         super().__init__()
         self._started = False
         self._over = False
-        self._crash: Exception | None = None  # what a handler raised
+        self._crash: BaseException | None = None  # what a handler raised
+        self._crashed_in = ("", "")  # in words: where, and on which event
+        self._is_contained = False  # whether that is nobody's trouble but its own
         self._failure: TCPSocketError | None = None
         self._failure_seen = False
         self._awaiting = 0  # how many tasks would be told of a failure
         self._changed: anyio.Event | None = None  # what they wait for; None while nobody does
         # Those entered by each task, outermost first. None if it was never entered.
-        self._blocks: dict[int, list[AbstractAsyncContextManager[None]]] | None = None
+        self._blocks: dict[int, list[TaskGroup | None]] | None = None  # with the task group of one of its own
 
     @abstractmethod
     def close(self) -> None: ...
@@ -79,55 +125,23 @@ class Lifetime(Dispatcher):
             raise
         self._raise_untold()
 
-    async def _run_accepted(self, *scopes: anyio.CancelScope) -> None:
-        """For a server: one connection's trouble is logged, and is no trouble of the others."""
+    async def _run_accepted(self, *scopes: anyio.CancelScope) -> KeyboardInterrupt | SystemExit | None:
+        """For a server: one connection's trouble is logged, and is no trouble of the others.
+
+        :return: what is to end the program, if a handler has raised that
+        """
+        self._is_contained = True
         try:
             await self._run(*scopes)
+            return self._take_exit()
+        except Exception as exc:
+            self._crashed(exc, "the end")
         finally:
             self._log_untold()
-
-    @asynccontextmanager
-    async def _run_in_block(self) -> AsyncIterator[None]:
-        """For a block of its own. The body's exception and ours leave it as themselves, not in a group."""
-        body_error: BaseException | None = None
-        try:
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._run_beside_body, tasks.cancel_scope, name=repr(self))
-                    try:
-                        yield
-                    except (Exception, KeyboardInterrupt, SystemExit, BaseExceptionGroup) as exc:  # but no cancellation
-                        body_error = None if is_of_cancellation(exc) else exc
-                        self._abort()
-                    else:
-                        self.close()
-            except anyio.get_cancelled_exc_class():
-                if body_error is None:  # which tells more
-                    raise
-            if body_error is not None:
-                raise body_error
-        except BaseException:
-            self._log_untold()
-            raise
-        self._raise_untold()
-
-    @asynccontextmanager
-    async def _end_with_block(self) -> AsyncIterator[None]:
-        """For a block within the owner's: it adds only its ending."""
-        try:
-            yield
-            self.close()
-            await self._wait_until(lambda: self._over)
-        except BaseException as exc:
-            self._abort()
-            if is_of_cancellation(exc):
-                await anyio.lowlevel.checkpoint_if_cancelled()
-            elif isinstance(exc, Exception):
-                with suppress(anyio.get_cancelled_exc_class()):  # the body's own exception tells more
-                    await self._wait_until(lambda: self._over)
-            raise
+        return None
 
     async def _run_beside_body(self, body: anyio.CancelScope) -> None:
+        """For a block of its own."""
         await self._run(body)
         if self._crash is not None:
             body.cancel()
@@ -150,19 +164,21 @@ class Lifetime(Dispatcher):
             self._notify()
         await self._let_awaiters_know()
 
+    # Blocks. They are no context managers of contextlib's, which writes into the exceptions that pass.
+
     async def __aenter__(self: LifetimeT) -> LifetimeT:
         if self._over and self._blocks is not None:
             raise RuntimeError(f"{self!r} has ended: make a new one")
         if self._blocks is None:
             self._blocks = {}
+        own: TaskGroup | None = None
         if self._started:
             self._refuse_in_handler("leaving its block")
-            block = self._end_with_block()
         else:
             self._started = True
-            block = self._run_in_block()
-        await block.__aenter__()
-        self._blocks.setdefault(anyio.get_current_task().id, []).append(block)
+            own = await anyio.create_task_group().__aenter__()
+            own.start_soon(self._run_beside_body, own.cancel_scope, name=repr(self))
+        self._blocks.setdefault(anyio.get_current_task().id, []).append(own)
         return self
 
     async def __aexit__(
@@ -172,19 +188,89 @@ class Lifetime(Dispatcher):
         blocks = self._blocks.get(anyio.get_current_task().id)
         if not blocks:
             raise RuntimeError(f"the block of {self!r} is left in another task than it was entered in")
-        block = blocks.pop()
-        return await block.__aexit__(exc_type, exc, traceback)
+        own = blocks.pop()
+        if own is None:
+            await self._leave_inner_block(exc)
+            return False
+        try:
+            left = await self._leave_own_block(own, exc)
+        except BaseException:
+            self._log_untold()
+            raise
+        if left is not None:
+            self._log_untold()
+            if left is not exc:
+                raise left
+            return False
+        self._raise_untold()
+        return True
+
+    async def _leave_own_block(self, tasks: TaskGroup, exc: BaseException | None) -> BaseException | None:
+        """:return: what is to leave it instead of what nobody was told of: the body's exception, or one that ends the
+        program
+        """
+        if exc is None:
+            self.close()
+        elif isinstance(exc, (anyio.get_cancelled_exc_class(), GeneratorExit)):
+            return await ended(tasks, exc)
+        elif is_of_cancellation(exc):
+            exc = None
+            self._break_off()
+        else:
+            self._break_off()
+        try:
+            return await ended(tasks) or exc
+        except anyio.get_cancelled_exc_class():
+            if exc is None:  # else that tells more
+                raise
+            return exc
+
+    async def _leave_inner_block(self, exc: BaseException | None) -> None:
+        """Of a block within the owner's: it adds only its ending."""
+        try:
+            if exc is None:
+                self.close()
+                await self._wait_until(lambda: self._over)
+        except BaseException:
+            self._abort()
+            raise
+        if exc is not None:
+            self._break_off()
+        if is_of_cancellation(exc):
+            await anyio.lowlevel.checkpoint_if_cancelled()
+        elif isinstance(exc, Exception):
+            with suppress(anyio.get_cancelled_exc_class()):  # the body's own exception tells more
+                await self._wait_until(lambda: self._over)
 
     # Failing
 
-    def _handler_raised(self, exc: Exception, event: Event[Any]) -> None:
-        if sys.version_info >= (3, 11):
-            exc.add_note(f"in a handler of {event.type!r} of {event.target!r}")
+    def _handler_raised(self, exc: BaseException, event: Event[Any]) -> None:
+        self._crashed(exc, "a handler", f", on {event.type!r}")
+
+    def _crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        """Something of the program's has raised what nobody there caught: it ends what it happened in.
+
+        Nothing is written into the exception, which may not bear it, or be raised in many places.
+        """
         if self._crash is None:
-            self._crash = exc
+            self._crash, self._crashed_in = exc, (where, when)
         else:
-            logger.error("another handler of %r failed too", self, exc_info=exc)
+            _log.error("another of %r: %s raised %s%s", self, where, _shown(exc), when, exc_info=exc)
+        if self._is_contained and exit_in(exc) is None:
+            self._abort()
+        else:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        """Close immediately, and wait for no handler."""
         self._abort()
+        self._cancel_handlers()
+
+    def _take_exit(self) -> KeyboardInterrupt | SystemExit | None:
+        found = exit_in(self._crash)
+        if found is not None:
+            self._crash = None
+        return found
 
     def _raise_untold(self) -> None:
         """Tell what went wrong and nobody was told of. What a handler raised comes first, and a failure may be why."""
@@ -199,7 +285,7 @@ class Lifetime(Dispatcher):
 
     def _warn(self, kind: str, message: str, *args: object) -> None:
         """Log a warning; for the kind, see :class:`WarningLimit`."""
-        logger.warning(message, *args)
+        _log.warning(message, *args)
 
     def _log_untold(self) -> None:
         if self._failure is not None and not self._failure_seen:
@@ -207,7 +293,8 @@ class Lifetime(Dispatcher):
             self._warn(self._failure.name, "%r was lost: %s", self, self._failure)
         if self._crash is not None:
             crash, self._crash = self._crash, None
-            logger.error("a handler of %r raised %r", self, crash, exc_info=crash)
+            where, when = self._crashed_in
+            _log.error("%s of %r raised %s%s", where, self, _shown(crash), when, exc_info=crash)
 
     # Waiting
 

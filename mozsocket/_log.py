@@ -1,19 +1,39 @@
-"""The logger ``mozsocket``, where is told what nobody else was: never at the rate of who wants to fill a disk."""
+"""The logger ``mozsocket``, where is told what nobody else was: never at the rate of who wants to fill a disk, and what
+the program's own handlers and filters of logging raise is not the end of a connection, or of a server.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
+import traceback
 
-__all__ = ("WarningLimit", "logger")
+__all__ = ("WarningLimit", "error", "warning")
 
-logger = logging.getLogger("mozsocket")
+_logger = logging.getLogger("mozsocket")
 
 AT_ONCE = 10
 """Warnings of a kind that are logged one by one in each period."""
 
 PERIOD = 60
 """Seconds."""
+
+
+def warning(message: str, *args: object) -> None:
+    _log(logging.WARNING, message, args)
+
+
+def error(message: str, *args: object, exc_info: BaseException | None = None) -> None:
+    _log(logging.ERROR, message, args, exc_info)
+
+
+def _log(level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None = None) -> None:
+    try:
+        _logger.log(level, message, *args, exc_info=exc_info)
+    except Exception:
+        if logging.raiseExceptions and sys.stderr is not None:  # as logging does with its own handlers' trouble
+            traceback.print_exc()
 
 
 class WarningLimit:
@@ -40,7 +60,7 @@ class WarningLimit:
             began, count = now, 0
         self._kinds[kind] = began, count + 1
         if count < AT_ONCE:
-            logger.warning(message, *args)
+            warning(message, *args)
 
     def close(self) -> None:
         """Log how many were left out so far."""
@@ -50,4 +70,4 @@ class WarningLimit:
     def _tell_rest(self, kind: str) -> None:
         _, count = self._kinds.pop(kind)
         if count > AT_ONCE:
-            logger.warning("%r: %d more like this were not logged one by one: %s", self._owner, count - AT_ONCE, kind)
+            warning("%r: %d more like this were not logged one by one: %s", self._owner, count - AT_ONCE, kind)

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._lifetime import is_of_cancellation
+from ._lifetime import ended, is_of_cancellation
 from ._options import BinaryType, check_flag
 from ._server import TCPServerSocket
 from ._socket import TCPSocket
@@ -37,6 +37,7 @@ class MozTCPSocket(Unique):
         check_flag("certified", certified)
         self._certified = certified
         self._tasks: TaskGroup | None = None
+        self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
         self._members: set[TCPSocket | TCPServerSocket] = set()
 
     @property
@@ -162,6 +163,9 @@ class MozTCPSocket(Unique):
     async def _run_member(self, member: TCPSocket | TCPServerSocket, scope: anyio.CancelScope) -> None:
         try:
             await member._run_in_scope(scope)
+        except (KeyboardInterrupt, SystemExit) as exc:  # which ends the program from the block, and not from a task
+            self._exit = self._exit or exc
+            scope.cancel()
         finally:
             self._members.discard(member)
 
@@ -176,10 +180,15 @@ class MozTCPSocket(Unique):
     ) -> bool | None:
         assert self._tasks is not None
         try:
-            if is_of_cancellation(exc):
-                await self._tasks.__aexit__(None, None, None)
-                await anyio.lowlevel.checkpoint_if_cancelled()
-                return True  # it was this scope's own
-            return await self._tasks.__aexit__(exc_type, exc, traceback)
+            told = None if is_of_cancellation(exc) else exc
+            left = await ended(self._tasks, told)
+            if told is not exc:
+                await anyio.lowlevel.checkpoint_if_cancelled()  # if not, it was this scope's own
         finally:
             self._tasks = None
+        left = self._exit or left
+        if left is None:
+            return True
+        if left is not exc:
+            raise left
+        return False

@@ -10,11 +10,12 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from . import _log
 from ._addresses import display, host_and_port
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
 from ._lifetime import Lifetime
-from ._log import WarningLimit, logger
+from ._log import WarningLimit
 from ._options import (
     BinaryType,
     SocketOptions,
@@ -267,6 +268,11 @@ class TCPServerSocket(Lifetime):
         for connection in tuple(self._connections):
             connection.closeImmediately()
 
+    def _cancel_handlers(self) -> None:
+        super()._cancel_handlers()
+        for connection in tuple(self._connections):
+            connection._cancel_handlers()
+
     def _close_all(self) -> None:
         self.close()
         for connection in tuple(self._connections):
@@ -276,7 +282,10 @@ class TCPServerSocket(Lifetime):
         for listener in self._bound:
             if not self._closed:
                 self._spawn("accept loop", self._accept_from, listener)
-        await self._wait_until(lambda: self._closed and not self._connections and not self._busy)
+        while self._busy or self._connections or not self._closed:
+            await self._change()
+            if self._handlers_cancelled:
+                self._pump()
 
     def _release(self) -> None:
         self.close()
@@ -302,12 +311,16 @@ class TCPServerSocket(Lifetime):
             return False
         except OSError as exc:
             if exc.errno in _NO_ROOM:
-                logger.error("%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
+                _log.error("%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
                 await anyio.sleep(ACCEPT_PAUSE)
             elif exc.errno not in _LOST:
                 await self._fail(exc)
         else:
-            self._welcome(sock, peer)
+            try:
+                self._welcome(sock, peer)
+            except Exception as exc:  # of the program's: it is no trouble of other connections
+                _log.error("%r could not take a connection", self, exc_info=exc)
+                sock.close()
         return True
 
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
@@ -347,7 +360,9 @@ class TCPServerSocket(Lifetime):
 
     async def _serve(self, connection: TCPSocket) -> None:
         try:
-            await connection._run_accepted(*self._scopes)
+            leaving = await connection._run_accepted(*self._scopes)
+            if leaving is not None:
+                self._crashed(leaving, "a connection")
         finally:
             self._connections.discard(connection)
             self._handshaking.pop(connection, None)
