@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import anyio
@@ -16,6 +16,7 @@ import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from ._addresses import plain
+from ._state import Chunk
 
 __all__ = ("Transport", "Watched", "configure")
 
@@ -131,7 +132,7 @@ class Transport(Watched):
         except (BlockingIOError, InterruptedError):
             return None
 
-    def send(self, chunks: list[bytes | memoryview]) -> int:
+    def send(self, chunks: Sequence[Chunk]) -> int:
         """Hand bytes to the operating system, in one call.
 
         :return: how many of them it took; 0 if there was no room
