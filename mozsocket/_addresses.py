@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 __all__ = ("display", "host_and_port", "plain")
 
 
 def plain(address: Any) -> Any:
-    """A socket address without the flow label and scope of IPv6, and of an IPv4 peer in its own form."""
+    """A socket address as a host and a port: an IPv4 peer in its own form, and an IPv6 address with its zone if it has
+    one, without which a link-local one cannot be connected to (RFC 4007).
+    """
     if not isinstance(address, tuple):
         return address
     host, port = address[:2]
-    return host.removeprefix("::ffff:") if "." in host else host, port
+    host = host.partition("%")[0]
+    if "." in host:
+        host = host.removeprefix("::ffff:")
+    elif len(address) == 4 and address[3]:
+        host = f"{host}%{_zone(address[3])}"
+    return host, port
+
+
+def _zone(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it has gone meanwhile
+        return str(index)
 
 
 def host_and_port(address: Any) -> tuple[str, int]:
@@ -20,7 +35,9 @@ def host_and_port(address: Any) -> tuple[str, int]:
     if isinstance(address, tuple):
         host, port = plain(address)
         return host, port
-    return (address if isinstance(address, str) else repr(address)), 0
+    if isinstance(address, bytes):  # a name that is no path (Linux)
+        return repr(address), 0
+    return address or "", 0
 
 
 def display(host: str, port: int) -> str:

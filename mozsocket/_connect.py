@@ -36,12 +36,15 @@ class Address(NamedTuple):
     local: SockAddr | None
 
 
-async def connect(host: str, port: int, local_host: str | None = None) -> socket.socket:
+async def connect(
+    host: str, port: int, local_host: str | None = None, failures: list[OSError] | None = None
+) -> socket.socket:
     """Connect to the first address of a host that answers.
 
     :param host: a name or an address
     :param port: the port
     :param local_host: the address to connect from; None for any
+    :param failures: where to put those of the addresses that fail, for who gives up before all have
     :return: a non-blocking socket
     :raises OSError: if the name has no address, or its only address fails
     :raises UnicodeError: if the name cannot be one (IDNA 2008)
@@ -50,7 +53,7 @@ async def connect(host: str, port: int, local_host: str | None = None) -> socket
     addresses = await _addresses(host, port, local_host)
     if len(addresses) == 1:
         return await _attempt(addresses[0])
-    return await _race(addresses)
+    return await _race(addresses, [] if failures is None else failures)
 
 
 async def _addresses(host: str, port: int, local_host: str | None) -> list[Address]:
@@ -86,9 +89,8 @@ def _interleave(found: list[tuple[int, SockAddr]]) -> list[tuple[int, SockAddr]]
     return [entry for entry in chain(*zip_longest(first, others)) if entry is not None]
 
 
-async def _race(addresses: list[Address]) -> socket.socket:
+async def _race(addresses: list[Address], failures: list[OSError]) -> socket.socket:
     connected: list[socket.socket] = []
-    failures: list[OSError] = []
 
     async def run(address: Address, failed: anyio.Event) -> None:
         try:
@@ -128,10 +130,10 @@ async def _attempt(address: Address) -> socket.socket:
             code = 0
         if code in _BEGUN:
             await anyio.wait_writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            code = _outcome(sock)
         if code:
             raise OSError(code, os.strerror(code))
-        if sock.getsockname() == sock.getpeername():
+        if _is_connected_to_itself(sock):
             # With no listener on a port that the system hands out to connections, TCP may connect a socket to itself.
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
@@ -146,3 +148,27 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def _outcome(sock: socket.socket) -> int:
+    """The number of the error that an attempt has ended with; 0 if there is a connection, or there was one: it may have
+    been reset by now, behind what can still be read.
+    """
+    if _is_connected(sock):
+        return 0
+    try:
+        if sock.recv(1, socket.MSG_PEEK):
+            return 0
+    except (BlockingIOError, InterruptedError):
+        pass
+    except OSError as exc:
+        if exc.errno != errno.ENOTCONN:
+            return exc.errno or 0
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _is_connected_to_itself(sock: socket.socket) -> bool:
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # it has been reset already, which reading will tell
+        return False

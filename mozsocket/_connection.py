@@ -13,7 +13,7 @@ something for them: what the operating system would not take at once or was sent
 handler.
 
 Every end of a connection goes through the closing of its transport, after which ``error``, if there was a failure, and
-``close`` are due. It is closed
+``close`` are due, behind the data that had come before. It is closed
 
 - by ``closeImmediately()``, and so when a handler has raised: at once;
 - when the peer's end has been delivered: at once if nothing is buffered, else by the writer when all is sent;
@@ -22,7 +22,7 @@ Every end of a connection goes through the closing of its transport, after which
 - after ``close()``: when all is sent and the peer has ended too, or ``linger`` is over; by the reader, if it was a
   handler that the reader called that closed, and nothing has to wait to be sent; else by the writer;
 - when reading fails: at once; when TLS does, when the peer has had time to read why;
-- when writing fails: by the writer, when what the peer had sent has been delivered;
+- when writing fails: by the writer, when what the peer had sent has been read;
 - when the owner is cancelled: at once, and nothing is delivered any more.
 """
 
@@ -40,17 +40,18 @@ import anyio
 import anyio.lowlevel
 
 from ._addresses import display
+from ._authorities import default_context
 from ._connect import connect
 from ._dispatch import Signal, turn
 from ._eagerness import Eagerness
-from ._errors import InvalidStateError, explain
+from ._errors import InvalidStateError, explain, tells_more
 from ._events import Event
 from ._inbox import QUEUED_READ_SIZE, Inbox
 from ._lifetime import Lifetime
 from ._options import SocketOptions, check_role, identity
-from ._proxy_protocol import parse
+from ._proxy_protocol import missing, parse
 from ._state import ReadyState, SendBuffer, SuspendCount
-from ._tls import TLSTransport, default_context
+from ._tls import TLSTransport
 from ._transport import Transport, configure
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
@@ -72,7 +73,17 @@ is read while it is in the processor's cache, and does not pile up (measured: 2.
 """
 
 FAILURE_PATIENCE = 1
-"""Seconds to wait, when nothing more can be sent, for what the peer sent before; as a rule it is there."""
+"""Seconds to read, when nothing more can be sent, what the peer sent before; as a rule it is there."""
+
+PLAINTEXT_STEP = 65_536
+"""Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``: so the time for all
+of it is bounded too."""
+
+PLAINTEXT_PATIENCE = 0.5
+"""Seconds for that at least: it may be said that a handshake must be here at once, but not that a network be fast."""
+
+WATCH_AFTER = 0.1
+"""Seconds that the reader waits for room in the queue before the connection is watched: it may be lost meanwhile."""
 
 
 class Connection(Lifetime):
@@ -159,13 +170,17 @@ class Connection(Lifetime):
         return error
 
     def _fail(self, exc: BaseException) -> None:
-        """The connection failed or was lost: nothing more can be sent. The first failure is the one that counts."""
-        if self._failure is None:
+        """The connection failed or was lost: nothing more can be sent. Of several failures the one that tells most
+        counts, and else the first.
+        """
+        if self._failure is None or tells_more(exc, self._failure):
             shown = (
                 self._tls.shown_certificates() if isinstance(exc, ssl.SSLCertVerificationError) and self._tls else ()
             )
             self._failure = explain(exc, self._peer(), shown)
         self._buffer.drop()
+        self._inbox.make_room()
+        self._change_reader()
         self._notify()
 
     def _shut(self) -> None:
@@ -195,7 +210,9 @@ class Connection(Lifetime):
             self._notify()
             await self._wait_until(self._is_shut)
         self._pump()
-        await self._wait_until(lambda: self._close_told and not self._busy)
+        while self._busy or not self._close_told:
+            await self._change()
+            self._pump()  # what a suspended program had yet to be told, and now closes
 
     async def _establish(self) -> bool:
         """Bring about the connection and announce it.
@@ -221,36 +238,43 @@ class Connection(Lifetime):
         return self._state is _OPEN
 
     async def _connect(self) -> None:
+        failures: list[OSError] = []  # of some of several addresses
         with anyio.CancelScope() as self._attempt:
             try:
                 with _time_limit(self._options.connect_timeout, "not connected"):
                     if self._transport is None:
-                        self._transport = Transport(await connect(self._host, self._port, self._options.local_host))
-                        configure(self._transport.socket)
+                        sock = await connect(self._host, self._port, self._options.local_host, failures)
+                        self._transport = Transport(sock)
+                        configure(sock)
                     if self._options.proxy_protocol:
+                        assert isinstance(self._transport, Transport)
                         await self._receive_proxy_header(self._transport)
                     if self._options.useSecureTransport:
                         await self._shake_hands()
             except (OSError, UnicodeError, ExceptionGroup) as exc:
+                if failures and self._transport is None and isinstance(exc, TimeoutError):
+                    exc = ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, exc])
                 self._fail(exc)
                 if isinstance(exc, ssl.SSLError) and self._tls is not None:
                     await self._tls.part()
 
-    async def _receive_proxy_header(self, transport: Transport | TLSTransport) -> None:
-        data = b""
+    async def _receive_proxy_header(self, transport: Transport) -> None:
+        data = bytearray()
         with _time_limit(self._options.handshake_timeout, "no header of the PROXY protocol"):
             while (header := parse(data)) is None:
                 part = transport.receive(QUEUED_READ_SIZE)
                 if part is None:
+                    transport.expect(missing(data))
                     await transport.wait_readable()
                 elif part:
                     data += part
                 else:
                     raise ConnectionResetError(errno.ECONNRESET, "it ended before a header of the PROXY protocol")
+        transport.expect(1)
         if header.source is not None:
             self._host, self._port = header.source
         if len(data) > header.size:
-            self._inbox.put(data[header.size :])
+            self._inbox.put(bytes(data[header.size :]))
 
     async def _shake_hands(self) -> None:
         self._transport = self._tls = self._make_tls()
@@ -320,12 +344,27 @@ class Connection(Lifetime):
         self._notify()
 
     async def _limit_handshake(self, tls: TLSTransport) -> None:
-        await self._wait_until(lambda: not tls.plaintext or tls.closed)
+        """Limit the time of a handshake, and of the plaintext before it: that has to go out at some speed, as the peer
+        that does not read it could keep the handshake from ever beginning.
+        """
+        seconds = self._options.handshake_timeout
         try:
-            with _time_limit(self._options.handshake_timeout, "no TLS handshake"):
+            while tls.plaintext and not tls.closed:
+                await self._limit_plaintext(tls, max(seconds, PLAINTEXT_PATIENCE))
+            with _time_limit(seconds, "no TLS handshake"):
                 await self._wait_until(lambda: tls.established or tls.closed)
         except TimeoutError as exc:
             await self._lose(exc)
+
+    async def _limit_plaintext(self, tls: TLSTransport, seconds: float) -> None:
+        before = tls.plaintext
+        with anyio.move_on_after(seconds):
+            await self._wait_until(lambda: not tls.plaintext or tls.closed)
+        if tls.plaintext > max(before - PLAINTEXT_STEP, 0) and not tls.closed:
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"the peer did not take {PLAINTEXT_STEP} bytes of what comes before TLS in {seconds} seconds",
+            )
 
     def _is_secure(self) -> bool:
         return self._tls is not None and self._tls.established
@@ -333,11 +372,21 @@ class Connection(Lifetime):
     def _is_shut(self) -> bool:
         return self._transport is None or self._transport.closed
 
+    def _is_lost(self) -> bool:
+        """Whether it has failed, and all that tells why has been read."""
+        return self._failure is not None and self._is_shut()
+
     def _release(self) -> None:
         self._buffer.drop()
         self._shut()
         self._set_ready_state(_CLOSED)
+        self._forget_queued()
         self._inbox.close()
+
+    def _forget_queued(self) -> None:
+        """At the end, but for what a stream can still be asked for: what came before the connection was lost."""
+        if self._stream is None or self._failure is None:
+            self._inbox.discard()
 
     # Reading
 
@@ -359,7 +408,7 @@ class Connection(Lifetime):
 
     async def _lose(self, exc: OSError) -> None:
         """End the connection, of which nothing more can be had."""
-        if self._state is _OPEN or self._buffer.amount:
+        if self._state is _OPEN or self._buffer.amount or self._failure is not None:
             self._fail(exc)
         try:
             if isinstance(exc, ssl.SSLError) and self._tls is not None:
@@ -419,11 +468,35 @@ class Connection(Lifetime):
         self._inbox.put(data)
         if not self._suspensions.count:
             self._wake_dispatch()
-        await self._inbox.wait_for_room()
+        self._notify()
+        await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        """Wait for room in the queue. If that takes long, as when the program has suspended, the connection is watched:
+        when it is lost meanwhile, room is made for all that had come.
+        """
+        with anyio.move_on_after(WATCH_AFTER):
+            await self._inbox.wait_for_room()
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            await self._inbox.wait_for_room()
+            tasks.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        assert self._transport is not None
+        await self._transport.wait_hung_up()
+        self._inbox.make_room()
 
     def _takes_data(self) -> bool:
         """Whether what is queued is due to the handlers."""
         return self._state is _OPEN and not self._suspensions.count and self._stream is None
+
+    def _is_over(self) -> bool:
+        """Whether the last events are due: it is closed, and what came before that has been delivered to the handlers,
+        for which it may have to be resumed.
+        """
+        return self._is_shut() and not (self._state is _OPEN and self._inbox and self._stream is None)
 
     def _end_of_stream(self) -> bool:
         """The peer's end has been reached by the program.
@@ -451,6 +524,7 @@ class Connection(Lifetime):
         return (
             self._stream is not None
             and self._state is _OPEN
+            and self._failure is None
             and not self._is_shut()
             and (self._tls is None or self._tls.established)
         )
@@ -616,27 +690,8 @@ class Connection(Lifetime):
                 await self._wait_until(lambda: self._peer_ended)
         else:
             self._half_close()
-            await self._wait_for_the_rest()
-
-    async def _wait_for_the_rest(self) -> None:
-        """After a failure, wait until all that had come is read, however slow the handlers; an error waits no longer
-        if the program suspends, nor if nothing comes though nothing holds it up. Of a stream, for as long as someone
-        receives, or the handler that may do so runs.
-        """
-        waiting = True
-        while waiting:
-            with anyio.move_on_after(FAILURE_PATIENCE) as limit:
-                await self._wait_until(lambda: self._peer_ended or not self._is_wanted())
-            waiting = limit.cancelled_caught and (self._busy or self._is_being_received())
-        if not self._is_wanted():
-            self._inbox.discard()  # the reader may wait for room in it
-
-    def _is_wanted(self) -> bool:
-        """Whether the program takes what the peer has sent."""
-        return not self._suspensions.count if self._stream is None else self._is_streaming()
-
-    def _is_being_received(self) -> bool:
-        return bool(self._inbox) if self._stream is None else self._stream.receiving
+            with anyio.move_on_after(FAILURE_PATIENCE):
+                await self._wait_until(lambda: self._peer_ended)
 
 
 @contextmanager

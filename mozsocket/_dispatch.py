@@ -37,6 +37,12 @@ PUMPED = 2
 """Events that are delivered at once before other tasks run. With each, 128 KiB may be sent, for which those wait."""
 
 
+DISPATCHED = 4
+"""The same of data that was queued. It has to be more than the reader queues meanwhile, which goes on doing so while it
+finds the dispatcher busy: else a transfer that once had to wait for a handler would be slow to its end.
+"""
+
+
 class Signal:
     """Wakes one waiting task. A wake-up that nobody waits for yet is kept."""
 
@@ -146,10 +152,15 @@ class Dispatcher(EventTarget):
         while True:
             await self._dispatch_due.wait()
             await self._await_rest()
+            delivered = 0
             while (event := self._next_event()) is not None:
                 self._rest = self._deliver(event)
                 await self._await_rest()
-                await anyio.lowlevel.checkpoint()
+                delivered += 1
+                if delivered % DISPATCHED and event.type == "data":
+                    await anyio.lowlevel.checkpoint_if_cancelled()
+                else:
+                    await anyio.lowlevel.checkpoint()
             self._busy = False
 
     async def _await_rest(self) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("InvalidStateError", "TCPSocketError", "explain")
+__all__ = ("InvalidStateError", "TCPSocketError", "explain", "tells_more")
 
 _INTERRUPTED = frozenset(
     getattr(errno, name)
@@ -170,6 +170,13 @@ def explain(exc: BaseException, peer: str = "", certificates: tuple[bytes, ...] 
     error = TCPSocketError(name, _class(name, telling), code, _detail(telling), peer, shown)
     error.__cause__ = exc
     return error
+
+
+def tells_more(exc: BaseException, error: TCPSocketError) -> bool:
+    """Whether an exception says more of why a connection is lost than the error that the program would be told of: as
+    the peer's TLS alert does, which comes before the reset but is read after it.
+    """
+    return error.__cause__ is not None and min(map(_rank, _leaves(exc))) < min(map(_rank, _leaves(error.__cause__)))
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, o
 import anyio.lowlevel
 
 from ._errors import TCPSocketError
+from ._unique import Unique
 
 if TYPE_CHECKING:
     from ._server import TCPServerSocket  # noqa: F401
@@ -149,7 +150,7 @@ class _Listener(NamedTuple):
     once: bool
 
 
-class EventTarget:
+class EventTarget(Unique):
     """What events are dispatched to (DOM): one handler of each type, then the listeners in order of adding."""
 
     __slots__ = ("_async_types", "_handlers", "_listeners")

@@ -11,7 +11,7 @@ import re
 import struct
 from typing import NamedTuple
 
-__all__ = ("Header", "parse")
+__all__ = ("Header", "missing", "parse")
 
 V1_MAX = 107
 """Bytes of a header of version 1 at most, its CR LF included (section 2.1)."""
@@ -37,7 +37,7 @@ class Header(NamedTuple):
     source: tuple[str, int] | None
 
 
-def parse(data: bytes) -> Header | None:
+def parse(data: bytes | bytearray) -> Header | None:
     """The header that bytes begin with.
 
     :param data: what a connection has begun with
@@ -48,10 +48,22 @@ def parse(data: bytes) -> Header | None:
         return _parse_v2(data)
     if data[:6] == _V1_START[: len(data)]:
         return _parse_v1(data)
-    raise _malformed(f"the connection begins with {data[:16]!r}")
+    raise _malformed(f"the connection begins with {bytes(data[:16])!r}")
 
 
-def _parse_v1(data: bytes) -> Header | None:
+def missing(data: bytes | bytearray) -> int:
+    """How many bytes there are to come at least, where the header is not all there yet. One of version 2 says how long
+    it is.
+    """
+    size = _V2_FIXED.size
+    if data[:1] != _V2_START[:1]:
+        return 1
+    if len(data) >= size:
+        size += _V2_FIXED.unpack_from(data)[3]
+    return size - len(data)
+
+
+def _parse_v1(data: bytes | bytearray) -> Header | None:
     end = data.find(b"\r\n", 0, V1_MAX)
     if end < 0:
         if len(data) >= V1_MAX:
@@ -62,12 +74,12 @@ def _parse_v1(data: bytes) -> Header | None:
     if words[1] == "UNKNOWN":
         return Header(size, None)
     if len(words) != 6 or words[1] not in ("TCP4", "TCP6"):
-        raise _malformed(repr(data[:end]))
+        raise _malformed(repr(bytes(data[:end])))
     try:
         host, _ = (_address(word, words[1]) for word in words[2:4])
         port, _ = (_port(word) for word in words[4:])
     except ValueError as exc:
-        raise _malformed(repr(data[:end])) from exc
+        raise _malformed(repr(bytes(data[:end]))) from exc
     return Header(size, (host, port))
 
 
@@ -87,7 +99,7 @@ def _port(word: str) -> int:
     return int(word)
 
 
-def _parse_v2(data: bytes) -> Header | None:
+def _parse_v2(data: bytes | bytearray) -> Header | None:
     if len(data) < _V2_FIXED.size:
         return None
     _, command, family, length = _V2_FIXED.unpack_from(data)
@@ -96,7 +108,7 @@ def _parse_v2(data: bytes) -> Header | None:
     size = _V2_FIXED.size + length
     if len(data) < size:
         return None
-    return Header(size, _source(family, data[_V2_FIXED.size : size]) if command == _PROXY else None)
+    return Header(size, _source(family, bytes(data[_V2_FIXED.size : size])) if command == _PROXY else None)
 
 
 def _source(family: int, block: bytes) -> tuple[str, int] | None:

@@ -13,11 +13,12 @@ from ._lifetime import is_of_cancellation
 from ._options import BinaryType, check_flag
 from ._server import TCPServerSocket
 from ._socket import TCPSocket
+from ._unique import Unique
 
 __all__ = ("MozTCPSocket",)
 
 
-class MozTCPSocket:
+class MozTCPSocket(Unique):
     """Opens sockets and servers and owns them, as a task group owns tasks (MDN: ``navigator.mozTCPSocket``)::
 
         async with MozTCPSocket() as tcp:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._addresses import display
+from ._addresses import display, host_and_port
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
 from ._lifetime import Lifetime, logger
@@ -25,7 +25,7 @@ from ._options import (
     check_stream_socket,
 )
 from ._socket import TCPSocket
-from ._transport import Watched
+from ._transport import Transport, Watched
 
 __all__ = ("TCPServerSocket",)
 
@@ -59,7 +59,9 @@ class TCPServerSocket(Lifetime):
     the accepted sockets have closed too; leaving it by an exception closes them immediately.
 
     :param port: the port, 1 to 65535; 0 for one that is free, see :attr:`localPort`
-    :param host: the address to listen on, or the name of one of this machine; None for all, IPv4 and IPv6
+    :param host: the address to listen on, or the name of one of this machine, which is looked up when it binds: unlike
+        an address that may take time, and the event loop waits. ``"::"`` is IPv4 too, ``"0.0.0.0"`` IPv4 alone; None
+        for all of both, as far as the machine has them
     :param binaryType: of the accepted sockets, as of :class:`TCPSocket`
     :param backlog: connections that wait to be accepted, at most, 0 to 65535; 0 for the system's maximum
     :param max_connections: how many accepted sockets may be open before others have to wait; None for no limit
@@ -292,8 +294,8 @@ class TCPServerSocket(Lifetime):
 
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
         if not self._has_listener("connect"):
-            logger.warning("%r has no onconnect: the connection from %s is closed", self, peer)
-            sock.close()
+            logger.warning("%r has no onconnect: the connection from %s is closed", self, display(*host_and_port(peer)))
+            Transport(sock).close()
             return
         connection = TCPSocket._accept(sock, peer, self._options, self)
         self._connections.add(connection)
@@ -373,10 +375,11 @@ def _listen_on_each(
         for family, (host, port, *rest) in addresses:
             if bound and not port:
                 port = bound[0].getsockname()[1]
+            address = (host, port, *rest)
             try:
-                bound.append(_listen_on(family, (host, port, *rest), backlog, reuse_port))
+                bound.append(_listen_on(family, address, backlog, reuse_port, alone=len(addresses) == 1))
             except OSError as exc:
-                exc.filename = display(host, port)  # for its message
+                exc.filename = display(*host_and_port(address))  # for its message
                 if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 missing = exc  # this machine may have one of IPv4 and IPv6 only
@@ -389,7 +392,8 @@ def _listen_on_each(
     return bound
 
 
-def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: bool) -> socket.socket:
+def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: bool, *, alone: bool) -> socket.socket:
+    """:param alone: whether it is the only address, so that a wildcard is one for IPv4 too"""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -400,7 +404,8 @@ def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: 
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # "::" by itself is IPv4 too, as with Node and others, whatever the system's own setting is.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not alone)
         sock.bind(address)
         sock.listen(backlog)
     except BaseException:

@@ -26,7 +26,7 @@ from ._options import (
 )
 from ._state import ReadyState, octets
 from ._stream import SocketStream
-from ._transport import Transport
+from ._transport import Transport, has_ended
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -258,7 +258,6 @@ class TCPSocket(Connection, TypedAttributeProvider):
         ``error`` do not wait.
         """
         self._suspensions.suspend()
-        self._notify()  # the writer, after a failure
 
     def resume(self) -> None:
         """Take back one :meth:`suspend`.
@@ -396,7 +395,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         await self._reach(
             "secured()",
             self._is_secure,
-            lambda: self._failure is not None or (self._is_shut() and self._state is not _CONNECTING),
+            lambda: self._is_shut() and (self._failure is not None or self._state is not _CONNECTING),
         )
 
     async def drained(self) -> None:
@@ -409,7 +408,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         await self._reach(
             "drained()",
             lambda: not (buffer.amount or buffer.dropped or self._failure),
-            lambda: buffer.dropped or self._failure is not None,
+            lambda: (buffer.dropped and self._failure is None) or self._is_lost(),
         )
 
     async def closed(self) -> None:
@@ -456,19 +455,19 @@ class TCPSocket(Connection, TypedAttributeProvider):
                 return Event("end", self)
         if self._end_told and self._buffer.finished and self._state is _OPEN and self._stream is None:
             self._finish()
-        return self._last_event() if self._is_shut() else None
+        return self._last_event() if self._is_over() else None
 
     def _is_due(self) -> bool:
         return (
             self._announcement is not None
             or self._buffer.drain_due
-            or (self._is_shut() and not self._close_told)
+            or (self._is_over() and not self._close_told)
             or (self._takes_data() and bool(self._inbox))
         )
 
     def _last_event(self) -> Event[Any] | None:
         self._set_ready_state(_CLOSED)
-        self._inbox.discard()
+        self._forget_queued()
         if self._failure is not None and not self._error_told:
             self._error_told = True
             self._failure_seen = self._failure_seen or self._has_listener("error")
@@ -481,8 +480,11 @@ class TCPSocket(Connection, TypedAttributeProvider):
 
 
 def _peer_of(sock: stdlib_socket.socket) -> Any:
+    """The address of a socket's peer; empty if it has reset the connection, of which there may be something to read."""
     check_stream_socket(sock)
     try:
         return sock.getpeername()
     except OSError as exc:
+        if has_ended(sock):
+            return ""
         raise ValueError(f"from_socket() takes a connected socket: {exc}") from exc

@@ -18,6 +18,7 @@ from ._eagerness import Eagerness
 from ._errors import InvalidStateError, TCPSocketError
 from ._options import check_count
 from ._state import ReadyState, octets
+from ._unique import Unique
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -36,7 +37,7 @@ _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 
 
-class SocketStream(ByteStream):
+class SocketStream(Unique, ByteStream):
     """What :meth:`TCPSocket.stream` gives. For what the methods raise see there."""
 
     __slots__ = ("_closed", "_eagerness", "_ended", "_sending", "_socket", "receiving")
@@ -85,7 +86,7 @@ class SocketStream(ByteStream):
             await anyio.lowlevel.checkpoint()
         while True:
             if not (socket._is_streaming() or self._is_something_left()):
-                await self._until_streaming()
+                await self._until_there_is_something()
             try:
                 data = self._look(max_bytes)
             except OSError as exc:
@@ -114,15 +115,21 @@ class SocketStream(ByteStream):
         except ClosedResourceError:
             pass  # which the next look tells
 
-    async def _until_streaming(self) -> None:
-        while not self._socket._is_streaming():
+    async def _until_there_is_something(self) -> None:
+        socket = self._socket
+        while not (socket._is_streaming() or self._is_something_left()):
             self._raise_if_over()
-            await self._connected()
+            if socket._failure is None:
+                await self._connected()
+            else:  # what the peer sent before is being read
+                await socket._wait_until(lambda: self._is_something_left() or socket._is_shut())
 
     def _is_something_left(self) -> bool:
-        """Whether there is something to be had of a connection that is lost, which was read before."""
+        """Whether there is something to be had of a connection that is lost: what came before, or that it had ended."""
         socket = self._socket
-        return socket._state is _OPEN and bool(socket._inbox) and (socket._tls is None or socket._tls.established)
+        if self._closed or not (socket._state is _OPEN or socket._failure is not None):
+            return False
+        return self._ended or (bool(socket._inbox) and (socket._tls is None or socket._tls.established))
 
     def _look(self, max_bytes: int) -> bytes | None:
         """What has arrived; ``b""`` at the peer's end, None if nothing is there.
@@ -207,7 +214,7 @@ class SocketStream(ByteStream):
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         socket = self._socket
-        await socket._wait_until(lambda: socket._failure is not None or socket._is_shut() or self._closed or reached())
+        await socket._wait_until(lambda: socket._is_shut() or self._closed or (socket._failure is None and reached()))
         self._raise_if_over()
         if socket._failure is not None:
             self._raise_lost()

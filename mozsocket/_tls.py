@@ -8,10 +8,9 @@ same queue of records as what the program sends, so that the order is always tha
 
 from __future__ import annotations
 
-import functools
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import anyio
@@ -21,7 +20,7 @@ from anyio.streams.tls import TLSAttribute
 from ._state import Chunk
 from ._transport import Transport
 
-__all__ = ("TLSTransport", "default_context")
+__all__ = ("TLSTransport",)
 
 BATCH_SIZE = 262_144
 """Bytes encrypted at once, to be handed over in one call."""
@@ -34,15 +33,6 @@ READ_SIZE = 65_536
 
 ALERT_PATIENCE = 1
 """Seconds that a peer is given to read why TLS failed: to close with unread input would destroy the alert (RST)."""
-
-
-@functools.cache
-def default_context() -> ssl.SSLContext:
-    """The context of a client that names none: it checks certificates and host names, by the system's authorities.
-
-    To make one takes some 10 ms and a megabyte, so they share it.
-    """
-    return ssl.create_default_context()
 
 
 def _ignore() -> None:
@@ -395,6 +385,10 @@ class TLSTransport:
             await anyio.lowlevel.checkpoint()  # it may have all, and the peer wait for us
         else:
             await self._transport.wait_readable()
+
+    def wait_hung_up(self) -> Coroutine[Any, Any, None]:
+        """As of the transport below."""
+        return self._transport.wait_hung_up()
 
     async def wait_writable(self) -> None:
         """Wait for what holds up sending: the operating system or, in a handshake, the peer.

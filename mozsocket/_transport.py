@@ -6,6 +6,8 @@ instead of an exception's cost to every caller, so that the callers read straigh
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -18,7 +20,7 @@ from anyio.abc import SocketAttribute
 from ._addresses import plain
 from ._state import Chunk
 
-__all__ = ("Transport", "Watched", "configure")
+__all__ = ("Transport", "Watched", "configure", "has_ended")
 
 
 def configure(sock: socket.socket) -> None:
@@ -29,6 +31,17 @@ def configure(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:  # pragma: no cover  (macOS: the peer has reset it already, which the first read will tell)
             pass
+
+
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the peer has ended a connection. One that it has reset is told apart from a socket that never was
+    connected by that it can be read from. False where the system has no poll().
+    """
+    if not hasattr(select, "poll"):  # pragma: no cover  (Windows)
+        return False
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
 class Watched:
@@ -114,7 +127,7 @@ class Watched:
 class Transport(Watched):
     """A connected socket, for bytes."""
 
-    __slots__ = ()
+    __slots__ = ("_eof_sent", "_lost", "_peer_ended")
 
     read_size = 122_880
     """How many bytes are best read at once: what :func:`malloc` need not map (measured)."""
@@ -122,15 +135,29 @@ class Transport(Watched):
     send_limit = sys.maxsize
     """How many bytes it takes at once."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._eof_sent = False  # whether the peer has been told that no more will come
+        self._peer_ended = False
+        self._lost: OSError | None = None  # why there is no connection any more
+
     def receive(self, size: int) -> bytes | None:
         """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
 
         :raises OSError: if the connection was lost
         """
         try:
-            return self.socket.recv(size)
+            data = self.socket.recv(size)
         except (BlockingIOError, InterruptedError):
             return None
+        except OSError as exc:
+            self._lost = exc
+            raise
+        if not data:
+            if self._lost is not None:
+                raise self._lost.with_traceback(None)
+            self._peer_ended = True
+        return data
 
     def send(self, chunks: Sequence[Chunk]) -> int:
         """Hand bytes to the operating system, in one call.
@@ -146,6 +173,12 @@ class Transport(Watched):
             return self.socket.send(b"".join(chunks))  # pragma: no cover  (Windows)
         except (BlockingIOError, InterruptedError):
             return 0
+        except OSError as exc:
+            # Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the
+            # peer had ended. If it really had before it was lost, the error is EPIPE (Linux).
+            if exc.errno != errno.EPIPE:
+                self._lost = exc
+            raise
 
     def flush(self) -> bool:
         """Hand over what the transport has to send besides: nothing.
@@ -154,16 +187,50 @@ class Transport(Watched):
         """
         return True
 
+    def expect(self, count: int) -> None:
+        """Have waiting last until so many bytes have arrived, or the end, where the system can (not Windows). Waking up
+        for fewer costs far more than the bytes do.
+        """
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        except OSError:  # pragma: no cover  (Windows)
+            pass
+
+    async def wait_hung_up(self) -> None:
+        """Wait until nothing more can come than what the operating system has: the connection is lost, or both sides
+        have ended it. Where no epoll tells that while there is something to read, for good.
+        """
+        try:
+            poll = select.epoll()  # with nothing asked for, which it tells in any case
+        except (AttributeError, OSError):  # there is none, or no descriptor for it
+            await anyio.sleep_forever()
+        with poll:
+            poll.register(self.socket, 0)
+            await anyio.wait_readable(poll)
+
     def send_eof(self) -> bool:
         """Tell the peer that no more will come (FIN).
 
         :return: whether that is done
         """
+        self._eof_sent = True
+        self._shutdown(socket.SHUT_WR)
+        return True
+
+    def _shutdown(self, how: int) -> None:
         try:
-            self.socket.shutdown(socket.SHUT_WR)
+            self.socket.shutdown(how)
         except OSError:
             pass  # the connection is lost already, which the next read tells
-        return True
+
+    def close(self, *, tell: bool = True) -> None:
+        """Close the socket, and wake who waits for it.
+
+        :param tell: whether the peer is to be told even while another process, such as a child, has the socket too
+        """
+        if tell and not (self.closed or (self._eof_sent and self._peer_ended)):
+            self._shutdown(socket.SHUT_RDWR)
+        super().close()
 
     @property
     def attributes(self) -> dict[Any, Callable[[], Any]]:

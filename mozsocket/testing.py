@@ -24,6 +24,7 @@ import anyio.lowlevel
 from ._events import Event, EventTarget
 from ._socket import TCPSocket
 from ._transport import Transport, configure
+from ._unique import Unique
 
 __all__ = ("EventRecorder", "Peer", "connected_pair", "connected_peer")
 
@@ -149,7 +150,7 @@ async def connected_pair(**options: Any) -> AsyncIterator[tuple[TCPSocket, TCPSo
             member.close()
 
 
-class Peer:
+class Peer(Unique):
     """The other end of a connection, which does as it is told, and be it bad manners. A plain socket, without handlers,
     buffers or tasks: what it is not told to read stays where it is.
 
@@ -235,11 +236,11 @@ class Peer:
         if not self._transport.closed:
             linger = struct.pack("ii", 1, 0)
             self._transport.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, linger)
-            self._transport.close()
+            self.close()
 
     def close(self) -> None:
         """Close without a word; if there is something unread, that is a reset. Closing twice does no harm."""
-        self._transport.close()
+        self._transport.close(tell=False)
 
 
 @asynccontextmanager

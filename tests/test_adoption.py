@@ -29,6 +29,7 @@ from .peers import (
     listening,
     port_of,
     read_all,
+    reset,
     send_all,
     unused_port,
     wait_until_it_listens,
@@ -98,6 +99,55 @@ def socks_proxy() -> Iterator[int]:
             yield port
         finally:
             it.terminate()
+
+
+@pytest.mark.parametrize("words", [b"", b"last words"], ids=["nothing", "last words"])
+@pytest.mark.parametrize("told", [False, True], ids=["untold", "told"])
+async def test_a_socket_that_the_peer_has_reset(words: bytes, told: bool, listener: socket.socket) -> None:
+    """What can still be read is delivered, and then the loss."""
+    with socket.create_connection(listener.getsockname()) as ours:
+        peer, _ = listener.accept()
+        peer.sendall(words)
+        reset(peer)
+        if told:
+            ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        adopted = TCPSocket.from_socket(socket.socket(fileno=ours.detach()))
+    assert (adopted.host, adopted.port) == ("", 0)
+    recorder = EventRecorder(adopted)
+    async with adopted:
+        await recorder.first("close")
+    assert recorder.data == words
+    if told:  # by nothing that is left of it, but to who asked
+        assert "error" not in recorder.types
+    else:
+        assert recorder.types[-2:] == ["error", "close"]
+        assert recorder.of("error")[0].name == "NetworkInterruptError"
+
+
+async def test_a_socketpair_whose_other_end_is_closed() -> None:
+    ours, peer = socket.socketpair()
+    peer.sendall(b"last words")
+    peer.close()
+    async with TCPSocket.from_socket(ours) as adopted:
+        recorder = EventRecorder(adopted)
+        await recorder.first("close")
+    assert recorder.types == ["open", "data", "close"]
+    assert recorder.data == b"last words"
+
+
+@pytest.mark.parametrize("state", ["new", "bound", "listening", "connecting"])
+def test_a_socket_that_was_never_connected_is_refused(state: str, clogged: int) -> None:
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        if state == "connecting":
+            sock.connect_ex(("127.0.0.1", clogged))
+        elif state != "new":
+            sock.bind(("127.0.0.1", 0))
+        if state == "listening":
+            sock.listen()
+        with pytest.raises(ValueError, match="connected"):
+            TCPSocket.from_socket(sock)
+        assert sock.fileno() != -1
 
 
 def test_a_socket_that_does_tls_already_is_refused() -> None:

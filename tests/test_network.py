@@ -278,3 +278,67 @@ def test_a_host_that_does_not_answer(network: BadNetwork, backend: str) -> None:
         network.is_cut = False
     assert client.returncode == 1
     assert "not connected within 0.5 seconds" in errors
+
+
+# Link-local addresses, which need a zone to be connected to
+
+
+LINK_LOCAL = """
+import os, sys
+import anyio
+from anyio.abc import SocketAttribute
+from mozsocket import MozTCPSocket
+
+backend, interface = sys.argv[1:]
+address = "fe80::77%" + interface
+
+async def main():
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host=address)
+
+        def onconnect(event):
+            peer = event.socket
+            assert peer.host == address, peer.host
+            assert repr(peer) == f"<TCPSocket [{address}]:{peer.port} open>", repr(peer)
+            assert peer.extra(SocketAttribute.remote_address) == (address, peer.port)
+            assert peer.extra(SocketAttribute.local_address) == (address, server.localPort)
+            back = tcp.open(peer.host, server.localPort)  # what is shown can be connected to
+            back.onopen = lambda event: print("reached")
+            server.onconnect = lambda event: tcp.close()
+
+        server.onconnect = onconnect
+        tcp.open(address, server.localPort)
+
+options = {"use_uvloop": True} if backend == "uvloop" else {}
+anyio.run(main, backend="trio" if backend == "trio" else "asyncio", backend_options=options)
+"""
+
+
+@pytest.fixture
+def interface() -> Iterator[tuple[str, str]]:
+    """A namespace, and an interface in it that has a link-local address, with a dot in its name as a VLAN has."""
+    if shutil.which("ip") is None:
+        pytest.skip("no `ip` (iproute2)")
+    namespace, name = f"mozsocket-{os.getpid()}-local", "moz.7"
+    try:
+        ip("netns", "add", namespace)
+    except subprocess.CalledProcessError as exc:
+        pytest.skip(f"no namespace may be made: {exc}")
+    try:
+        try:
+            ip("-n", namespace, "link", "add", name, "type", "veth", "peer", "name", "other")
+        except subprocess.CalledProcessError as exc:
+            pytest.skip(f"no interface may be made: {exc}")
+        ip("-n", namespace, "link", "set", name, "up")
+        ip("-n", namespace, "link", "set", "lo", "up")
+        ip("-n", namespace, "addr", "add", "fe80::77/64", "dev", name, "nodad")
+        yield namespace, name
+    finally:
+        ip("netns", "del", namespace)
+
+
+def test_a_link_local_address_is_shown_with_its_zone(interface: tuple[str, str], backend: str) -> None:
+    namespace, name = interface
+    command = ["ip", "netns", "exec", namespace, sys.executable, "-c", LINK_LOCAL, backend, name]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert (result.stdout, result.stderr) == ("reached\n", "")

@@ -19,7 +19,7 @@ from mozsocket import MozTCPSocket, TCPServerSocket
 from mozsocket._proxy_protocol import Header, parse
 
 from .certificates import client_context, server_context
-from .peers import Accepting, all_blocked, blocking, dial, read_all, secure, send_all
+from .peers import Accepting, all_blocked, blocking, dial, read_all, reset, secure, send_all
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 
@@ -227,6 +227,24 @@ async def test_cancelled_before_the_header() -> None:
                 await anyio.lowlevel.checkpoint()
             tcp.cancel_scope.cancel()
     assert not accepting.sockets
+
+
+@pytest.mark.anyio
+async def test_a_path_that_would_be_lines_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    path = b"/run/x\n2026-11-25 ERROR \x1b[2Jhacked"
+    header = v2(0x21, 0x31, path.ljust(108, b"\0") + bytes(108))
+    async with MozTCPSocket() as tcp:
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1", proxy_protocol=True))
+        with await dial(accepting.server.localPort) as peer:
+            await send_all(peer, header)
+            socket_, recorder = await accepting.first()
+            reset(peer)
+            await recorder.first("close")
+        accepting.server.close()
+    assert socket_.host == path.decode()
+    for shown in (repr(socket_), repr(recorder.events), str(recorder.of("error")[0].error), caplog.text.strip()):
+        assert "\n" not in shown
+        assert "\x1b" not in shown
 
 
 def test_it_is_a_flag() -> None:

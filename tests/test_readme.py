@@ -292,6 +292,21 @@ async def test_starttls(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("sent", "shown"), [(b"one\ntwo\nth", "b'one'\nb'two'\n"), (b"one\n\ntwo\n", "b'one'\nb''\n")])
+async def test_in_an_async_generator(sent: bytes, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to the end, and broken off."""
+    main = example("In an async generator")["main"]
+    with listening() as listener:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(main, port_of(listener))
+            with await accept(listener) as peer:
+                peer.sendall(sent)
+                peer.shutdown(socket.SHUT_WR)
+                assert await blocking(read_all, peer) == b""
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.anyio
 async def test_without_handlers(capsys: pytest.CaptureFixture[str]) -> None:
     main = example("Without handlers")["main"]
     with listening() as listener:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import socket
 import ssl
+import subprocess
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import trustme
 from anyio.streams.tls import TLSAttribute
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError
-from mozsocket._tls import default_context
 from mozsocket._transport import Transport
 from mozsocket.testing import EventRecorder
 
@@ -448,14 +450,33 @@ async def test_names_and_addresses_are_checked(listener: socket.socket) -> None:
 async def test_the_default_context_trusts_the_systems_authorities(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    default_context.cache_clear()
+    """Those that it has now: they are no others only because a connection was made before."""
+
+    async def outcome() -> str | None:
+        return await connects(certificate(), "127.0.0.1", listener, ssl_context=None)
+
     untrusted = "SecurityUntrustedCertificateIssuerError"
-    assert await connects(certificate(), "127.0.0.1", listener, ssl_context=None) == untrusted
+    assert await outcome() == untrusted
     AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    default_context.cache_clear()
-    assert await connects(certificate(), "127.0.0.1", listener, ssl_context=None) is None
-    default_context.cache_clear()
+    assert await outcome() is None
+    another = trustme.CA().cert_pem
+    another.write_to_path(str(tmp_path / "ca.pem"))
+    assert await outcome() == untrusted
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"), append=True)
+    assert await outcome() is None
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert await outcome() == untrusted
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / f"{subject_hash(tmp_path / 'ca.pem')}.0"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    assert await outcome() is None
+
+
+def subject_hash(path: Path) -> str:
+    """By which OpenSSL finds the authority in a folder: that of the last in the file."""
+    last = path.read_text().rpartition("-----BEGIN CERTIFICATE-----")
+    command = ["openssl", "x509", "-noout", "-subject_hash"]
+    return subprocess.run(command, input=last[1] + last[2], capture_output=True, text=True, check=True).stdout.strip()
 
 
 async def test_sni_is_sent_for_names_only(listener: socket.socket) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from anyio.abc import SocketAttribute
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError, _server
 from mozsocket.testing import EventRecorder
@@ -1040,3 +1041,24 @@ async def test_an_async_onerror_is_waited_for() -> None:
         server.onerror = later(seen.append)
         await all_blocked()
     assert [event.errorCode for event in seen] == [errno.EINVAL]
+
+
+# Wildcards
+
+
+@pytest.mark.parametrize(("host", "families"), [("::", "46"), ("0.0.0.0", "4"), (None, "46")])
+async def test_who_reaches_a_wildcard(host: str | None, families: str) -> None:
+    async with MozTCPSocket() as tcp:
+        accepting = Accepting(tcp.listen(0, host=host))
+        for family, address in (("4", "127.0.0.1"), ("6", "::1")):
+            if family in families:
+                with await dial(accepting.server.localPort, address) as peer:
+                    socket_, recorder = await accepting.first()
+                    assert (socket_.host, socket_.port) == peer.getsockname()[:2]
+                    assert socket_.extra(SocketAttribute.local_address) == (address, accepting.server.localPort)
+                await recorder.first("close")
+                accepting.sockets.clear()
+            else:
+                with pytest.raises(ConnectionRefusedError):
+                    await dial(accepting.server.localPort, address)
+        accepting.server.close()

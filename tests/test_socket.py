@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import socket as stdlib_socket
 from array import array
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,7 +16,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
-from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket import Event, InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 from mozsocket.testing import EventRecorder, connected_peer
 
 from .peers import (
@@ -494,6 +497,37 @@ async def test_a_slow_handler_holds_its_peer_back_and_no_other(listener: stdlib_
             await slow_events.until(lambda: len(slow_events.data) == MANY)
 
 
+async def test_a_transfer_that_had_to_wait_goes_on_as_any_other() -> None:
+    """What came meanwhile was queued; what comes later is not, and is read in larger pieces."""
+    chunk, much = bytes(65_536), 100_000_000
+    sizes: list[int] = []
+
+    async def onconnect(event: Any) -> None:
+        event.socket.ondata = lambda event: sizes.append(len(event.data))
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        server.onconnect = onconnect
+        socket = tcp.open("127.0.0.1", server.localPort)
+        left = much
+
+        def pump(event: Any) -> None:
+            nonlocal left
+            while left > 0:
+                left -= len(chunk)
+                if not socket.send(chunk):
+                    return
+            socket.close()
+            server.close()
+
+        socket.onopen = socket.ondrain = pump
+    assert sum(sizes) >= much
+    assert max(sizes[:3]) <= 65_536
+    assert max(sizes[len(sizes) // 2 :]) > 65_536
+
+
 async def test_suspended_receiver_bounds_memory(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
@@ -608,20 +642,23 @@ async def test_drain_does_not_wait_while_suspended(role: str, listener: stdlib_s
             await events.first("data")
 
 
-async def test_an_error_does_not_wait_while_suspended(role: str, listener: stdlib_socket.socket) -> None:
+async def test_an_error_waits_behind_what_is_held_while_suspended(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
         socket.suspend()
         peer.sendall(b"held")
         await all_blocked()
         reset(peer)
+        await all_blocked()
+        assert "error" not in events.types
+        socket.resume()
         error = await events.first("error")
         assert error.name == "NetworkInterruptError"
         await events.first("close")
-        assert events.data == b""
+        assert events.data == b"held"
 
 
-async def test_a_write_error_does_not_wait_while_suspended_with_a_full_queue(
+async def test_a_write_error_waits_behind_a_full_queue_while_suspended(
     role: str, listener: stdlib_socket.socket
 ) -> None:
     async with MozTCPSocket() as tcp:
@@ -631,8 +668,13 @@ async def test_a_write_error_does_not_wait_while_suspended_with_a_full_queue(
         await all_blocked()
         reset(peer)
         socket.send(b"into the void")
+        with pytest.raises(TCPSocketError):
+            await socket.drained()
+        assert "error" not in events.types
+        socket.resume()
         assert (await events.first("error")).name == "NetworkInterruptError"
         await events.first("close")
+        assert events.types[-3:] == ["data", "error", "close"]
 
 
 async def test_what_came_before_a_write_error_is_delivered_first(role: str, listener: stdlib_socket.socket) -> None:
@@ -906,6 +948,25 @@ async def test_unknown_host(host: str) -> None:
     assert events.of("error")[-1].message == "Network"
 
 
+@pytest.mark.parametrize("first", ["::1", "127.0.0.1"], ids=["refusal first", "silence first"])
+async def test_a_time_limit_hides_no_refusal(first: str, clogged: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two addresses one refuses and one is silent."""
+
+    async def getaddrinfo(host: Any, port: Any, **options: Any) -> list[Any]:
+        found = [(stdlib_socket.AF_INET6, ("::1", port, 0, 0)), (stdlib_socket.AF_INET, ("127.0.0.1", port))]
+        found.sort(key=lambda entry: entry[1][0] != first)
+        return [(family, stdlib_socket.SOCK_STREAM, 6, "", address) for family, address in found]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    async with MozTCPSocket() as tcp:
+        events = EventRecorder(tcp.open("peer.example", clogged, connect_timeout=0.4))
+        await events.first("close")
+    error = events.of("error")[0]
+    assert error.name == "ConnectionRefusedError"
+    kinds = [type(exc) for exc in error.error.__cause__.exceptions]
+    assert kinds == [ConnectionRefusedError, TimeoutError]
+
+
 async def test_connect_timeout(clogged: int) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", clogged, connect_timeout=0.05)
@@ -1093,3 +1154,20 @@ async def test_what_a_handler_of_connect_sets_holds_for_the_connection(listener:
             while not seen:
                 await all_blocked()
     assert seen == ["its own"]
+
+
+# Copies
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+async def test_what_owns_a_connection_cannot_be_copied(make: Callable[[Any], Any]) -> None:
+    async with MozTCPSocket() as tcp, connected_peer() as (socket, peer):
+        server = tcp.listen(0, host="127.0.0.1")
+        event = Event("open", socket)
+        for owner in (tcp, server, socket, socket.stream(), peer):
+            with pytest.raises(TypeError, match=f"^{type(owner).__name__} cannot be copied or pickled"):
+                make(owner)
+        if make is not copy.copy:
+            with pytest.raises(TypeError, match="TCPSocket cannot be copied or pickled"):
+                make(event)
+        server.close()

@@ -17,6 +17,7 @@ from mozsocket.testing import EventRecorder
 
 from .certificates import client_context, server_context
 from .peers import (
+    PEER_TIMEOUT,
     Accepting,
     accept,
     all_blocked,
@@ -126,6 +127,34 @@ async def test_plaintext_takes_what_time_it_takes(role: str, listener: socket.so
             error = await recorder.first("error")
             await recorder.first("close")
     assert error.name == "NetworkTimeoutError"
+
+
+async def test_plaintext_that_is_not_read_does_not_hold_up_the_handshake_for_ever(
+    role: str, listener: socket.socket
+) -> None:
+    arguments, _ = contexts(role)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener, handshake_timeout=0.1)
+        with peer:
+            socket_.send(BIG)
+            socket_.upgradeToSecure(**arguments)
+            with pytest.raises(TCPSocketError, match="before TLS"):
+                await socket_.secured()
+            await recorder.first("close")
+    assert recorder.of("error")[-1].name == "NetworkTimeoutError"
+
+
+async def test_plaintext_that_is_read_by_drops_is_bounded_too(listener: socket.socket) -> None:
+    arguments, _ = contexts("client")
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, "client", listener, handshake_timeout=0.1)
+        with peer:
+            socket_.send(BIG)
+            socket_.upgradeToSecure(**arguments)
+            with anyio.fail_after(PEER_TIMEOUT):
+                while "close" not in recorder.types:
+                    await blocking(peer.recv, 1)
+    assert recorder.of("error")[-1].name == "NetworkTimeoutError"
 
 
 async def test_a_peer_that_stalls_in_the_handshake(role: str, listener: socket.socket) -> None:
