@@ -35,6 +35,7 @@ from .peers import (
     read_exactly,
     reset,
     secure,
+    unused_port,
 )
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
@@ -445,6 +446,16 @@ async def test_no_descriptor_is_left_of_an_attempt(
         assert set(open_descriptors().items()) <= set(before.items())
         if state == "shaking hands":
             peer.close()
+
+
+@pytest.mark.parametrize("way", [*WAYS, "in order"])
+async def test_after_a_connection_that_failed(way: str) -> None:
+    async with TCPSocket("127.0.0.1", unused_port()) as sock:
+        stream = sock.stream()
+        with pytest.raises(anyio.BrokenResourceError):
+            await stream.send(b"x")
+        for _ in range(2):
+            await (stream.aclose() if way == "in order" else WAYS[way](stream))
 
 
 async def test_an_adopted_socket_that_has_not_begun() -> None:
