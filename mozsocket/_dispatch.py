@@ -149,19 +149,24 @@ class Dispatcher(EventTarget):
     async def _dispatch(self) -> None:
         assert self._dispatch_due is not None
         self._handler_task = anyio.get_current_task().id
-        while True:
-            await self._dispatch_due.wait()
-            await self._await_rest()
-            delivered = 0
-            while (event := self._next_event()) is not None:
-                self._rest = self._deliver(event)
+        try:
+            while True:
+                await self._dispatch_due.wait()
                 await self._await_rest()
-                delivered += 1
-                if delivered % DISPATCHED and event.type == "data":
-                    await anyio.lowlevel.checkpoint_if_cancelled()
-                else:
-                    await anyio.lowlevel.checkpoint()
-            self._busy = False
+                delivered = 0
+                while (event := self._next_event()) is not None:
+                    self._rest = self._deliver(event)
+                    await self._await_rest()
+                    delivered += 1
+                    if delivered % DISPATCHED and event.type == "data":
+                        await anyio.lowlevel.checkpoint_if_cancelled()
+                    else:
+                        await anyio.lowlevel.checkpoint()
+                event = None
+                self._busy = False
+        finally:
+            # On asyncio, AnyIO leaves the cancellation that ends a task, with this frame, to the garbage collector.
+            del self
 
     async def _await_rest(self) -> None:
         if self._rest is not None:

@@ -111,6 +111,8 @@ class Lifetime(Dispatcher):
         except BaseException:
             self._log_untold()
             raise
+        finally:
+            body_error = None  # its traceback refers to this frame
         self._raise_untold()
 
     @asynccontextmanager
@@ -148,6 +150,8 @@ class Lifetime(Dispatcher):
                     tasks.cancel_scope.cancel()  # those that wait for more to do
         finally:
             self._drop_rest()
+            self._tasks = None
+            self._scopes = ()
             self._over = True
             self._notify()
         await self._let_awaiters_know()
@@ -193,11 +197,14 @@ class Lifetime(Dispatcher):
         crash = self._crash
         if crash is None and self._failure is not None and not self._failure_seen:
             self._failure_seen = True
-            raise self._failure
+            raise self._failure.again()
         self._crash = None
         self._log_untold()
-        if crash is not None:
-            raise crash
+        try:
+            if crash is not None:
+                raise crash
+        finally:
+            del crash  # its traceback refers to this frame
 
     def _log_untold(self) -> None:
         if self._failure is not None and not self._failure_seen:

@@ -83,6 +83,7 @@ class TCPServerSocket(Lifetime):
     """
 
     __slots__ = (
+        "__weakref__",
         "_adopted",
         "_backlog",
         "_bound",

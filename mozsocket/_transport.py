@@ -139,7 +139,7 @@ class Transport(Watched):
         super().__init__(sock)
         self._eof_sent = False  # whether the peer has been told that no more will come
         self._peer_ended = False
-        self._lost: OSError | None = None  # why there is no connection any more
+        self._lost: tuple[Any, ...] | None = None  # the arguments of what said that there is no connection any more
 
     def receive(self, size: int) -> bytes | None:
         """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
@@ -151,11 +151,11 @@ class Transport(Watched):
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as exc:
-            self._lost = exc
+            self._lost = exc.args
             raise
         if not data:
             if self._lost is not None:
-                raise self._lost.with_traceback(None)
+                raise OSError(*self._lost)
             self._peer_ended = True
         return data
 
@@ -177,7 +177,7 @@ class Transport(Watched):
             # Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the
             # peer had ended. If it really had before it was lost, the error is EPIPE (Linux).
             if exc.errno != errno.EPIPE:
-                self._lost = exc
+                self._lost = exc.args
             raise
 
     def flush(self) -> bool:
