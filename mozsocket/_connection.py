@@ -155,6 +155,10 @@ class Connection(Lifetime):
         """The event that tells of the connection."""
 
     @abstractmethod
+    async def _be_admitted(self) -> None:
+        """Wait until one that is about to be open may be."""
+
+    @abstractmethod
     def _data_event(self, data: bytes) -> Event[Any]:
         """The event that delivers data."""
 
@@ -254,6 +258,7 @@ class Connection(Lifetime):
                         await self._receive_proxy_header(self._transport)
                     if self._options.useSecureTransport:
                         await self._shake_hands()
+                    await self._be_admitted()
             except (OSError, UnicodeError, ExceptionGroup) as exc:
                 if failures and self._transport is None and isinstance(exc, TimeoutError):
                     exc = ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, exc])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -16,13 +15,12 @@ import anyio.lowlevel
 from ._dispatch import Dispatcher, is_cancelled
 from ._errors import InvalidStateError, TCPSocketError
 from ._events import Event
+from ._log import logger
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Lifetime", "is_of_cancellation", "logger")
-
-logger = logging.getLogger("mozsocket")
+__all__ = ("Lifetime", "is_of_cancellation")
 
 LifetimeT = TypeVar("LifetimeT", bound="Lifetime")
 
@@ -206,10 +204,14 @@ class Lifetime(Dispatcher):
         finally:
             del crash  # its traceback refers to this frame
 
+    def _warn(self, kind: str, message: str, *args: object) -> None:
+        """Log a warning; for the kind, see :class:`WarningLimit`."""
+        logger.warning(message, *args)
+
     def _log_untold(self) -> None:
         if self._failure is not None and not self._failure_seen:
             self._failure_seen = True
-            logger.warning("%r was lost: %s", self, self._failure)
+            self._warn(self._failure.name, "%r was lost: %s", self, self._failure)
         if self._crash is not None:
             crash, self._crash = self._crash, None
             logger.error("a handler of %r raised %r", self, crash, exc_info=crash)

@@ -13,7 +13,8 @@ import anyio.lowlevel
 from ._addresses import display, host_and_port
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
-from ._lifetime import Lifetime, logger
+from ._lifetime import Lifetime
+from ._log import WarningLimit, logger
 from ._options import (
     BinaryType,
     SocketOptions,
@@ -64,7 +65,10 @@ class TCPServerSocket(Lifetime):
         for all of both, as far as the machine has them
     :param binaryType: of the accepted sockets, as of :class:`TCPSocket`
     :param backlog: connections that wait to be accepted, at most, 0 to 65535; 0 for the system's maximum
-    :param max_connections: how many accepted sockets may be open before others have to wait; None for no limit
+    :param max_connections: how many accepted sockets may be open before others have to wait; None for no limit. One
+        whose handshake is under way is not open yet; where that many are when it is done, it waits its turn
+    :param max_handshakes: how many connections may be in a TLS handshake, or have yet to send the header of the PROXY
+        protocol; for one more, that which has waited longest is given up. So those who stay silent shut out nobody
     :param reuse_port: let other sockets listen on the same port, which share the connections (``SO_REUSEPORT``)
     :param max_buffered_amount: of the accepted sockets, as of :class:`TCPSocket`
     :param linger: of the accepted sockets, as of :class:`TCPSocket`
@@ -90,11 +94,16 @@ class TCPServerSocket(Lifetime):
         "_closed",
         "_connections",
         "_error_told",
+        "_handshaking",
         "_host",
         "_max_connections",
+        "_max_handshakes",
+        "_open",
         "_options",
         "_port",
+        "_queuing",
         "_reuse_port",
+        "_warnings",
     )
 
     onconnect: EventHandler[TCPServerSocketEvent] = EventHandler(
@@ -110,6 +119,7 @@ class TCPServerSocket(Lifetime):
         binaryType: BinaryType = "arraybuffer",
         backlog: int = 0,
         max_connections: int | None = None,
+        max_handshakes: int = 1000,
         reuse_port: bool = False,
         max_buffered_amount: int | None = None,
         linger: float = 5,
@@ -138,25 +148,31 @@ class TCPServerSocket(Lifetime):
             allow_half_open=allow_half_open,
             proxy_protocol=proxy_protocol,
         )
-        self._set_up(port, max_connections, options)
+        self._set_up(port, max_connections, max_handshakes, options)
         self._host = host
         self._backlog = backlog or _MAX_BACKLOG
         self._reuse_port = reuse_port
 
-    def _set_up(self, port: int, max_connections: int | None, options: SocketOptions) -> None:
+    def _set_up(self, port: int, max_connections: int | None, max_handshakes: int, options: SocketOptions) -> None:
         super().__init__()
         if max_connections is not None:
             check_count("max_connections", max_connections, 1)
+        check_count("max_handshakes", max_handshakes, 1)
         if options.ssl_context is not None:
             check_role(options.ssl_context, server_side=True)
         elif options.useSecureTransport:
             raise ValueError("useSecureTransport=True: a server needs an ssl_context with a certificate")
         self._port = port
         self._max_connections = max_connections
+        self._max_handshakes = max_handshakes
         self._options = options
         self._bound: list[Watched] = []
         self._adopted = False  # whether others may listen on the same socket: a service manager, sibling processes
-        self._connections: set[TCPSocket] = set()
+        self._connections: set[TCPSocket] = set()  # all that were accepted, and have not ended
+        self._handshaking: dict[TCPSocket, None] = {}  # those of them that are not done with that, the oldest first
+        self._queuing: dict[TCPSocket, None] = {}  # those that are, and wait until they may be open
+        self._open: set[TCPSocket] = set()
+        self._warnings = WarningLimit(self)
         self._closed = False
         self._error_told = False
 
@@ -167,6 +183,7 @@ class TCPServerSocket(Lifetime):
         *,
         binaryType: BinaryType = "arraybuffer",
         max_connections: int | None = None,
+        max_handshakes: int = 1000,
         max_buffered_amount: int | None = None,
         linger: float = 5,
         useSecureTransport: bool = False,
@@ -199,7 +216,7 @@ class TCPServerSocket(Lifetime):
         )
         self = cls.__new__(cls)
         address = sock.getsockname()
-        self._set_up(address[1] if isinstance(address, tuple) else 0, max_connections, options)
+        self._set_up(address[1] if isinstance(address, tuple) else 0, max_connections, max_handshakes, options)
         sock.setblocking(False)
         self._bound = [Watched(sock)]
         self._adopted = True
@@ -264,6 +281,7 @@ class TCPServerSocket(Lifetime):
 
     def _release(self) -> None:
         self.close()
+        self._warnings.close()
 
     async def _accept_from(self, listener: Watched) -> None:
         try:
@@ -295,22 +313,54 @@ class TCPServerSocket(Lifetime):
 
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
         if not self._has_listener("connect"):
-            logger.warning("%r has no onconnect: the connection from %s is closed", self, display(*host_and_port(peer)))
+            shown = display(*host_and_port(peer))
+            self._warn("no onconnect", "%r has no onconnect: the connection from %s is closed", self, shown)
             Transport(sock).close()
             return
         connection = TCPSocket._accept(sock, peer, self._options, self)
         self._connections.add(connection)
+        if self._options.useSecureTransport or self._options.proxy_protocol:
+            self._begin_handshake(connection)
+        else:
+            self._open.add(connection)
         self._spawn("connection", self._serve, connection)
+
+    def _begin_handshake(self, connection: TCPSocket) -> None:
+        if len(self._handshaking) >= self._max_handshakes:
+            oldest = next(iter(self._handshaking))
+            del self._handshaking[oldest]
+            oldest._give_way()
+        self._handshaking[connection] = None
+
+    async def _admit(self, connection: TCPSocket) -> None:
+        """Count a connection as open when its handshake is done, and when it may be: those that wait come in turn."""
+        self._handshaking.pop(connection, None)
+        self._queuing[connection] = None
+        await self._wait_until(
+            lambda: (
+                self._max_connections is None
+                or (len(self._open) < self._max_connections and next(iter(self._queuing)) is connection)
+            )
+        )
+        del self._queuing[connection]
+        self._open.add(connection)
+        self._notify()
 
     async def _serve(self, connection: TCPSocket) -> None:
         try:
             await connection._run_accepted(*self._scopes)
         finally:
             self._connections.discard(connection)
+            self._handshaking.pop(connection, None)
+            self._queuing.pop(connection, None)
+            self._open.discard(connection)
             self._notify()
 
     def _is_full(self) -> bool:
-        return self._max_connections is not None and len(self._connections) >= self._max_connections
+        return self._max_connections is not None and len(self._open) + len(self._queuing) >= self._max_connections
+
+    def _warn(self, kind: str, message: str, *args: object) -> None:
+        self._warnings.warn(kind, message, *args)
 
     async def _fail(self, exc: OSError) -> None:
         assert self._tasks is not None

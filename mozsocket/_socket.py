@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket as stdlib_socket
 from collections.abc import Callable, Mapping
 from ssl import SSLContext
@@ -439,6 +440,23 @@ class TCPSocket(Connection, TypedAttributeProvider):
         if self._accepted_by is not None:
             return TCPServerSocketEvent("connect", self._accepted_by, self)
         return Event("open", self)
+
+    async def _be_admitted(self) -> None:
+        if self._accepted_by is not None:
+            await self._accepted_by._admit(self)
+
+    def _give_way(self) -> None:
+        """Close, while there is no connection yet, as others want to have one too."""
+        self._fail(
+            TimeoutError(errno.ETIMEDOUT, "its handshake was given up for another's: max_handshakes are under way")
+        )
+        self._abandon()
+
+    def _warn(self, kind: str, message: str, *args: object) -> None:
+        if self._accepted_by is None:
+            super()._warn(kind, message, *args)
+        else:
+            self._accepted_by._warn(kind, message, *args)
 
     def _data_event(self, data: bytes) -> Event[Any]:
         if self._options.binaryType == "string":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket as stdlib_socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,11 @@ import anyio
 import psutil
 import pytest
 
-from mozsocket import MozTCPSocket
+from mozsocket import MozTCPSocket, TCPServerSocket
 from mozsocket.testing import EventRecorder
 
 from .certificates import AUTHORITY, client_context, server_context
-from .peers import PEER_TIMEOUT, all_blocked, blocking, dial, echo_to, read_all, read_exactly, secure
+from .peers import PEER_TIMEOUT, Accepting, all_blocked, blocking, dial, echo_to, read_all, read_exactly, reset, secure
 from .programs import s_client
 
 pytestmark = pytest.mark.anyio
@@ -37,8 +39,10 @@ def crowd(port: int, size: int = CROWD) -> Iterator[list[stdlib_socket.socket]]:
         ]
 
 
-async def is_served(port: int) -> None:
-    with await secure(await dial(port), client_context()) as honest:
+async def is_served(port: int, before: bytes = b"") -> None:
+    peer = await dial(port)
+    peer.sendall(before)
+    with await secure(peer, client_context()) as honest:
         honest.sendall(b"honest")
         assert await blocking(read_exactly, honest, 6) == b"honest"
         (await blocking(honest.unwrap)).close()
@@ -66,8 +70,11 @@ async def test_those_who_never_speak_tls_are_turned_out(caplog: pytest.LogCaptur
             for sock in silent:
                 assert await blocking(sock.recv, 1) == b""
         server.close()
-    assert len(caplog.records) == CROWD
-    assert all("no TLS handshake within 0.5 seconds" in record.getMessage() for record in caplog.records)
+    *each, rest = (record.getMessage() for record in caplog.records)
+    assert len(each) == 10  # a minute, and not one for each
+    assert all("no TLS handshake within 0.5 seconds" in message for message in each)
+    assert f"{CROWD - 10} more like this" in rest
+    assert "NetworkTimeoutError" in rest
 
 
 async def test_a_byte_now_and_then_is_no_handshake(caplog: pytest.LogCaptureFixture) -> None:
@@ -88,14 +95,118 @@ async def test_a_byte_now_and_then_is_no_handshake(caplog: pytest.LogCaptureFixt
     assert "no TLS handshake within 0.5 seconds" in caplog.text
 
 
-async def test_max_connections_is_shared_in_turn(caplog: pytest.LogCaptureFixture) -> None:
-    """Who is silent takes a place for ``handshake_timeout`` at most."""
+@pytest.mark.parametrize("proxy_protocol", [False, True], ids=["TLS", "PROXY"])
+async def test_those_who_are_silent_take_no_place_of_max_connections(proxy_protocol: bool) -> None:
     async with MozTCPSocket() as tcp:
-        server = secure_server(tcp, handshake_timeout=0.2, max_connections=20)
-        with crowd(server.localPort, 100):
-            await is_served(server.localPort)  # after five times 0.2 s, as it is the last to come
+        server = secure_server(tcp, handshake_timeout=600, max_connections=20, proxy_protocol=proxy_protocol)
+        with crowd(server.localPort, 25):
+            began = time.monotonic()
+            await is_served(server.localPort, b"PROXY UNKNOWN\r\n" if proxy_protocol else b"")
+            assert time.monotonic() - began < 5
+            tcp.close()
+
+
+@pytest.mark.parametrize("proxy_protocol", [False, True], ids=["TLS", "PROXY"])
+async def test_beyond_max_handshakes_the_oldest_gives_way(
+    proxy_protocol: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    header = b"PROXY UNKNOWN\r\n" if proxy_protocol else b""
+    async with MozTCPSocket() as tcp:
+        server = secure_server(tcp, handshake_timeout=600, max_handshakes=3, proxy_protocol=proxy_protocol)
+        with crowd(server.localPort, 5) as silent:
+            for oldest in silent[:2]:
+                assert await blocking(oldest.recv, 1) == b""
+            await is_served(server.localPort, header)
+            assert await blocking(silent[2].recv, 1) == b""
+            await is_served(server.localPort, header)  # the one before is open, and no handshake any more
+            for sock in silent[3:]:
+                sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    sock.recv(1)
+            tcp.close()
+    assert sum("max_handshakes" in record.getMessage() for record in caplog.records) == 3
+
+
+async def test_no_more_are_open_than_may_be_when_handshakes_end_at_once() -> None:
+    """Those that are done wait in turn, and are served when others have gone."""
+    async with MozTCPSocket() as tcp:
+        accepting = Accepting(
+            tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context(), max_connections=2)
+        )
+        peers = [await dial(accepting.server.localPort) for _ in range(2)]
+        await all_blocked()  # both have been accepted, as none is open, and more are while they are not
+        more = [await dial(accepting.server.localPort) for _ in range(3)]
+        await all_blocked()
+        clients = [await secure(peer, client_context()) for peer in (*peers, *more)]
+        opened = 0
+        while clients:
+            await all_blocked()
+            served = accepting.sockets[opened:]
+            assert len(served) == min(2, len(clients))
+            opened += len(served)
+            for socket, recorder in served:
+                client = next(client for client in clients if client.getsockname()[1] == socket.port)
+                clients.remove(client)
+                client.close()
+                await recorder.first("close")
+        accepting.server.close()
+
+
+async def test_closing_while_waiting_to_be_open() -> None:
+    async with MozTCPSocket() as tcp:
+        server = secure_server(tcp, max_connections=1)
+        peers = [await dial(server.localPort) for _ in range(2)]
+        await all_blocked()
+        with await secure(peers[0], client_context()) as first, await secure(peers[1], client_context()) as second:
+            first.sendall(b"served")
+            assert await blocking(read_exactly, first, 6) == b"served"
+            tcp.close()
+            for client in (first, second):
+                with suppress(ssl.SSLEOFError):
+                    assert await blocking(client.recv, 1) == b""
+
+
+async def test_warnings_of_one_kind_hold_back_none_of_another(caplog: pytest.LogCaptureFixture) -> None:
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        for _ in range(30):
+            with await dial(server.localPort) as peer:
+                assert await blocking(peer.recv, 1) == b""
+        server.onconnect = echo_to
+        reset(await dial(server.localPort))
+        await all_blocked()
         server.close()
-    assert len(caplog.records) == 100
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if "from 127.0.0.1:" in message] == messages[:10]
+    assert "NetworkInterruptError" in messages[10]
+    assert "20 more like this" in messages[11]
+    assert len(messages) == 12
+
+
+async def test_after_a_minute_warnings_are_logged_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("mozsocket._log.time.monotonic", lambda: now)
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        for count in (12, 1):
+            for _ in range(count):
+                with await dial(server.localPort) as peer:
+                    assert await blocking(peer.recv, 1) == b""
+            now += 61
+        server.close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert "2 more like this" in messages[10]
+    assert "from 127.0.0.1:" in messages[11]
+    assert len(messages) == 12
+
+
+@pytest.mark.parametrize("bad", [0, -1, True, None, 1.0])
+def test_max_handshakes_is_a_number(bad: Any, listener: stdlib_socket.socket) -> None:
+    for make in (partial(TCPServerSocket, 0), partial(TCPServerSocket.from_socket, listener)):
+        with pytest.raises((TypeError, ValueError), match="max_handshakes must be"):
+            make(max_handshakes=bad)
 
 
 async def test_the_memory_of_a_silent_connection() -> None:
