@@ -31,6 +31,7 @@ from __future__ import annotations
 import errno
 import ssl
 import sys
+import weakref
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,7 @@ class Connection(Lifetime):
         "_end_told",
         "_eof_sent",
         "_flush_scheduled",
+        "_former_stream",
         "_host",
         "_inbox",
         "_opened",
@@ -138,6 +140,7 @@ class Connection(Lifetime):
         self._end_told = False  # whether the program has been told so, on a socket that stays open
         self._eof_sent = False  # whether the peer has been told of our end
         self._stream: SocketStream | None = None  # what takes the data in place of the handlers
+        self._former_stream: weakref.ref[SocketStream] | None = None  # once that is over
         self._parked: anyio.Event | None = None  # what the reader waits for meanwhile
         self._close_told = False  # whether the last event has been delivered
 
@@ -393,6 +396,9 @@ class Connection(Lifetime):
         self._set_ready_state(_CLOSED)
         self._forget_queued()
         self._inbox.close()
+        if self._stream is not None:  # which refers to us
+            self._former_stream = weakref.ref(self._stream)
+            self._stream = None
 
     def _forget_queued(self) -> None:
         """At the end, but for what a stream can still be asked for: what came before the connection was lost."""
@@ -671,9 +677,9 @@ class Connection(Lifetime):
         try:
             await self._write_until_end(due)
             await self._part()
+            self._shut()
         except anyio.ClosedResourceError:
-            return
-        self._shut()
+            pass
 
     async def _write_until_end(self, due: Signal) -> None:
         assert self._transport is not None

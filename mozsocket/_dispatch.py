@@ -188,6 +188,11 @@ class Dispatcher(EventTarget):
             await function()
         except Exception as exc:
             self._crashed(exc, f"the {what}")
+        except BaseException as exc:
+            # On asyncio, AnyIO leaves the cancellation that ends a task, with these frames, to the garbage collector.
+            del self, function
+            exc.__traceback__ = None
+            raise
 
     def _keep_context(self) -> None:
         """Have the tasks that are started from now on begin with the current context: handlers of one connection see

@@ -169,7 +169,18 @@ def explain(exc: BaseException, peer: str = "", certificates: tuple[bytes, ...] 
     shown = certificates if isinstance(telling, ssl.SSLCertVerificationError) else ()
     error = TCPSocketError(name, _class(name, telling), code, _detail(telling), peer, shown)
     error.__cause__ = exc
+    _let_go(exc)
     return error
+
+
+def _let_go(exc: BaseException | None) -> None:
+    """Take the tracebacks from an exception, and from those behind it: they refer to what will keep the failure, and in
+    such a circle both would wait for the garbage collector.
+    """
+    if exc is not None and exc.__traceback__ is not None:
+        exc.__traceback__ = None
+        for behind in (exc.__cause__, exc.__context__, *getattr(exc, "exceptions", ())):
+            _let_go(behind)
 
 
 def tells_more(exc: BaseException, error: TCPSocketError) -> bool:

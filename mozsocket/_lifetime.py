@@ -160,6 +160,8 @@ class Lifetime(Dispatcher):
                     tasks.cancel_scope.cancel()  # those that wait for more to do
         finally:
             self._drop_rest()
+            self._tasks = None
+            self._scopes = ()
             self._over = True
             self._notify()
         await self._let_awaiters_know()
@@ -277,11 +279,14 @@ class Lifetime(Dispatcher):
         crash = self._crash
         if crash is None and self._failure is not None and not self._failure_seen:
             self._failure_seen = True
-            raise self._failure
+            raise self._failure.again()
         self._crash = None
         self._log_untold()
-        if crash is not None:
-            raise crash
+        try:
+            if crash is not None:
+                raise crash
+        finally:
+            del crash  # its traceback refers to this frame
 
     def _warn(self, kind: str, message: str, *args: object) -> None:
         """Log a warning; for the kind, see :class:`WarningLimit`."""

@@ -37,37 +37,35 @@ def _log(level: int, message: str, args: tuple[object, ...], exc_info: BaseExcep
 
 
 class WarningLimit:
-    """The warnings of a server about its connections: of each kind some a minute, and then how many more there were.
+    """The warnings of a server about its connections: of each kind some a minute, and then how many more there were."""
 
-    :param owner: what the warnings are of, for its ``repr()``
-    """
+    __slots__ = ("_kinds",)
 
-    __slots__ = ("_kinds", "_owner")
-
-    def __init__(self, owner: object) -> None:
-        self._owner = owner
+    def __init__(self) -> None:
         self._kinds: dict[str, tuple[float, int]] = {}  # when the period began, and how many there were in it
 
-    def warn(self, kind: str, message: str, *args: object) -> None:
-        """
+    def warn(self, owner: object, kind: str, message: str, *args: object) -> None:
+        """Log a warning, if there were not too many.
+
+        :param owner: the server, for its ``repr()``
         :param kind: what is counted together; of few values
         :param message: what to log, as of :meth:`logging.Logger.warning`
         """
         now = time.monotonic()
         began, count = self._kinds.get(kind, (now, 0))
         if now >= began + PERIOD:
-            self._tell_rest(kind)
+            self._tell_rest(owner, kind)
             began, count = now, 0
         self._kinds[kind] = began, count + 1
         if count < AT_ONCE:
             warning(message, *args)
 
-    def close(self) -> None:
+    def close(self, owner: object) -> None:
         """Log how many were left out so far."""
         for kind in tuple(self._kinds):
-            self._tell_rest(kind)
+            self._tell_rest(owner, kind)
 
-    def _tell_rest(self, kind: str) -> None:
+    def _tell_rest(self, owner: object, kind: str) -> None:
         _, count = self._kinds.pop(kind)
         if count > AT_ONCE:
-            warning("%r: %d more like this were not logged one by one: %s", self._owner, count - AT_ONCE, kind)
+            warning("%r: %d more like this were not logged one by one: %s", owner, count - AT_ONCE, kind)

@@ -88,6 +88,7 @@ class TCPServerSocket(Lifetime):
     """
 
     __slots__ = (
+        "__weakref__",
         "_adopted",
         "_backlog",
         "_bound",
@@ -172,7 +173,7 @@ class TCPServerSocket(Lifetime):
         self._handshaking: dict[TCPSocket, None] = {}  # those of them that are not done with that, the oldest first
         self._queuing: dict[TCPSocket, None] = {}  # those that are, and wait until they may be open
         self._open: set[TCPSocket] = set()
-        self._warnings = WarningLimit(self)
+        self._warnings = WarningLimit()
         self._closed = False
         self._error_told = False
 
@@ -289,7 +290,7 @@ class TCPServerSocket(Lifetime):
 
     def _release(self) -> None:
         self.close()
-        self._warnings.close()
+        self._warnings.close(self)
 
     async def _accept_from(self, listener: Watched) -> None:
         try:
@@ -374,7 +375,7 @@ class TCPServerSocket(Lifetime):
         return self._max_connections is not None and len(self._open) + len(self._queuing) >= self._max_connections
 
     def _warn(self, kind: str, message: str, *args: object) -> None:
-        self._warnings.warn(kind, message, *args)
+        self._warnings.warn(self, kind, message, *args)
 
     async def _fail(self, exc: OSError) -> None:
         assert self._tasks is not None

@@ -362,8 +362,9 @@ class TCPSocket(Connection, TypedAttributeProvider):
         From now on what arrives is for :meth:`~anyio.abc.ByteReceiveStream.receive`, and there is no ``data`` event;
         what is queued comes first. Call it before anything can arrive: while connecting, or in a handler of
         ``connect`` or ``open``. ``send()`` returns when all is handed to the operating system. The peer's end does not
-        close the socket; closing the stream does, and does not wait for the peer. :meth:`upgradeToSecure` goes on
-        working, and so do the events but ``data`` and ``end``. :meth:`suspend` holds nothing back: not receiving does.
+        close the socket; closing the stream does, within ``linger``, or at once if a ``send()`` was cancelled that the
+        peer has not taken. :meth:`upgradeToSecure` goes on working, and so do the events but ``data`` and ``end``.
+        :meth:`suspend` holds nothing back: not receiving does.
 
         A lost connection is :exc:`anyio.BrokenResourceError`, one that was closed here
         :exc:`anyio.ClosedResourceError`. That it is lost is noticed by receiving and by sending only. After a failed
@@ -372,11 +373,14 @@ class TCPSocket(Connection, TypedAttributeProvider):
         :return: the stream, the same each time
         :raises InvalidStateError: if the socket is neither connecting nor open
         """
-        if self._stream is None:
-            if self._state not in (_CONNECTING, _OPEN):
-                raise self._not_open("stream()")
-            self._stream = SocketStream(self)
-            self._change_reader()
+        if self._stream is not None:
+            return self._stream
+        if self._former_stream is not None:
+            return self._former_stream() or SocketStream(self)
+        if self._state not in (_CONNECTING, _OPEN):
+            raise self._not_open("stream()")
+        self._stream = SocketStream(self)
+        self._change_reader()
         return self._stream
 
     async def opened(self) -> None:

@@ -15,16 +15,18 @@ from __future__ import annotations
 import sys
 from collections import deque
 from enum import Enum
+from typing import TypeAlias
 
 from ._errors import InvalidStateError
 
-__all__ = ("BUFFER_THRESHOLD", "ReadyState", "SendBuffer", "SuspendCount", "octets")
+__all__ = ("BUFFER_THRESHOLD", "Chunk", "ReadyState", "SendBuffer", "SuspendCount", "octets")
 
 BUFFER_THRESHOLD = 65536
 """Bytes buffered above which :meth:`TCPSocket.send` gives False (Gecko's ``BUFFER_SIZE``)."""
 
 _JOIN_BELOW = 4096  # bytes: copying a chunk this small costs less than telling the kernel where it is
 _JOIN_UP_TO = 262_144  # bytes joined at most: what one call to the kernel is likely to take
+_JOIN_AT_ONCE_BELOW = 1024  # bytes: to each that it keeps Python adds some 45, which is little beside this many
 _VECTOR = 64  # chunks given to one call to the kernel; POSIX allows at least 16, every system of ours 1024
 
 
@@ -46,7 +48,9 @@ class ReadyState(str, Enum):
 _ORDER = tuple(ReadyState)
 
 
-_NO_CHUNKS: deque[bytes | memoryview] = deque()
+Chunk: TypeAlias = "bytes | bytearray | memoryview"
+
+_NO_CHUNKS: deque[Chunk] = deque()
 """Of the buffers that were never used, as a deque takes 760 bytes."""
 
 
@@ -59,13 +63,14 @@ class SendBuffer:
     :ivar finished: whether the program has said that this is all
     """
 
-    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "amount", "awaited", "dropped", "finished")
+    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "_little", "amount", "awaited", "dropped", "finished")
 
     def __init__(self, limit: int | None = None) -> None:
         self._chunks = _NO_CHUNKS
         self._drain_owed = False
         self._ended = False
         self._limit = limit
+        self._little = self._at_first_little()  # up to how many bytes every chunk is kept as it is, which costs least
         self.amount = 0
         self.awaited = 0
         self.dropped = False
@@ -83,20 +88,49 @@ class SendBuffer:
                 raise InvalidStateError("send() after send_eof(): the peer has been told that no more will come")
             return True
         amount = self.amount + len(data)
-        if self._limit is not None and amount > self._limit:
-            self._drain_owed = self._drain_owed or self.amount > 0
-            raise BufferError(
-                f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
-            )
+        if amount > self._little:
+            return self._append_to_more(data, amount)
         if data:
             if self._chunks is _NO_CHUNKS:
                 self._chunks = deque()
             self._chunks.append(data)
             self.amount = amount
+        return True
+
+    def _append_to_more(self, data: bytes, amount: int) -> bool:
+        """Where it is not a little that is buffered, or some has to wait."""
+        if self._limit is not None and amount > self._limit:
+            self._drain_owed = self._drain_owed or self.amount > 0
+            raise BufferError(
+                f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
+            )
+        if not self.amount:
+            self._chunks = deque((data,))
+            self._little = self._at_first_little()
+        elif len(data) >= _JOIN_AT_ONCE_BELOW or self.amount <= self._little:
+            self._chunks.append(data)
+        elif data:
+            self._tail().extend(data)
+        self.amount = amount
         if amount > BUFFER_THRESHOLD:
             self._drain_owed = True
             return False
         return True
+
+    def _at_first_little(self) -> int:
+        return BUFFER_THRESHOLD if self._limit is None else min(self._limit, BUFFER_THRESHOLD)
+
+    def _tail(self) -> bytearray:
+        """What small chunks are joined in as they come, so that little more is held than was given."""
+        chunks = self._chunks
+        tail = chunks[-1]
+        if not isinstance(tail, bytearray) or len(tail) >= _JOIN_UP_TO:
+            tail = bytearray()
+            if self.amount < min(_JOIN_UP_TO, _JOIN_AT_ONCE_BELOW * len(chunks)):  # as a rule, and no loop
+                tail = tail.join(chunks)
+                chunks.clear()
+            chunks.append(tail)
+        return tail
 
     def append_awaited(self, data: bytes) -> None:
         """Take data whose sender waits until it is handed over: it counts to no limit, and no drain is owed for it."""
@@ -110,7 +144,7 @@ class SendBuffer:
         """Take no more: what is buffered is all."""
         self.finished = self._ended = True
 
-    def next_write(self, limit: int = sys.maxsize) -> list[bytes | memoryview]:
+    def next_write(self, limit: int = sys.maxsize) -> list[Chunk]:
         """What to hand over next, in one call: some large chunks as they are, or many small ones joined.
 
         :param limit: how many bytes at most
@@ -121,9 +155,9 @@ class SendBuffer:
         first = list(chunks) if len(chunks) <= _VECTOR else [chunks[i] for i in range(_VECTOR)]
         return first if self.amount <= limit else _cut(first, limit)
 
-    def _pop_small(self) -> list[bytes | memoryview]:
+    def _pop_small(self) -> list[Chunk]:
         chunks = self._chunks
-        small: list[bytes | memoryview] = []
+        small: list[Chunk] = []
         if self.amount <= min(_JOIN_UP_TO, _JOIN_BELOW * len(chunks)):  # the usual case, and no loop
             small.extend(chunks)
             chunks.clear()
@@ -137,6 +171,8 @@ class SendBuffer:
     def advance(self, count: int) -> None:
         """Count bytes as handed over: the first of what :meth:`next_write` gave."""
         self.amount -= count
+        if self.amount:
+            self._little = 0  # what comes now has to wait
         if self.awaited:
             self.awaited = max(self.awaited - count, 0)
         chunks = self._chunks
@@ -168,9 +204,9 @@ class SendBuffer:
         self._drain_owed = False
 
 
-def _cut(chunks: list[bytes | memoryview], limit: int) -> list[bytes | memoryview]:
+def _cut(chunks: list[Chunk], limit: int) -> list[Chunk]:
     """The first bytes of some chunks."""
-    first: list[bytes | memoryview] = []
+    first: list[Chunk] = []
     for chunk in chunks:
         if len(chunk) >= limit:
             return [*first, memoryview(chunk)[:limit]]

@@ -270,7 +270,7 @@ class SocketStream(Unique, ByteStream):
     async def _close_in_order(self) -> bool:
         """:return: whether it is only the peer's end that is missing, for which nobody need wait"""
         socket = self._socket
-        if socket._state is _CONNECTING or socket._buffer.awaited:
+        if socket._state is _CONNECTING or socket._is_shut() or socket._buffer.awaited:
             return False  # there is nothing to close in order, or a peer that may never take what is left
         socket.close()
         socket._send_last()  # for once, before there is any time limit

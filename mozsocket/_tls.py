@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 from anyio.streams.tls import TLSAttribute
 
+from ._state import Chunk
 from ._transport import Transport
 
 __all__ = ("TLSTransport",)
@@ -231,7 +232,7 @@ class TLSTransport:
         """How many bytes it takes at once."""
         return self.plaintext or BATCH_SIZE
 
-    def send(self, chunks: list[bytes | memoryview]) -> int:
+    def send(self, chunks: Sequence[Chunk]) -> int:
         """Encrypt bytes and hand them to the operating system.
 
         It takes all of them or none, and remembers what it has encrypted: the next call has to begin with them again.
@@ -252,7 +253,7 @@ class TLSTransport:
         count, self._sealed = self._sealed, 0
         return count
 
-    def _seal(self, chunks: list[bytes | memoryview]) -> None:
+    def _seal(self, chunks: Sequence[Chunk]) -> None:
         if not self.established:
             return
         try:

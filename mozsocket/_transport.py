@@ -10,7 +10,7 @@ import errno
 import select
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import anyio
@@ -18,6 +18,7 @@ import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from ._addresses import plain
+from ._state import Chunk
 
 __all__ = ("Transport", "Watched", "configure", "has_ended")
 
@@ -138,7 +139,7 @@ class Transport(Watched):
         super().__init__(sock)
         self._eof_sent = False  # whether the peer has been told that no more will come
         self._peer_ended = False
-        self._lost: OSError | None = None  # why there is no connection any more
+        self._lost: tuple[Any, ...] | None = None  # the arguments of what said that there is no connection any more
 
     def receive(self, size: int) -> bytes | None:
         """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
@@ -150,15 +151,15 @@ class Transport(Watched):
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as exc:
-            self._lost = exc
+            self._lost = exc.args
             raise
         if not data:
             if self._lost is not None:
-                raise self._lost.with_traceback(None)
+                raise OSError(*self._lost)
             self._peer_ended = True
         return data
 
-    def send(self, chunks: list[bytes | memoryview]) -> int:
+    def send(self, chunks: Sequence[Chunk]) -> int:
         """Hand bytes to the operating system, in one call.
 
         :return: how many of them it took; 0 if there was no room
@@ -176,7 +177,7 @@ class Transport(Watched):
             # Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the
             # peer had ended. If it really had before it was lost, the error is EPIPE (Linux).
             if exc.errno != errno.EPIPE:
-                self._lost = exc
+                self._lost = exc.args
             raise
 
     def flush(self) -> bool:

@@ -1,18 +1,22 @@
-"""What may be sent: buffers of any shape, those of no size among them."""
+"""What may be sent: buffers of any shape, those of no size among them; and what is held until it can be."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import socket
+import ssl
+import tracemalloc
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mozsocket import MozTCPSocket
+from mozsocket import MozTCPSocket, TCPSocket
 
-from .peers import blocking, connected, read_all
+from .certificates import client_context, server_context
+from .peers import all_blocked, blocking, connected, joined, read_all, read_exactly, secure
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +91,75 @@ async def test_a_part_of_what_is_empty(listener: socket.socket) -> None:
             assert sock.bufferedAmount == 0
             sock.close()
             assert await blocking(read_all, peer) == b""
+
+
+# What is buffered takes hardly more memory than its bytes
+
+
+def pieces(size: int, count: int) -> list[bytes]:
+    return [number.to_bytes(4, "big")[-size:].rjust(size, b"\xff") for number in range(count)]
+
+
+def send_copies(sock: TCPSocket, data: bytes) -> None:
+    sock.send(bytearray(data))
+
+
+def send_text(sock: TCPSocket, data: bytes) -> None:
+    sock.send(data.decode("latin-1"))
+
+
+def send_slices(sock: TCPSocket, data: bytes) -> None:
+    sock.send(b"<" + data + b">", 1, len(data))
+
+
+@pytest.mark.parametrize("way", [send_copies, send_text, send_slices])
+@pytest.mark.parametrize("size", [2, 10, 100, 1000])
+async def test_small_sends_are_held_in_little_memory(size: int, way: Callable[[TCPSocket, bytes], None]) -> None:
+    async with joined("plain", "client", binaryType="string") as (sock, recorder, peer):
+        filling = bytes(10_000_000)  # beyond what the operating system takes
+        sock.send(filling)
+        await all_blocked()
+        before = sock.bufferedAmount
+        sent = pieces(size, min(60_000, 6_000_000 // size))
+        tracemalloc.start()
+        for data in sent:
+            way(sock, data)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert sock.bufferedAmount - before == size * len(sent)
+        assert held < 1.3 * size * len(sent) + 100_000
+        assert await blocking(read_exactly, peer, len(filling) + size * len(sent)) == filling + b"".join(sent)
+        await recorder.first("drain")
+        sock.close()
+
+
+async def test_small_and_large_ones_arrive_in_order(layer: str, role: str) -> None:
+    async with joined(layer, role) as (sock, _, peer):
+        sent = pieces(10, 3000)
+        sent[::100] = [bytes([number]) * 100_000 for number in range(30)]
+        for data in sent:
+            sock.send(data)
+        assert await blocking(read_exactly, peer, sum(map(len, sent))) == b"".join(sent)
+        sock.close()
+
+
+async def test_small_ones_that_wait_for_a_handshake(
+    role: str, version: ssl.TLSVersion, listener: socket.socket
+) -> None:
+    """Some before it in plaintext, some behind it."""
+    async with MozTCPSocket() as tcp:
+        ours, theirs = client_context(version=version), server_context(version=version)
+        if role == "server":
+            ours, theirs = server_context(version=version), client_context(version=version)
+        sock, _, peer = await connected(tcp, role, listener, ssl_context=ours)
+        sent = pieces(10, 3000)
+        for data in sent:
+            sock.send(data)
+        sock.upgradeToSecure(server_hostname="localhost")
+        for data in sent:
+            sock.send(data)
+        assert await blocking(read_exactly, peer, 30_000) == b"".join(sent)
+        with await secure(peer, theirs, server_side=role == "client") as tls:
+            assert await blocking(read_exactly, tls, 30_000) == b"".join(sent)
+            sock.close()
+            assert await blocking(tls.recv, 1) == b""

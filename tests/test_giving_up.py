@@ -35,6 +35,7 @@ from .peers import (
     read_exactly,
     reset,
     secure,
+    unused_port,
 )
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
@@ -204,13 +205,13 @@ async def test_a_send_waits_for_its_own_and_not_for_what_is_sent_behind_it(layer
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send)
             await all_blocked()
-            sock.send(MUCH)
+            sock.send(5 * MUCH)  # more than the two systems hold, however they have grown
             assert await blocking(read_exactly, peer, len(MUCH)) == MUCH
             with anyio.fail_after(PEER_TIMEOUT):
                 await sent.wait()
             assert sock.bufferedAmount > 0
             await give_up(stream.send, b"behind that")
-            assert await blocking(read_exactly, peer, len(MUCH) + 11) == MUCH + b"behind that"
+            assert await blocking(read_exactly, peer, 5 * len(MUCH) + 11) == 5 * MUCH + b"behind that"
         assert sock.bufferedAmount == 0
         await stream.aclose()
 
@@ -281,7 +282,7 @@ async def test_closing_lasts_no_longer_than_linger(linger: float, layer: str, ro
         await all_blocked()
         began = time.monotonic()
         await stream.aclose()
-        assert linger <= time.monotonic() - began < PEER_TIMEOUT / 2
+        assert linger - 0.05 <= time.monotonic() - began < PEER_TIMEOUT / 2  # uvloop's clock stands still in a turn
         assert not is_open(descriptor)
         await recorder.first("close")
         assert "error" not in recorder.types
@@ -297,7 +298,7 @@ async def test_closing_lasts_no_longer_than_linger_before_a_handshake(role: str,
             sock.send(b"secret")
             began = time.monotonic()
             await sock.stream().aclose()
-            assert 0.2 <= time.monotonic() - began < PEER_TIMEOUT / 2
+            assert 0.15 <= time.monotonic() - began < PEER_TIMEOUT / 2
             assert not is_open(descriptor)
 
 
@@ -445,6 +446,16 @@ async def test_no_descriptor_is_left_of_an_attempt(
         assert set(open_descriptors().items()) <= set(before.items())
         if state == "shaking hands":
             peer.close()
+
+
+@pytest.mark.parametrize("way", [*WAYS, "in order"])
+async def test_after_a_connection_that_failed(way: str) -> None:
+    async with TCPSocket("127.0.0.1", unused_port()) as sock:
+        stream = sock.stream()
+        with pytest.raises(anyio.BrokenResourceError):
+            await stream.send(b"x")
+        for _ in range(2):
+            await (stream.aclose() if way == "in order" else WAYS[way](stream))
 
 
 async def test_an_adopted_socket_that_has_not_begun() -> None:
