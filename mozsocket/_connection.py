@@ -33,8 +33,7 @@ import ssl
 import sys
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -213,6 +212,7 @@ class Connection(Lifetime):
             await self._connect_and_read()
         except Exception as exc:  # of the program's, such as its SSLContext's
             self._crashed(exc, "the connection")
+            self._shut()
         self._pump()
         while self._busy or not self._close_told:
             await self._change()
@@ -712,13 +712,21 @@ class Connection(Lifetime):
                 await self._wait_until(lambda: self._peer_ended)
 
 
-@contextmanager
-def _time_limit(seconds: float | None, what: str) -> Iterator[None]:
-    """:raises TimeoutError: if the block takes longer"""
-    if seconds is None:
-        yield
-        return
-    with anyio.move_on_after(seconds) as limit:
-        yield
-    if limit.cancelled_caught:
-        raise TimeoutError(errno.ETIMEDOUT, f"{what} within {seconds} seconds")
+class _time_limit:  # noqa: N801  (it is used as a function)
+    """A block that raises :exc:`TimeoutError` if it takes longer. It is none of contextlib's, which writes into the
+    exceptions that pass, and they may be the program's.
+    """
+
+    def __init__(self, seconds: float | None, what: str) -> None:
+        self._scope = anyio.move_on_after(seconds)
+        self._message = f"{what} within {seconds} seconds"
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._scope.__exit__(exc_type, exc, traceback)
+        if self._scope.cancelled_caught:
+            raise TimeoutError(errno.ETIMEDOUT, self._message)

@@ -21,7 +21,7 @@ from ._events import Event
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Lifetime", "ended", "exit_in", "is_of_cancellation")
+__all__ = ("Lifetime", "ended", "exit_in", "is_of_cancellation", "require_task")
 
 LifetimeT = TypeVar("LifetimeT", bound="Lifetime")
 
@@ -56,6 +56,20 @@ async def ended(tasks: TaskGroup, exc: BaseException | None = None) -> BaseExcep
             raise
         return found
     return exc
+
+
+def require_task(what: str) -> None:
+    """
+    :param what: what is called, and may have to start or wake a task
+    :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
+    """
+    try:
+        anyio.get_current_task()
+    except Exception:
+        raise RuntimeError(
+            f"{what} has to be called from a task or a handler, not from a callback of the event loop; from another"
+            " thread, call it by anyio.from_thread.run_sync()"
+        ) from None
 
 
 def _shown(exc: BaseException) -> str:
@@ -243,6 +257,15 @@ class Lifetime(Dispatcher):
         elif isinstance(exc, Exception):
             with suppress(anyio.get_cancelled_exc_class()):  # the body's own exception tells more
                 await self._wait_until(lambda: self._over)
+
+    def _require_task(self, what: str) -> None:
+        """Where what is called may have to start or wake a task: before anything is changed.
+
+        :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
+        """
+        if self._tasks is None:
+            return  # it runs no more, or not yet
+        require_task(f"{what} of {self!r}")
 
     # Failing
 

@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._lifetime import ended, is_of_cancellation
+from ._lifetime import ended, is_of_cancellation, require_task
 from ._options import BinaryType, check_flag
 from ._server import TCPServerSocket
 from ._socket import TCPSocket
@@ -72,7 +72,7 @@ class MozTCPSocket(Unique):
         :return: a socket that is connecting
         :raises RuntimeError: outside the block
         """
-        tasks = self._running("open()")
+        tasks = self._ready_to_start("open()")
         socket = TCPSocket(
             host,
             port,
@@ -119,7 +119,7 @@ class MozTCPSocket(Unique):
         :raises PermissionError: if the port is below 1024 and the scope was not made with ``certified=True``
         :raises RuntimeError: outside the block
         """
-        tasks = self._running("listen()")
+        tasks = self._ready_to_start("listen()")
         server = TCPServerSocket(
             port,
             host=host,
@@ -154,6 +154,12 @@ class MozTCPSocket(Unique):
         if self._tasks is None:
             raise RuntimeError(f"{what} outside the block: enter it with `async with MozTCPSocket() as tcp:`")
         return self._tasks
+
+    def _ready_to_start(self, what: str) -> TaskGroup:
+        """:raises RuntimeError: outside the block, or where AnyIO can start no task"""
+        tasks = self._running(what)
+        require_task(what)
+        return tasks
 
     def _run(self, member: TCPSocket | TCPServerSocket, tasks: TaskGroup) -> None:
         member._started = True

@@ -235,6 +235,7 @@ class TCPServerSocket(Lifetime):
     def close(self) -> None:
         """Stop listening. Accepted sockets live on. Closing twice does no harm."""
         if not self._closed:
+            self._require_task("close()")
             self._closed = True
             for listener in self._bound:
                 if not self._adopted:

@@ -265,6 +265,8 @@ class TCPSocket(Connection, TypedAttributeProvider):
 
         :raises InvalidStateError: if the socket is not suspended
         """
+        if self._inbox.used:
+            self._require_task("resume()")
         self._suspensions.resume()
         if self._inbox.used and self._takes_data():
             self._wake_dispatch()
@@ -277,6 +279,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         ``linger`` seconds at most; then ``close`` fires. While connecting, the attempt is abandoned. Closing twice
         does no harm.
         """
+        self._require_task("close()")
         if self._state is _CONNECTING:
             self._abandon()
         elif self._state is _OPEN:
@@ -295,6 +298,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
         """
         if self._state is not _OPEN:
             raise self._not_open("send_eof()")
+        self._require_task("send_eof()")
         self._buffer.finish()
         if self._end_told and self._stream is None:
             self.close()
@@ -306,6 +310,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
 
         The peer may lose what it has not yet read, as with any plain close of a TCP connection.
         """
+        self._require_task("closeImmediately()")
         if self._state is _CONNECTING:
             self._abandon()
         elif self._state is not _CLOSED:
@@ -345,6 +350,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
             raise self._not_open("upgradeToSecure()")
         if self._tls is None and (self._buffer.finished or self._end_told):
             raise InvalidStateError("upgradeToSecure() on a connection of which one side has ended: TLS needs both")
+        self._require_task("upgradeToSecure()")
         if self._tls is None:
             self._upgrade(self._make_tls(ssl_context, server_hostname), early)
 
@@ -379,6 +385,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
             return self._former_stream() or SocketStream(self)
         if self._state not in (_CONNECTING, _OPEN):
             raise self._not_open("stream()")
+        self._require_task("stream()")
         self._stream = SocketStream(self)
         self._change_reader()
         return self._stream
