@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
+from . import _tls
 from ._addresses import display
 from ._authorities import default_context
 from ._connect import connect
@@ -708,7 +709,8 @@ class Connection(Lifetime):
                 await self._wait_until(lambda: self._peer_ended)
         else:
             self._half_close()
-            with anyio.move_on_after(FAILURE_PATIENCE):
+            in_tls = self._failure.message != "Network"
+            with anyio.move_on_after(_tls.ALERT_PATIENCE if in_tls else FAILURE_PATIENCE):
                 await self._wait_until(lambda: self._peer_ended)
 
 
