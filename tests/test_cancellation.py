@@ -26,6 +26,11 @@ MUCH = bytes(range(256)) * 40_000  # more than the system holds
 GREETING = b"hello"
 ANSWER = b"answer" * 10_000
 
+ENOUGH = 3
+"""Runs in a row that suspend less often than is asked for: how often they do depends on the pace of the peer's thread, so
+that one alone may be one that never had to wait.
+"""
+
 
 class Suspensions:
     """Counts those of the package, and calls a function when the one that is asked for begins.
@@ -228,10 +233,15 @@ async def test_a_connection_cancelled_wherever_it_suspends(
     kind: type[Exchange], security: str, role: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     suspensions = Suspensions(monkeypatch)
+    cancelled = missed = 0
     for number in itertools.count(1):
         exchange = kind(role, security)
-        if not await exchange.run(suspensions, number):
-            break
-    exchange.check_whole()
-    assert number > 5  # of them were tried
+        if await exchange.run(suspensions, number):
+            cancelled, missed = cancelled + 1, 0
+        else:
+            exchange.check_whole()
+            missed += 1
+            if missed == ENOUGH:
+                break
+    assert cancelled > ENOUGH
     assert not caplog.records
