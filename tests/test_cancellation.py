@@ -27,8 +27,8 @@ GREETING = b"hello"
 ANSWER = b"answer" * 10_000
 
 ENOUGH = 3
-"""Runs in a row that suspend less often than is asked for: how often they do depends on the pace of the peer's thread, so
-that one alone may be one that never had to wait.
+"""Runs in a row that suspend less often than is asked for: how often they do depends on the pace of the peer's thread,
+so that one alone may be one that never had to wait.
 """
 
 
