@@ -62,6 +62,8 @@ _REASONS = {
     "SSLV3_ALERT_CERTIFICATE_REVOKED": (1044, "SecurityRevokedCertificateError"),
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": (1045, "SecurityExpiredCertificateError"),
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": (1046, "SecurityBadCertificateError"),
+    "TLSV1_BAD_CERTIFICATE_STATUS_RESPONSE": (1113, "SecurityBadCertificateError"),
+    "TLSV1_BAD_CERTIFICATE_HASH_VALUE": (1114, "SecurityBadCertificateError"),
     "TLSV1_ALERT_UNKNOWN_CA": (1048, "SecurityUntrustedCertificateIssuerError"),
     "NO_PROTOCOLS_AVAILABLE": (191, "SecurityUnsupportedTLSVersionError"),
     "UNSUPPORTED_PROTOCOL": (258, "SecurityUnsupportedTLSVersionError"),
@@ -81,15 +83,25 @@ _REASONS = {
     "RECORD_LAYER_FAILURE": (313, "SecurityError"),  # what OpenSSL 3.6 says in place of some of these
     "SSLV3_ALERT_UNEXPECTED_MESSAGE": (1010, "SecurityError"),
     "SSLV3_ALERT_BAD_RECORD_MAC": (1020, "SecurityError"),
+    "TLSV1_ALERT_DECRYPTION_FAILED": (1021, "SecurityError"),
     "TLSV1_ALERT_RECORD_OVERFLOW": (1022, "SecurityError"),
+    "SSLV3_ALERT_DECOMPRESSION_FAILURE": (1030, "SecurityError"),
     "SSLV3_ALERT_HANDSHAKE_FAILURE": (1040, "SecurityError"),
     "SSLV3_ALERT_ILLEGAL_PARAMETER": (1047, "SecurityError"),
     "TLSV1_ALERT_ACCESS_DENIED": (1049, "SecurityError"),
     "TLSV1_ALERT_DECODE_ERROR": (1050, "SecurityError"),
     "TLSV1_ALERT_DECRYPT_ERROR": (1051, "SecurityError"),
+    "TLSV1_ALERT_EXPORT_RESTRICTION": (1060, "SecurityError"),
     "TLSV1_ALERT_INSUFFICIENT_SECURITY": (1071, "SecurityError"),
     "TLSV1_ALERT_INTERNAL_ERROR": (1080, "SecurityError"),
+    "TLSV1_ALERT_INAPPROPRIATE_FALLBACK": (1086, "SecurityError"),
+    "TLSV1_ALERT_USER_CANCELLED": (1090, "SecurityError"),
+    "TLSV1_ALERT_NO_RENEGOTIATION": (1100, "SecurityError"),
+    "TLSV13_ALERT_MISSING_EXTENSION": (1109, "SecurityError"),
+    "TLSV1_UNSUPPORTED_EXTENSION": (1110, "SecurityError"),
+    "TLSV1_CERTIFICATE_UNOBTAINABLE": (1111, "SecurityError"),
     "TLSV1_UNRECOGNIZED_NAME": (1112, "SecurityError"),
+    "TLSV1_ALERT_UNKNOWN_PSK_IDENTITY": (1115, "SecurityError"),
     "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": (1120, "SecurityError"),
 }
 
@@ -216,7 +228,8 @@ def _name_and_code(exc: BaseException) -> tuple[str, int]:
     if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return _REASONS["UNEXPECTED_EOF_WHILE_READING"][::-1]
     if isinstance(exc, ssl.SSLError):
-        code, name = _REASONS.get(_reason(exc), (_errno(exc), "SecurityError"))
+        # Its errno is none, but what kind of answer OpenSSL gave.
+        code, name = _REASONS.get(_reason(exc), (0, "SecurityError"))
         return name, code
     if isinstance(exc, (socket.gaierror, UnicodeError)):
         return "DomainNotFoundError", _errno(exc) or socket.EAI_NONAME
