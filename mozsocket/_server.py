@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from . import _log
-from ._addresses import display, host_and_port
+from ._addresses import display, host_and_port, printable
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
 from ._lifetime import Lifetime
@@ -326,7 +326,7 @@ class TCPServerSocket(Lifetime):
 
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
         if not self._has_listener("connect"):
-            shown = display(*host_and_port(peer))
+            shown = printable(display(*host_and_port(peer)))
             self._warn("no onconnect", "%r has no onconnect: the connection from %s is closed", self, shown)
             Transport(sock).close()
             return
