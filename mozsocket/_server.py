@@ -36,6 +36,8 @@ ACCEPT_PAUSE = 0.1
 
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+
 # The connection is lost before it was accepted: accept() names the reason, which is no trouble of the listener's.
 # Those beyond ECONNABORTED are what Linux passes on of the new connection (accept(2), "Error handling").
 _LOST_NAMES = (
@@ -297,23 +299,22 @@ class TCPServerSocket(Lifetime):
             while not self._closed:
                 if self._is_full():
                     await self._wait_until(lambda: self._closed or not self._is_full())
-                elif await self._accept_one(listener.socket):
+                elif await self._accept_one(listener):
                     await anyio.lowlevel.checkpoint()  # connections that come in masses wait for those that are there
                 else:
                     await listener.wait_readable()
         except anyio.ClosedResourceError:
             pass
 
-    async def _accept_one(self, listener: socket.socket) -> bool:
+    async def _accept_one(self, listener: Watched) -> bool:
         """:return: whether there may be another"""
         try:
-            sock, peer = listener.accept()
+            sock, peer = listener.socket.accept()
         except BlockingIOError:
             return False
         except OSError as exc:
             if exc.errno in _NO_ROOM:
-                _log.error("%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
-                await anyio.sleep(ACCEPT_PAUSE)
+                await self._wait_for_room(exc, listener)
             elif exc.errno not in _LOST:
                 await self._fail(exc)
         else:
@@ -323,6 +324,20 @@ class TCPServerSocket(Lifetime):
                 _log.error("%r could not take a connection", self, exc_info=exc)
                 sock.close()
         return True
+
+    async def _wait_for_room(self, exc: OSError, listener: Watched) -> None:
+        """The system has none for another connection. There may be fewer descriptors than ``max_handshakes``: then the
+        handshake that has waited longest gives way too, when somebody else has come.
+        """
+        self._warnings.error(self, "no room", "%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
+        if exc.errno not in _NO_DESCRIPTORS or not self._handshaking:
+            await anyio.sleep(ACCEPT_PAUSE)
+            return
+        await listener.wait_readable()
+        if self._handshaking:
+            oldest = self._give_up_oldest()
+            with anyio.move_on_after(ACCEPT_PAUSE):
+                await self._wait_until(lambda: oldest not in self._connections)
 
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
         if not self._has_listener("connect"):
@@ -340,10 +355,14 @@ class TCPServerSocket(Lifetime):
 
     def _begin_handshake(self, connection: TCPSocket) -> None:
         if len(self._handshaking) >= self._max_handshakes:
-            oldest = next(iter(self._handshaking))
-            del self._handshaking[oldest]
-            oldest._give_way()
+            self._give_up_oldest()
         self._handshaking[connection] = None
+
+    def _give_up_oldest(self) -> TCPSocket:
+        oldest = next(iter(self._handshaking))
+        del self._handshaking[oldest]
+        oldest._give_way()
+        return oldest
 
     async def _admit(self, connection: TCPSocket) -> None:
         """Count a connection as open when its handshake is done, and when it may be: those that wait come in turn."""
