@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-__all__ = ("display", "host_and_port", "plain")
+__all__ = ("display", "host_and_port", "plain", "printable")
 
 
 def plain(address: Any) -> Any:
@@ -26,7 +26,7 @@ def plain(address: Any) -> Any:
 def _zone(index: int) -> str:
     try:
         return socket.if_indextoname(index)
-    except OSError:  # it has gone meanwhile
+    except (OSError, OverflowError):  # it has gone meanwhile, or is no number of one
         return str(index)
 
 
@@ -41,10 +41,14 @@ def host_and_port(address: Any) -> tuple[str, int]:
 
 
 def display(host: str, port: int) -> str:
-    """A host and a port as one writes them; of a UNIX-domain socket its path. In ASCII, and with no line feeds in it:
-    it may be another's choice, and has to be fit for any terminal and log.
-    """
-    host = host.encode("unicode_escape").decode("ascii")
+    """A host and a port as one writes them; of a UNIX-domain socket its path."""
     if not port:
         return host or "a socket without an address"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def printable(text: str) -> str:
+    """Text in ASCII, and with no line feeds in it: it may be another's choice, and has to be fit for any terminal and
+    log.
+    """
+    return text.encode("unicode_escape").decode("ascii")

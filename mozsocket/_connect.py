@@ -79,7 +79,14 @@ async def _resolve(host: str, port: int) -> list[tuple[int, SockAddr]]:
     answer = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     if not answer:  # AnyIO leaves out what this Python has no sockets for
         raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address of a family that can be used here")
-    return [(family, address) for family, _, _, _, address in answer]
+    return [(family, _with_zone(address)) for family, _, _, _, address in answer]
+
+
+def _with_zone(address: SockAddr) -> SockAddr:
+    """An address on a link as a socket takes it: AnyIO has its zone in the host, where connect() ignores it."""
+    if "%" not in address[0]:
+        return address
+    return socket.getaddrinfo(address[0], address[1], type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
 
 
 def _interleave(found: list[tuple[int, SockAddr]]) -> list[tuple[int, SockAddr]]:

@@ -40,7 +40,7 @@ import anyio
 import anyio.lowlevel
 
 from . import _tls
-from ._addresses import display
+from ._addresses import display, printable
 from ._authorities import default_context
 from ._connect import connect
 from ._dispatch import Signal, turn
@@ -148,7 +148,7 @@ class Connection(Lifetime):
         return f"<{type(self).__name__} {self._peer()} {self._state}>"
 
     def _peer(self) -> str:
-        return display(self._host, self._port)
+        return printable(display(self._host, self._port))
 
     @abstractmethod
     def _opening_event(self) -> Event[Any]:

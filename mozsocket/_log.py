@@ -37,7 +37,7 @@ def _log(level: int, message: str, args: tuple[object, ...], exc_info: BaseExcep
 
 
 class WarningLimit:
-    """The warnings of a server about its connections: of each kind some a minute, and then how many more there were."""
+    """What a server logs of its connections: of each kind some a minute, and then how many more there were."""
 
     __slots__ = ("_kinds",)
 
@@ -51,14 +51,23 @@ class WarningLimit:
         :param kind: what is counted together; of few values
         :param message: what to log, as of :meth:`logging.Logger.warning`
         """
+        if self._count(owner, kind):
+            warning(message, *args)
+
+    def error(self, owner: object, kind: str, message: str, *args: object) -> None:
+        """The same, for an error."""
+        if self._count(owner, kind):
+            error(message, *args)
+
+    def _count(self, owner: object, kind: str) -> bool:
+        """:return: whether it is to be logged"""
         now = time.monotonic()
         began, count = self._kinds.get(kind, (now, 0))
         if now >= began + PERIOD:
             self._tell_rest(owner, kind)
             began, count = now, 0
         self._kinds[kind] = began, count + 1
-        if count < AT_ONCE:
-            warning(message, *args)
+        return count < AT_ONCE
 
     def close(self, owner: object) -> None:
         """Log how many were left out so far."""

@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 
 from . import _log
-from ._addresses import display, host_and_port
+from ._addresses import display, host_and_port, printable
 from ._errors import explain
 from ._events import Event, EventHandler, TCPServerSocketEvent, TCPSocketErrorEvent
 from ._lifetime import Lifetime
@@ -35,6 +35,8 @@ ACCEPT_PAUSE = 0.1
 """Seconds to wait when the system has no room for another connection."""
 
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 # The connection is lost before it was accepted: accept() names the reason, which is no trouble of the listener's.
 # Those beyond ECONNABORTED are what Linux passes on of the new connection (accept(2), "Error handling").
@@ -298,23 +300,22 @@ class TCPServerSocket(Lifetime):
             while not self._closed:
                 if self._is_full():
                     await self._wait_until(lambda: self._closed or not self._is_full())
-                elif await self._accept_one(listener.socket):
+                elif await self._accept_one(listener):
                     await anyio.lowlevel.checkpoint()  # connections that come in masses wait for those that are there
                 else:
                     await listener.wait_readable()
         except anyio.ClosedResourceError:
             pass
 
-    async def _accept_one(self, listener: socket.socket) -> bool:
+    async def _accept_one(self, listener: Watched) -> bool:
         """:return: whether there may be another"""
         try:
-            sock, peer = listener.accept()
+            sock, peer = listener.socket.accept()
         except BlockingIOError:
             return False
         except OSError as exc:
             if exc.errno in _NO_ROOM:
-                _log.error("%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
-                await anyio.sleep(ACCEPT_PAUSE)
+                await self._wait_for_room(exc, listener)
             elif exc.errno not in _LOST:
                 await self._fail(exc)
         else:
@@ -325,9 +326,23 @@ class TCPServerSocket(Lifetime):
                 sock.close()
         return True
 
+    async def _wait_for_room(self, exc: OSError, listener: Watched) -> None:
+        """The system has none for another connection. There may be fewer descriptors than ``max_handshakes``: then the
+        handshake that has waited longest gives way too, when somebody else has come.
+        """
+        self._warnings.error(self, "no room", "%r cannot accept, and tries again in %s s: %s", self, ACCEPT_PAUSE, exc)
+        if exc.errno not in _NO_DESCRIPTORS or not self._handshaking:
+            await anyio.sleep(ACCEPT_PAUSE)
+            return
+        await listener.wait_readable()
+        if self._handshaking:
+            oldest = self._give_up_oldest()
+            with anyio.move_on_after(ACCEPT_PAUSE):
+                await self._wait_until(lambda: oldest not in self._connections)
+
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
         if not self._has_listener("connect"):
-            shown = display(*host_and_port(peer))
+            shown = printable(display(*host_and_port(peer)))
             self._warn("no onconnect", "%r has no onconnect: the connection from %s is closed", self, shown)
             Transport(sock).close()
             return
@@ -341,10 +356,14 @@ class TCPServerSocket(Lifetime):
 
     def _begin_handshake(self, connection: TCPSocket) -> None:
         if len(self._handshaking) >= self._max_handshakes:
-            oldest = next(iter(self._handshaking))
-            del self._handshaking[oldest]
-            oldest._give_way()
+            self._give_up_oldest()
         self._handshaking[connection] = None
+
+    def _give_up_oldest(self) -> TCPSocket:
+        oldest = next(iter(self._handshaking))
+        del self._handshaking[oldest]
+        oldest._give_way()
+        return oldest
 
     async def _admit(self, connection: TCPSocket) -> None:
         """Count a connection as open when its handshake is done, and when it may be: those that wait come in turn."""

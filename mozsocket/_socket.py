@@ -455,7 +455,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
     def _give_way(self) -> None:
         """Close, while there is no connection yet, as others want to have one too."""
         self._fail(
-            TimeoutError(errno.ETIMEDOUT, "its handshake was given up for another's: max_handshakes are under way")
+            TimeoutError(errno.ETIMEDOUT, "its handshake was given up for another's: see max_handshakes of the server")
         )
         self._abandon()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import struct
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
@@ -33,10 +34,19 @@ def configure(sock: socket.socket) -> None:
             pass
 
 
+_TCP_INFO = struct.Struct("68xI48xQQ")  # of linux/tcp.h: a round trip's time, bytes acknowledged, bytes received
+
+
 def has_ended(sock: socket.socket) -> bool:
-    """Whether the peer has ended a connection. One that it has reset is told apart from a socket that never was
-    connected by that it can be read from. False where the system has no poll().
+    """Of a socket that has no peer: whether it had one, that has reset the connection or ended it. What is to be read
+    then, and the error, which the system tells once, are left to be read.
+
+    Linux tells whether anything was ever exchanged. Elsewhere it is told by that it can be read from; but so can one be
+    that was refused and not asked yet. False where the system has no poll() either.
     """
+    if sys.platform == "linux" and sock.family in (socket.AF_INET, socket.AF_INET6):
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        return len(info) == _TCP_INFO.size and any(_TCP_INFO.unpack(info))
     if not hasattr(select, "poll"):  # pragma: no cover  (Windows)
         return False
     poll = select.poll()

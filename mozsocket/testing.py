@@ -32,7 +32,7 @@ PATIENCE = 10
 """Seconds that a wait lasts at most, unless it is told otherwise: a test that fails must not hang."""
 
 
-class EventRecorder:
+class EventRecorder(Unique):
     """Records the events of a socket, or of a server, and can be awaited.
 
     Those that its object has handlers of go on to them: the recorder listens after them. It sees what happens from its

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,6 +124,39 @@ async def test_a_socket_that_the_peer_has_reset(words: bytes, told: bool, listen
         assert recorder.of("error")[0].name == "NetworkInterruptError"
 
 
+async def test_a_socket_that_both_sides_have_ended(listener: socket.socket) -> None:
+    ours = socket.create_connection(listener.getsockname())
+    peer, _ = listener.accept()
+    peer.sendall(b"last words")
+    peer.shutdown(socket.SHUT_WR)
+    ours.shutdown(socket.SHUT_WR)
+    assert await blocking(read_all, peer) == b""
+    peer.close()
+    async with TCPSocket.from_socket(ours) as adopted:
+        assert await EventRecorder(adopted).data_until_close() == b"last words"
+
+
+async def test_an_accepted_connection_that_is_reset_before_it_is_served(listener: socket.socket) -> None:
+    """Whose it was is known all the same."""
+    with socket.create_connection(listener.getsockname()) as peer:
+        address = peer.getsockname()
+        peer.sendall(b"last words")
+        reset(peer)
+    recorders, seen = [], []
+
+    def onconnect(event: Any) -> None:
+        recorders.append(EventRecorder(event.socket))
+        seen.append((event.socket.host, event.socket.port))
+        event.socket.addEventListener("close", lambda event: server.close())
+
+    async with TCPServerSocket.from_socket(listener.dup()) as server:
+        server.onconnect = onconnect
+        await server.closed()
+    assert seen == [address]
+    assert recorders[0].types == ["data", "error", "close"]
+    assert recorders[0].data == b"last words"
+
+
 async def test_a_socketpair_whose_other_end_is_closed() -> None:
     ours, peer = socket.socketpair()
     peer.sendall(b"last words")
@@ -135,12 +168,17 @@ async def test_a_socketpair_whose_other_end_is_closed() -> None:
     assert recorder.data == b"last words"
 
 
-@pytest.mark.parametrize("state", ["new", "bound", "listening", "connecting"])
+@pytest.mark.parametrize("state", ["new", "bound", "listening", "connecting", "refused", "ended"])
 def test_a_socket_that_was_never_connected_is_refused(state: str, clogged: int) -> None:
     with socket.socket() as sock:
         sock.setblocking(False)
         if state == "connecting":
             sock.connect_ex(("127.0.0.1", clogged))
+        elif state == "refused":  # which nobody has asked about yet
+            sock.connect_ex(("127.0.0.1", unused_port()))
+        elif state == "ended":  # which fails, but makes it readable (Linux)
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         elif state != "new":
             sock.bind(("127.0.0.1", 0))
         if state == "listening":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket as stdlib_socket
 import ssl
 import time
@@ -125,6 +127,44 @@ async def test_beyond_max_handshakes_the_oldest_gives_way(
                     sock.recv(1)
             tcp.close()
     assert sum("max_handshakes" in record.getMessage() for record in caplog.records) == 3
+
+
+class Scarce(stdlib_socket.socket):
+    """A listener in a system that has few descriptors left, and says so even if nobody waits to be accepted."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._accepted: list[stdlib_socket.socket] = []
+        self.bind(("127.0.0.1", 0))
+        self.listen()
+
+    def accept(self) -> tuple[stdlib_socket.socket, Any]:
+        if sum(sock.fileno() != -1 for sock in self._accepted) >= self._room:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        sock, peer = super().accept()
+        self._accepted.append(sock)
+        return sock, peer
+
+
+async def test_the_oldest_gives_way_for_want_of_descriptors_too(caplog: pytest.LogCaptureFixture) -> None:
+    """A process may have fewer of them than ``max_handshakes``."""
+    options: dict[str, Any] = {"useSecureTransport": True, "ssl_context": server_context(), "handshake_timeout": 600}
+    async with TCPServerSocket.from_socket(Scarce(10), **options) as server:
+        server.onconnect = echo_to
+        with crowd(server.localPort, 10) as silent:
+            await all_blocked()
+            silent[0].setblocking(False)
+            with pytest.raises(BlockingIOError):
+                silent[0].recv(1)  # as nobody else wants its place yet
+            with crowd(server.localPort, 30):
+                began = time.monotonic()
+                await is_served(server.localPort)
+                assert time.monotonic() - began < 5
+                assert silent[0].recv(1) == b""
+            server.close()
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert 0 < len(errors) <= 10
 
 
 async def test_no_more_are_open_than_may_be_when_handshakes_end_at_once() -> None:

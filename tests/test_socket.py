@@ -1164,7 +1164,7 @@ async def test_what_owns_a_connection_cannot_be_copied(make: Callable[[Any], Any
     async with MozTCPSocket() as tcp, connected_peer() as (socket, peer):
         server = tcp.listen(0, host="127.0.0.1")
         event = Event("open", socket)
-        for owner in (tcp, server, socket, socket.stream(), peer):
+        for owner in (tcp, server, socket, socket.stream(), peer, EventRecorder(socket)):
             with pytest.raises(TypeError, match=f"^{type(owner).__name__} cannot be copied or pickled"):
                 make(owner)
         if make is not copy.copy:
