@@ -114,6 +114,7 @@ class Connection(Lifetime):
         "_suspensions",
         "_tls",
         "_transport",
+        "_unresumable",
         "_write_due",
     )
 
@@ -127,6 +128,7 @@ class Connection(Lifetime):
         self._server_side: bool | None = False  # its role in TLS; None if the context decides
         self._buffer = SendBuffer(options.max_buffered_amount)
         self._suspensions = SuspendCount()
+        self._unresumable = False  # whether what it is suspended for can never come
         self._transport: Transport | TLSTransport | None = None
         self._tls: TLSTransport | None = None  # the same, once TLS is wanted
         self._attempt: anyio.CancelScope | None = None  # to connect
@@ -185,6 +187,8 @@ class Connection(Lifetime):
                 self._tls.shown_certificates() if isinstance(exc, ssl.SSLCertVerificationError) and self._tls else ()
             )
             self._failure = explain(exc, self._peer(), shown)
+        # Who has suspended until a drain comes would wait for good.
+        self._unresumable = self._unresumable or self._buffer.drain_owed
         self._buffer.drop()
         self._inbox.make_room()
         self._change_reader()
@@ -484,7 +488,7 @@ class Connection(Lifetime):
         if self._state is not _OPEN:
             return
         self._inbox.put(data)
-        if not self._suspensions.count:
+        if self._takes_data():
             self._wake_dispatch()
         self._notify()
         await self._wait_for_room()
@@ -508,7 +512,7 @@ class Connection(Lifetime):
 
     def _takes_data(self) -> bool:
         """Whether what is queued is due to the handlers."""
-        return self._state is _OPEN and not self._suspensions.count and self._stream is None
+        return self._state is _OPEN and self._stream is None and (not self._suspensions.count or self._unresumable)
 
     def _is_over(self) -> bool:
         """Whether the last events are due: it is closed, and what came before that has been delivered to the handlers,
@@ -569,6 +573,7 @@ class Connection(Lifetime):
         if turn.written is not None:
             turn.written.append(self._flush)
         else:
+            self._require_task("sending")
             self._wake_writer()
         self._flush_scheduled = True
 
@@ -602,15 +607,18 @@ class Connection(Lifetime):
             self._flush()
 
     def _flush(self) -> None:
-        sent = self._send_buffered() and self._failure is None
-        if sent and self._state is _OPEN:
-            self._flush_scheduled = False
-            if self._buffer.drain_due:
-                self._wake_dispatch()
-        elif sent and self._reading and self._half_close():
-            self._reader_ends = True
-        else:
-            self._wake_writer()
+        try:
+            sent = self._send_buffered() and self._failure is None
+            if sent and self._state is _OPEN:
+                self._flush_scheduled = False
+                if self._buffer.drain_due:
+                    self._wake_dispatch()
+            elif sent and self._reading and self._half_close():
+                self._reader_ends = True
+            else:
+                self._wake_writer()
+        except Exception as exc:  # of the program's, such as its SSLContext's: no trouble of who runs this
+            self._crashed(exc, "sending")
 
     def _half_close(self) -> bool:
         """Tell the peer that no more will come.

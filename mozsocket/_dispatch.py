@@ -240,20 +240,29 @@ class Dispatcher(EventTarget):
                 await rest.finish()
             except Exception as exc:
                 self._handler_raised(exc, rest.event)
-            except anyio.get_cancelled_exc_class() as exc:
-                if is_cancelled() or is_cancelled_by_loop(exc):
-                    raise
-                self._handler_raised(_stray(exc), rest.event)
-            except GeneratorExit:
-                raise
-            except BaseExceptionGroup as group:  # on Trio a cancellation comes with what else was raised by then
-                cancelled, raised = group.split(anyio.get_cancelled_exc_class())
+            except BaseException as exc:
+                raised, passing = self._sort_out(exc)
                 if raised is not None:
                     self._handler_raised(raised, rest.event)
-                if cancelled is not None:
-                    raise cancelled from None
-            except BaseException as exc:
-                self._handler_raised(exc, rest.event)
+                if passing is exc:
+                    raise
+                if passing is not None:
+                    raise passing from None
+
+    def _sort_out(self, exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+        """:return: what a handler has raised, and what has to be raised on"""
+        if isinstance(exc, anyio.get_cancelled_exc_class()) and not (is_cancelled() or is_cancelled_by_loop(exc)):
+            return _stray(exc), None
+        if isinstance(exc, GeneratorExit) and self._runs():  # else it is this task that is being closed
+            return exc, None
+        return sort_out(exc)
+
+    def _runs(self) -> bool:
+        """Whether the dispatcher is the current task."""
+        try:
+            return anyio.get_current_task().id == self._handler_task
+        except Exception:  # there is none
+            return False
 
     def _drop_rest(self) -> None:
         """Called at the end, when the dispatcher may have been cancelled before it began with it."""
@@ -291,6 +300,20 @@ class Dispatcher(EventTarget):
 def is_cancelled() -> bool:
     """Whether any scope around the current task is cancelled. Not for the hot paths: it takes microseconds."""
     return anyio.current_effective_deadline() == -math.inf
+
+
+def sort_out(exc: BaseException | None) -> tuple[BaseException | None, BaseException | None]:
+    """Tell what a program has raised from a cancellation. On Trio the two may come in one group.
+
+    :return: what was raised, and what has to be raised on
+    """
+    cancelled = anyio.get_cancelled_exc_class()
+    if isinstance(exc, BaseExceptionGroup):
+        passing, raised = BaseExceptionGroup.split(exc, cancelled)
+        return (exc if passing is None else raised), passing
+    if isinstance(exc, (cancelled, GeneratorExit)):  # by which a coroutine is closed
+        return None, exc
+    return exc, None
 
 
 def is_cancelled_by_loop(exc: BaseException) -> bool:

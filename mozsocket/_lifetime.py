@@ -12,16 +12,17 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
+from anyio.lowlevel import RunVar
 
 from . import _log
-from ._dispatch import Dispatcher, is_cancelled
+from ._dispatch import Dispatcher, is_cancelled, sort_out
 from ._errors import InvalidStateError, TCPSocketError
 from ._events import Event
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Lifetime", "ended", "exit_in", "is_of_cancellation", "require_task")
+__all__ = ("Lifetime", "current_loop", "ended", "exit_in", "is_of_cancellation", "require_task")
 
 LifetimeT = TypeVar("LifetimeT", bound="Lifetime")
 
@@ -48,7 +49,9 @@ async def ended(tasks: TaskGroup, exc: BaseException | None = None) -> BaseExcep
         not do so from within a group. On Trio, Ctrl-C may be raised in any of the tasks
     """
     try:
-        if await tasks.__aexit__(type(exc) if exc else None, exc, exc.__traceback__ if exc else None):
+        if exc is None:
+            await tasks.__aexit__(None, None, None)
+        elif await tasks.__aexit__(type(exc), exc, exc.__traceback__):
             return None
     except BaseExceptionGroup as group:
         found = exit_in(group)
@@ -58,18 +61,34 @@ async def ended(tasks: TaskGroup, exc: BaseException | None = None) -> BaseExcep
     return exc
 
 
-def require_task(what: str) -> None:
+_mark: RunVar[object] = RunVar("mozsocket's mark")
+
+
+def current_loop() -> object:
+    """A mark of the event loop that runs here."""
+    try:
+        return _mark.get()
+    except LookupError:
+        _mark.set(mark := object())
+        return mark
+
+
+def require_task(what: str, loop: object) -> None:
     """
     :param what: what is called, and may have to start or wake a task
+    :param loop: the mark of the event loop that it belongs to
     :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
     """
     try:
         anyio.get_current_task()
+        here = current_loop()
     except Exception:
+        here = None
+    if here is not loop:
         raise RuntimeError(
-            f"{what} has to be called from a task or a handler, not from a callback of the event loop; from another"
-            " thread, call it by anyio.from_thread.run_sync()"
-        ) from None
+            f"{what} has to be called from a task of its event loop or a handler, not from a callback of that;"
+            " from another thread, call it by anyio.from_thread.run_sync()"
+        )
 
 
 def _shown(exc: BaseException) -> str:
@@ -95,6 +114,7 @@ class Lifetime(Dispatcher):
         "_failure",
         "_failure_seen",
         "_is_contained",
+        "_loop",
         "_over",
         "_started",
     )
@@ -105,6 +125,7 @@ class Lifetime(Dispatcher):
         self._over = False
         self._crash: BaseException | None = None  # what a handler raised
         self._crashed_in = ("", "")  # in words: where, and on which event
+        self._loop: object = None  # the mark of the one that it runs in
         self._is_contained = False  # whether that is nobody's trouble but its own
         self._failure: TCPSocketError | None = None
         self._failure_seen = False
@@ -163,7 +184,7 @@ class Lifetime(Dispatcher):
     async def _run(self, *owners: anyio.CancelScope) -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
+                self._tasks, self._loop = tasks, current_loop()
                 self._keep_context()
                 self._scopes = (tasks.cancel_scope, *owners)
                 try:
@@ -225,21 +246,22 @@ class Lifetime(Dispatcher):
         """:return: what is to leave it instead of what nobody was told of: the body's exception, or one that ends the
         program
         """
+        raised, passing = sort_out(exc)
         if exc is None:
             self.close()
-        elif isinstance(exc, (anyio.get_cancelled_exc_class(), GeneratorExit)):
-            return await ended(tasks, exc)
-        elif is_of_cancellation(exc):
-            exc = None
+        elif raised is not None:
             self._break_off()
-        else:
-            self._break_off()
+            if is_of_cancellation(raised):
+                exc = raised = None
         try:
-            return await ended(tasks) or exc
+            left = await ended(tasks, passing)
         except anyio.get_cancelled_exc_class():
-            if exc is None:  # else that tells more
+            if raised is None:  # else that tells more
                 raise
             return exc
+        if left is not None and left is not passing:  # what ends the program
+            return left
+        return raised if left is None else exc
 
     async def _leave_inner_block(self, exc: BaseException | None) -> None:
         """Of a block within the owner's: it adds only its ending."""
@@ -265,7 +287,7 @@ class Lifetime(Dispatcher):
         """
         if self._tasks is None:
             return  # it runs no more, or not yet
-        require_task(f"{what} of {self!r}")
+        require_task(f"{what} of {self!r}", self._loop)
 
     # Failing
 
@@ -338,6 +360,8 @@ class Lifetime(Dispatcher):
         :raises TCPSocketError: if it will never be so, as the connection failed or was lost
         :raises InvalidStateError: if it will never be so for another reason: it was closed first
         """
+        if self._tasks is not None and current_loop() is not self._loop:
+            raise RuntimeError(f"{what} of {self!r}, which runs in another event loop")
         self._awaiting += 1
         try:
             await anyio.lowlevel.checkpoint()

@@ -29,8 +29,10 @@ def error(message: str, *args: object, exc_info: BaseException | None = None) ->
 
 
 def _log(level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None = None) -> None:
+    # Not the exception alone, as logging asks for its truth, and it may be any.
+    raised = None if exc_info is None else (type(exc_info), exc_info, exc_info.__traceback__)
     try:
-        _logger.log(level, message, *args, exc_info=exc_info)
+        _logger.log(level, message, *args, exc_info=raised)
     except Exception:
         if logging.raiseExceptions and sys.stderr is not None:  # as logging does with its own handlers' trouble
             traceback.print_exc()

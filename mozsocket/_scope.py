@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._lifetime import ended, is_of_cancellation, require_task
+from ._lifetime import current_loop, ended, is_of_cancellation, require_task
 from ._options import BinaryType, check_flag
 from ._server import TCPServerSocket
 from ._socket import TCPSocket
@@ -37,6 +37,7 @@ class MozTCPSocket(Unique):
         check_flag("certified", certified)
         self._certified = certified
         self._tasks: TaskGroup | None = None
+        self._loop: object = None
         self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
         self._members: set[TCPSocket | TCPServerSocket] = set()
 
@@ -158,7 +159,7 @@ class MozTCPSocket(Unique):
     def _ready_to_start(self, what: str) -> TaskGroup:
         """:raises RuntimeError: outside the block, or where AnyIO can start no task"""
         tasks = self._running(what)
-        require_task(what)
+        require_task(what, self._loop)
         return tasks
 
     def _run(self, member: TCPSocket | TCPServerSocket, tasks: TaskGroup) -> None:
@@ -170,7 +171,7 @@ class MozTCPSocket(Unique):
         try:
             await member._run_in_scope(scope)
         except (KeyboardInterrupt, SystemExit) as exc:  # which ends the program from the block, and not from a task
-            self._exit = self._exit or exc
+            self._exit = exc
             scope.cancel()
         finally:
             self._members.discard(member)
@@ -179,6 +180,7 @@ class MozTCPSocket(Unique):
         if self._tasks is not None:
             raise RuntimeError("this MozTCPSocket has been entered already")
         self._tasks = await anyio.create_task_group().__aenter__()
+        self._loop = current_loop()
         return self
 
     async def __aexit__(
@@ -192,7 +194,7 @@ class MozTCPSocket(Unique):
                 await anyio.lowlevel.checkpoint_if_cancelled()  # if not, it was this scope's own
         finally:
             self._tasks = None
-        left = self._exit or left
+        left = left if self._exit is None else self._exit
         if left is None:
             return True
         if left is not exc:

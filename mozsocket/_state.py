@@ -184,6 +184,11 @@ class SendBuffer:
             count -= len(chunk)
 
     @property
+    def drain_owed(self) -> bool:
+        """Whether a drain is to come, or was until :meth:`drop`."""
+        return self._drain_owed
+
+    @property
     def drain_due(self) -> bool:
         """Whether a drain is owed and nothing is buffered."""
         return self._drain_owed and not self.amount

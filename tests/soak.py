@@ -81,10 +81,10 @@ class Expected(logging.Handler):
             logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        match record.args:
-            case (_, TCPSocketError() as error):
+        match record.args, record.exc_info:
+            case (_, TCPSocketError() as error), _:
                 self._ledger.errors[f"logged {error.name}"] += 1
-            case (_, HandlerError()):
+            case _, (_, HandlerError(), _):
                 self._ledger.errors["logged HandlerError"] += 1
             case _:
                 self._ledger.problems.append(f"logged: {record.getMessage()}")

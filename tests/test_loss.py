@@ -156,6 +156,28 @@ async def test_the_loss_of_a_suspended_connection_is_raised_where_it_matters(rol
         assert recorder.data == b"held"
 
 
+async def test_who_has_suspended_until_a_drain_that_cannot_come_is_not_left_waiting(layer: str, role: str) -> None:
+    """As of an echo whose peer sends, does not read, and is gone."""
+    async with joined(layer, role) as (sock, recorder, peer):
+
+        def echo(event: Any) -> None:
+            if not sock.send(event.data):
+                sock.suspend()
+
+        sock.ondata = echo
+        sock.ondrain = lambda event: sock.resume()
+        peer.setblocking(False)
+        with suppress(BlockingIOError, ssl.SSLWantWriteError):
+            while True:
+                peer.send(bytes(65_536))
+                await anyio.lowlevel.checkpoint()
+        await all_blocked()
+        assert sock.bufferedAmount
+        reset(peer)
+        await recorder.first("close")
+        assert recorder.types[-2:] == ["error", "close"]
+
+
 @pytest.mark.parametrize("call", ["close", "closeImmediately"])
 async def test_closing_does_not_wait_to_be_resumed(call: str, layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, recorder, peer):
