@@ -150,6 +150,8 @@ class Connection(Lifetime):
         if self._state.precedes(state):
             self._state = state
             self._opened = self._opened or state is _OPEN
+            if state is _CLOSING and self._write_due is not None and self._transport is not None:
+                self._transport.interrupt()  # the writer, which may wait for what TLS answers by itself to be taken
             self._change_reader()
             self._notify()
 
@@ -552,7 +554,8 @@ class Connection(Lifetime):
                     return False
                 if self._tls is None and count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
                     return False
-            if self._failure is None and not transport.closed and not transport.flush():
+            # Once it is closing, that what TLS answers by itself is taken is waited for within `linger` only.
+            if self._failure is None and not transport.closed and not transport.flush() and self._state is _OPEN:
                 return False
             if self._failure is None and self._state is _OPEN and not self._end_output():
                 return False
