@@ -101,6 +101,7 @@ class Connection(Lifetime):
         "_former_stream",
         "_host",
         "_inbox",
+        "_is_parting",
         "_opened",
         "_options",
         "_parked",
@@ -143,6 +144,7 @@ class Connection(Lifetime):
         self._eof_sent = False  # whether the peer has been told of our end
         self._stream: SocketStream | None = None  # what takes the data in place of the handlers
         self._former_stream: weakref.ref[SocketStream] | None = None  # once that is over
+        self._is_parting = False  # while the peer is given time to read why TLS has failed
         self._parked: anyio.Event | None = None  # what the reader waits for meanwhile
         self._close_told = False  # whether the last event has been delivered
 
@@ -170,6 +172,8 @@ class Connection(Lifetime):
         if self._state.precedes(state):
             self._state = state
             self._opened = self._opened or state is _OPEN
+            if state is _CLOSING and self._write_due is not None and self._transport is not None:
+                self._transport.interrupt()  # the writer, which may wait for what TLS answers by itself to be taken
             self._change_reader()
             self._notify()
 
@@ -430,12 +434,14 @@ class Connection(Lifetime):
 
     async def _lose(self, exc: OSError) -> None:
         """End the connection, of which nothing more can be had."""
+        self._is_parting = isinstance(exc, ssl.SSLError)
         if self._state is _OPEN or self._buffer.amount or self._failure is not None:
             self._fail(exc)
         try:
-            if isinstance(exc, ssl.SSLError) and self._tls is not None:
+            if self._is_parting and self._tls is not None:
                 await self._tls.part()
         finally:
+            self._is_parting = False
             self._shut()
 
     async def _read_until_end(self) -> None:
@@ -445,7 +451,7 @@ class Connection(Lifetime):
         left = READ_AT_ONCE
         assert self._transport is not None
         while self._reader_ends is lingering and not (transport := self._transport).closed:
-            if self._stream is not None and self._is_streaming():
+            if self._stream is not None and self._is_stream_reading():
                 await self._park()
                 continue
             direct = not (
@@ -468,6 +474,8 @@ class Connection(Lifetime):
             left = READ_AT_ONCE  # whoever else wants something comes first
             if eagerness.look() or full:
                 await anyio.lowlevel.checkpoint()
+            elif self._stream is not None and self._is_stream_reading():
+                pass  # since what was received has ended the handshake
             elif not (transport := self._transport).closed:  # upgradeToSecure() may have replaced it
                 await transport.wait_readable()
 
@@ -551,9 +559,13 @@ class Connection(Lifetime):
             and (self._tls is None or self._tls.established)
         )
 
+    def _is_stream_reading(self) -> bool:
+        """Whether it is the stream's caller who reads: what is for it, or what still comes when TLS has failed."""
+        return self._is_streaming() or self._is_parting
+
     async def _park(self) -> None:
         """Wait, in the reader, until it is not for the stream to read."""
-        while self._is_streaming():
+        while self._is_stream_reading():
             self._parked = anyio.Event()
             await self._parked.wait()
 
@@ -663,7 +675,8 @@ class Connection(Lifetime):
                     return False
                 if self._tls is None and count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
                     return False
-            if self._failure is None and not transport.closed and not transport.flush():
+            # Once it is closing, that what TLS answers by itself is taken is waited for within `linger` only.
+            if self._failure is None and not transport.closed and not transport.flush() and self._state is _OPEN:
                 return False
             if self._failure is None and self._state is _OPEN and not self._end_output():
                 return False

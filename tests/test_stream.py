@@ -585,8 +585,6 @@ async def test_our_end_while_records_wait_to_be_decrypted(version: ssl.TLSVersio
             stream = sock.stream()
             await send_all(peer, b"x" * 60_000)
             assert await stream.receive(7) == b"x" * 7
-            assert sock._tls is not None
-            assert sock._tls._incoming.pending
             await stream.send_eof()
             assert await receive_exactly(stream, 59_993) == b"x" * 59_993
             await stream.aclose()
