@@ -95,6 +95,7 @@ class Connection(Lifetime):
         "_attempt",
         "_buffer",
         "_close_told",
+        "_drain_lost",
         "_end_told",
         "_eof_sent",
         "_flush_scheduled",
@@ -115,7 +116,6 @@ class Connection(Lifetime):
         "_suspensions",
         "_tls",
         "_transport",
-        "_unresumable",
         "_write_due",
     )
 
@@ -129,7 +129,7 @@ class Connection(Lifetime):
         self._server_side: bool | None = False  # its role in TLS; None if the context decides
         self._buffer = SendBuffer(options.max_buffered_amount)
         self._suspensions = SuspendCount()
-        self._unresumable = False  # whether what it is suspended for can never come
+        self._drain_lost = False  # whether one was owed, and can come no more
         self._transport: Transport | TLSTransport | None = None
         self._tls: TLSTransport | None = None  # the same, once TLS is wanted
         self._attempt: anyio.CancelScope | None = None  # to connect
@@ -191,8 +191,7 @@ class Connection(Lifetime):
                 self._tls.shown_certificates() if isinstance(exc, ssl.SSLCertVerificationError) and self._tls else ()
             )
             self._failure = explain(exc, self._peer(), shown)
-        # Who has suspended until a drain comes would wait for good.
-        self._unresumable = self._unresumable or self._buffer.drain_owed
+        self._drain_lost = self._drain_lost or self._buffer.drain_owed
         self._buffer.drop()
         self._inbox.make_room()
         self._change_reader()
@@ -520,13 +519,15 @@ class Connection(Lifetime):
 
     def _takes_data(self) -> bool:
         """Whether what is queued is due to the handlers."""
-        return self._state is _OPEN and self._stream is None and (not self._suspensions.count or self._unresumable)
+        return self._state is _OPEN and not self._suspensions.count and self._stream is None
 
     def _is_over(self) -> bool:
         """Whether the last events are due: it is closed, and what came before that has been delivered to the handlers,
-        for which it may have to be resumed.
+        for which it may have to be resumed. They wait for that no longer if the program is owed a drain, which can come
+        no more: it may have suspended until then, and would wait for good.
         """
-        return self._is_shut() and not (self._state is _OPEN and self._inbox and self._stream is None)
+        held = self._state is _OPEN and self._inbox and self._stream is None
+        return self._is_shut() and not (held and not (self._drain_lost and self._suspensions.count))
 
     def _end_of_stream(self) -> bool:
         """The peer's end has been reached by the program.

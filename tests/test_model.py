@@ -744,7 +744,7 @@ class Machine(RuleBasedStateMachine):
             plans.clear()
         if program.cancelled:
             return
-        while program.suspensions:
+        while program.suspensions and not program.violations:
             program.do("resume")
         program.do("close")
 
