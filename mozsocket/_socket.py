@@ -255,8 +255,9 @@ class TCPSocket(Connection, TypedAttributeProvider):
     def suspend(self) -> None:
         """Stop ``data`` events, and through TCP the peer. Suspensions count. Allowed while connecting.
 
-        What has been received meanwhile, and the peer's end behind it, waits for :meth:`resume`; ``drain`` and
-        ``error`` do not wait.
+        What has been received meanwhile waits for :meth:`resume`, and so does what comes behind it: the peer's end, or
+        ``error`` and ``close``. With nothing before it a loss is told at once, and so it is where a ``drain`` is owed,
+        which can come no more. ``drain`` does not wait.
         """
         self._suspensions.suspend()
 
@@ -374,7 +375,7 @@ class TCPSocket(Connection, TypedAttributeProvider):
 
         A lost connection is :exc:`anyio.BrokenResourceError`, one that was closed here
         :exc:`anyio.ClosedResourceError`. That it is lost is noticed by receiving and by sending only. After a failed
-        ``send()`` what the peer had sent can be received; when nobody does for a second, the socket closes.
+        ``send()`` the socket closes, and what the peer had sent before can be received still.
 
         :return: the stream, the same each time
         :raises InvalidStateError: if the socket is neither connecting nor open
