@@ -16,7 +16,7 @@ from mozsocket.testing import EventRecorder
 
 from .certificates import VERSIONS, client_context, server_context
 from .peers import PEER_TIMEOUT, Accepting, blocking, dial, port_of, read_all, read_exactly, secure
-from .records import recorded
+from .records import ALERT, RecordPeer, alert, recorded
 
 pytestmark = pytest.mark.anyio
 
@@ -35,16 +35,13 @@ async def accepted(tcp: MozTCPSocket, *, upgrading: bool, **options: Any) -> tup
     return accepting, sock
 
 
-def send_and_close(peer: ssl.SSLSocket, data: bytes, *, notify: bool) -> None:
-    """As one does who never reads. Blocks."""
-    peer.sendall(data)
+def send_and_close(peer: RecordPeer, *, notify: bool) -> None:
+    """As one does who never reads, which `ssl` does in sending close_notify. Blocks."""
+    records = [peer.record(MUCH[at : at + 16_000]) for at in range(0, len(MUCH), 16_000)]
     if notify:
-        peer.setblocking(False)
-        try:
-            peer.unwrap()
-        except ssl.SSLError:
-            pass  # which wants the other's too
-    peer.close()
+        records.append(peer.record(alert(0, level=1), ALERT))
+    peer.sock.sendall(b"".join(records))
+    peer.sock.close()
 
 
 @STARTING
@@ -52,8 +49,8 @@ def send_and_close(peer: ssl.SSLSocket, data: bytes, *, notify: bool) -> None:
 async def test_a_client_that_only_sends(upgrading: bool, notify: bool, version: ssl.TLSVersion) -> None:
     async with MozTCPSocket() as tcp:
         accepting, sock = await accepted(tcp, upgrading=upgrading)
-        peer = await secure(sock, client_context(version=version))
-        await blocking(lambda: send_and_close(peer, MUCH, notify=notify))
+        peer = await recorded(sock, client_context(version=version), server_side=False)
+        await blocking(lambda: send_and_close(peer, notify=notify))
         ours, recorder = await accepting.first()
         await recorder.first("close")
         accepting.server.close()
@@ -74,11 +71,11 @@ async def test_a_stream_of_a_client_that_only_sends(upgrading: bool, notify: boo
 
     async with MozTCPSocket() as tcp:
         accepting, sock = await accepted(tcp, upgrading=upgrading)
-        peer = await secure(sock, client_context(version=version))
+        peer = await recorded(sock, client_context(version=version), server_side=False)
         ours, _ = await accepting.first()
         stream = ours.stream()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(blocking, lambda: send_and_close(peer, MUCH, notify=notify))
+            tasks.start_soon(blocking, lambda: send_and_close(peer, notify=notify))
             assert await all_of(stream) == MUCH
         await stream.aclose()
         accepting.server.close()
@@ -87,8 +84,8 @@ async def test_a_stream_of_a_client_that_only_sends(upgrading: bool, notify: boo
 async def test_a_client_that_only_sends_and_ends_where_that_is_no_error() -> None:
     async with MozTCPSocket() as tcp:
         accepting, sock = await accepted(tcp, upgrading=False, tls_standard_compatible=False)
-        peer = await secure(sock, client_context())
-        await blocking(lambda: send_and_close(peer, MUCH, notify=False))
+        peer = await recorded(sock, client_context(), server_side=False)
+        await blocking(lambda: send_and_close(peer, notify=False))
         _, recorder = await accepting.first()
         await recorder.first("close")
         accepting.server.close()
@@ -102,8 +99,8 @@ async def test_an_adopted_server(listener: socket.socket) -> None:
     ours = TCPSocket.from_socket(sock, useSecureTransport=True, ssl_context=server_context())
     recorder = EventRecorder(ours)
     async with ours:
-        tls = await secure(peer, client_context())
-        await blocking(lambda: send_and_close(tls, MUCH, notify=True))
+        tls = await recorded(peer, client_context(), server_side=False)
+        await blocking(lambda: send_and_close(tls, notify=True))
         await recorder.first("close")
     assert recorder.data == MUCH
 
