@@ -22,7 +22,7 @@ from ._events import Event
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Lifetime", "current_loop", "ended", "exit_in", "is_of_cancellation", "require_task")
+__all__ = ("Lifetime", "current_loop", "ended", "exit_in", "is_of_cancellation", "log_displaced", "require_task")
 
 LifetimeT = TypeVar("LifetimeT", bound="Lifetime")
 
@@ -57,8 +57,16 @@ async def ended(tasks: TaskGroup, exc: BaseException | None = None) -> BaseExcep
         found = exit_in(group)
         if found is None:
             raise
+        log_displaced(BaseExceptionGroup.split(group, (KeyboardInterrupt, SystemExit))[1])
         return found
     return exc
+
+
+def log_displaced(exc: BaseException | None) -> None:
+    """Log what is not raised, as what ends the program is raised in its place."""
+    raised, _ = sort_out(exc)
+    if raised is not None:
+        _log.error("the program is being ended, and also raised %s", _shown(raised), exc_info=raised)
 
 
 _mark: RunVar[object] = RunVar("mozsocket's mark")
@@ -156,8 +164,14 @@ class Lifetime(Dispatcher):
         try:
             await self._run(scope)
         except BaseException:
+            found = self._take_exit()
             self._log_untold()
-            raise
+            if found is None:
+                raise
+        else:
+            found = self._take_exit()
+        if found is not None:
+            raise found
         self._raise_untold()
 
     async def _run_accepted(self, *scopes: anyio.CancelScope) -> KeyboardInterrupt | SystemExit | None:
@@ -168,12 +182,15 @@ class Lifetime(Dispatcher):
         self._is_contained = True
         try:
             await self._run(*scopes)
-            return self._take_exit()
         except Exception as exc:
             self._crashed(exc, "the end")
+        except anyio.get_cancelled_exc_class():
+            if exit_in(self._crash) is None:
+                raise
         finally:
+            found = self._take_exit()
             self._log_untold()
-        return None
+        return found
 
     async def _run_beside_body(self, body: anyio.CancelScope) -> None:
         """For a block of its own."""
@@ -193,6 +210,9 @@ class Lifetime(Dispatcher):
                     self._release()  # before the wait for the other tasks: nothing is held any longer than needed
                 if self._spawned:
                     tasks.cancel_scope.cancel()  # those that wait for more to do
+        except anyio.get_cancelled_exc_class():
+            if is_cancelled():
+                raise  # else it is asyncio's own, of this task alone: no trouble of others
         finally:
             self._drop_rest()
             self._tasks = None
@@ -232,8 +252,15 @@ class Lifetime(Dispatcher):
         try:
             left = await self._leave_own_block(own, exc)
         except BaseException:
+            found = self._take_exit()
             self._log_untold()
-            raise
+            if found is None:
+                raise
+        else:
+            found = self._take_exit()
+            if found is not None:
+                log_displaced(left)
+        left = left if found is None else found
         if left is not None:
             self._log_untold()
             if left is not exc:
@@ -299,10 +326,12 @@ class Lifetime(Dispatcher):
 
         Nothing is written into the exception, which may not bear it, or be raised in many places.
         """
-        if self._crash is None:
-            self._crash, self._crashed_in = exc, (where, when)
-        else:
-            _log.error("another of %r: %s raised %s%s", self, where, _shown(exc), when, exc_info=exc)
+        other: BaseException | None = exc
+        if self._crash is None or (exit_in(exc) is not None and exit_in(self._crash) is None):
+            other, self._crash = self._crash, exc
+            (where, when), self._crashed_in = self._crashed_in, (where, when)
+        if other is not None:
+            _log.error("another of %r: %s raised %s%s", self, where, _shown(other), when, exc_info=other)
         if self._is_contained and exit_in(exc) is None:
             self._abort()
         else:
@@ -315,7 +344,7 @@ class Lifetime(Dispatcher):
 
     def _take_exit(self) -> KeyboardInterrupt | SystemExit | None:
         found = exit_in(self._crash)
-        if found is not None:
+        if found is self._crash:  # else the others of its group are to be logged
             self._crash = None
         return found
 

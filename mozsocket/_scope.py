@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._lifetime import current_loop, ended, is_of_cancellation, require_task
+from ._lifetime import current_loop, ended, is_of_cancellation, log_displaced, require_task
 from ._options import BinaryType, check_flag
 from ._server import TCPServerSocket
 from ._socket import TCPSocket
@@ -148,6 +148,8 @@ class MozTCPSocket(Unique):
 
     def close(self) -> None:
         """Close every socket and every server of the scope, and the sockets that the servers have accepted."""
+        if self._members:
+            require_task("close()", self._loop)
         for member in tuple(self._members):
             member._close_all()
 
@@ -163,9 +165,13 @@ class MozTCPSocket(Unique):
         return tasks
 
     def _run(self, member: TCPSocket | TCPServerSocket, tasks: TaskGroup) -> None:
+        try:
+            tasks.start_soon(self._run_member, member, tasks.cancel_scope, name=repr(member))
+        except BaseException:
+            member.close()
+            raise
         member._started = True
         self._members.add(member)
-        tasks.start_soon(self._run_member, member, tasks.cancel_scope, name=repr(member))
 
     async def _run_member(self, member: TCPSocket | TCPServerSocket, scope: anyio.CancelScope) -> None:
         try:
@@ -192,9 +198,17 @@ class MozTCPSocket(Unique):
             left = await ended(self._tasks, told)
             if told is not exc:
                 await anyio.lowlevel.checkpoint_if_cancelled()  # if not, it was this scope's own
+        except BaseException as raised:
+            if self._exit is None:
+                raise
+            left = raised
         finally:
             self._tasks = None
-        left = left if self._exit is None else self._exit
+            found, self._exit = self._exit, None
+        if found is not None:
+            if left is not found:
+                log_displaced(left)
+            left = found
         if left is None:
             return True
         if left is not exc:
