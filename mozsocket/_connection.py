@@ -43,7 +43,7 @@ from . import _tls
 from ._addresses import display, printable
 from ._authorities import default_context
 from ._connect import connect
-from ._dispatch import Signal, turn
+from ._dispatch import Signal, sort_out, turn, without_task
 from ._eagerness import Eagerness
 from ._errors import InvalidStateError, explain, tells_more
 from ._events import Event
@@ -218,8 +218,12 @@ class Connection(Lifetime):
     async def _live(self) -> None:
         try:
             await self._connect_and_read()
-        except Exception as exc:  # of the program's, such as its SSLContext's
-            self._crashed(exc, "the connection")
+        except BaseException as exc:  # of the program's, such as its SSLContext's
+            raised, passing = sort_out(exc)
+            if raised is not None:
+                self._crashed(raised, "the connection")
+            if passing is not None:
+                raise
             self._shut()
         self._pump()
         while self._busy or not self._close_told:
@@ -630,8 +634,8 @@ class Connection(Lifetime):
                 self._reader_ends = True
             else:
                 self._wake_writer()
-        except Exception as exc:  # of the program's, such as its SSLContext's: no trouble of who runs this
-            self._crashed(exc, "sending")
+        except BaseException as exc:  # of the program's, such as its SSLContext's: no trouble of who runs this
+            self._crashed(without_task(exc), "sending")
 
     def _half_close(self) -> bool:
         """Tell the peer that no more will come.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Ts = TypeVarTuple("Ts")
 
-__all__ = ("Dispatcher", "Signal", "is_cancelled", "turn")
+__all__ = ("Dispatcher", "Signal", "is_cancelled", "sort_out", "turn", "without_task")
 
 PUMPED = 2
 """Events that are delivered at once before other tasks run. With each, 128 KiB may be sent, for which those wait."""
@@ -149,8 +149,15 @@ class Dispatcher(EventTarget):
         while (event := self._next_event()) is not None:
             rest = self._deliver(event)
             if rest is not None:
-                rest.drop()
+                self._call_functions(rest)
         self._busy = False
+
+    def _call_functions(self, rest: Rest) -> None:
+        """Call those that are left of an event's, and await none."""
+        try:
+            rest.drop_and_go_on()
+        except BaseException as exc:
+            self._handler_raised(without_task(exc), rest.event)
 
     def _cancel_handlers(self) -> None:
         """Cancel the asynchronous handler that runs, and begin no other. Functions are called still."""
@@ -189,10 +196,17 @@ class Dispatcher(EventTarget):
         except Exception as exc:
             self._crashed(exc, f"the {what}")
         except BaseException as exc:
+            raised, passing = sort_out(exc)
+            if raised is not None:
+                self._crashed(raised, f"the {what}")
+            if passing is None:
+                return
             # On asyncio, AnyIO leaves the cancellation that ends a task, with these frames, to the garbage collector.
-            del self, function
-            exc.__traceback__ = None
-            raise
+            del self, function, raised
+            passing.__traceback__ = None
+            if passing is exc:
+                raise
+            raise passing from None
 
     def _keep_context(self) -> None:
         """Have the tasks that are started from now on begin with the current context: handlers of one connection see
@@ -204,8 +218,10 @@ class Dispatcher(EventTarget):
         self._handler_task = anyio.get_current_task().id
         try:
             with anyio.CancelScope() as self._handler_scope:
+                if self._handlers_cancelled:  # before this task had begun
+                    self._handler_scope.cancel()
                 await self._dispatch_what_is(due)
-        except Exception:
+        except (Exception, KeyboardInterrupt, SystemExit):  # on Trio, Ctrl-C may be raised here
             self._handlers_cancelled = True
             self._end_dispatch()
             raise
@@ -241,7 +257,7 @@ class Dispatcher(EventTarget):
             except Exception as exc:
                 self._handler_raised(exc, rest.event)
             except BaseException as exc:
-                raised, passing = self._sort_out(exc)
+                raised, passing = await self._sort_out(exc)
                 if raised is not None:
                     self._handler_raised(raised, rest.event)
                 if passing is exc:
@@ -249,9 +265,9 @@ class Dispatcher(EventTarget):
                 if passing is not None:
                     raise passing from None
 
-    def _sort_out(self, exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    async def _sort_out(self, exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
         """:return: what a handler has raised, and what has to be raised on"""
-        if isinstance(exc, anyio.get_cancelled_exc_class()) and not (is_cancelled() or is_cancelled_by_loop(exc)):
+        if isinstance(exc, anyio.get_cancelled_exc_class()) and not (is_cancelled() or await is_cancelled_by_loop(exc)):
             return _stray(exc), None
         if isinstance(exc, GeneratorExit) and self._runs():  # else it is this task that is being closed
             return exc, None
@@ -282,8 +298,8 @@ class Dispatcher(EventTarget):
         turn.written = written
         try:
             rest: Rest | None = event.target._call(event)
-        except BaseException as exc:  # a function that is not asynchronous cannot be cancelled
-            self._handler_raised(_stray(exc) if isinstance(exc, anyio.get_cancelled_exc_class()) else exc, event)
+        except BaseException as exc:
+            self._handler_raised(without_task(exc), event)
             return None
         else:
             return rest
@@ -316,13 +332,18 @@ def sort_out(exc: BaseException | None) -> tuple[BaseException | None, BaseExcep
     return exc, None
 
 
-def is_cancelled_by_loop(exc: BaseException) -> bool:
+async def is_cancelled_by_loop(exc: BaseException) -> bool:
     """Whether a cancellation is of the event loop's own kind: of the task, by asyncio, whatever scopes it is in."""
     if not type(exc).__module__.startswith("asyncio"):
         return False
     from ._asyncio import is_being_cancelled
 
-    return is_being_cancelled()
+    return await is_being_cancelled() or is_cancelled()
+
+
+def without_task(exc: BaseException) -> BaseException:
+    """What a function that is not asynchronous, and so cannot be cancelled, has raised."""
+    return _stray(exc) if isinstance(exc, anyio.get_cancelled_exc_class()) else exc
 
 
 def _stray(exc: BaseException) -> Exception:

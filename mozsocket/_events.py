@@ -281,8 +281,18 @@ class Rest:
 
     def drop(self) -> None:
         """Never mind: a coroutine that is closed does not warn that it was never awaited."""
-        if iscoroutine(self._awaitable):
-            self._awaitable.close()
+        _drop(self._awaitable)
+
+    def drop_and_go_on(self) -> None:
+        """Call those that are left, and await none of them."""
+        self.drop()
+        for callback in self._pending:
+            _drop(callback(self.event))
+
+
+def _drop(result: object) -> None:
+    if iscoroutine(result):
+        result.close()
 
 
 def _is_async(function: Callable[[Any], object]) -> bool:

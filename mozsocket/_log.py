@@ -8,6 +8,8 @@ import logging
 import sys
 import time
 import traceback
+from contextlib import suppress
+from types import TracebackType
 
 __all__ = ("WarningLimit", "error", "warning")
 
@@ -29,13 +31,39 @@ def error(message: str, *args: object, exc_info: BaseException | None = None) ->
 
 
 def _log(level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None = None) -> None:
-    # Not the exception alone, as logging asks for its truth, and it may be any.
-    raised = None if exc_info is None else (type(exc_info), exc_info, exc_info.__traceback__)
     try:
+        # Not the exception alone, as logging asks for its truth, and it may be any.
+        raised = None if exc_info is None else (type(exc_info), exc_info, _latest(exc_info.__traceback__))
         _logger.log(level, message, *args, exc_info=raised)
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
         if logging.raiseExceptions and sys.stderr is not None:  # as logging does with its own handlers' trouble
-            traceback.print_exc()
+            with suppress(Exception):  # there may be nobody to tell
+                traceback.print_exc()
+
+
+def _latest(whole: TracebackType | None) -> TracebackType | None:
+    """Of an exception that is raised again and again, what tells of the last time: Python goes on with what it has, so
+    that the records, too, would grow.
+    """
+    entries: list[TracebackType] = []
+    ours = set()
+    rest = whole
+    while rest is not None:
+        frame = rest.tb_frame
+        if str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
+            if frame.f_code in ours:
+                break
+            ours.add(frame.f_code)
+        entries.append(rest)
+        rest = rest.tb_next
+    else:
+        return whole
+    latest = None
+    for entry in reversed(entries):
+        latest = TracebackType(latest, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return latest
 
 
 class WarningLimit:

@@ -352,7 +352,11 @@ class TCPServerSocket(Lifetime):
             self._begin_handshake(connection)
         else:
             self._open.add(connection)
-        self._spawn("connection", self._serve, connection)
+        try:
+            self._spawn("connection", self._serve, connection)
+        except BaseException:
+            self._forget(connection)
+            raise
 
     def _begin_handshake(self, connection: TCPSocket) -> None:
         if len(self._handshaking) >= self._max_handshakes:
@@ -385,11 +389,14 @@ class TCPServerSocket(Lifetime):
             if leaving is not None:
                 self._crashed(leaving, "a connection")
         finally:
-            self._connections.discard(connection)
-            self._handshaking.pop(connection, None)
-            self._queuing.pop(connection, None)
-            self._open.discard(connection)
-            self._notify()
+            self._forget(connection)
+
+    def _forget(self, connection: TCPSocket) -> None:
+        self._connections.discard(connection)
+        self._handshaking.pop(connection, None)
+        self._queuing.pop(connection, None)
+        self._open.discard(connection)
+        self._notify()
 
     def _is_full(self) -> bool:
         return self._max_connections is not None and len(self._open) + len(self._queuing) >= self._max_connections
