@@ -284,8 +284,6 @@ class RaisingContext(ssl.SSLContext):
 async def test_a_server_outlives_what_its_context_raises(
     way: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    if kind is BareError:
-        pytest.skip("what is no Exception and comes from no handler is for the program")
     context = RaisingContext(ssl.PROTOCOL_TLS_SERVER)
     certificate().configure_cert(context)
     context.error = kind()
@@ -493,7 +491,6 @@ def test_the_status_of_a_program_that_a_handler_ends(loop: str) -> None:
 # asyncio's own cancellation
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tasks do not tell of it before Python 3.11")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("order", [1, -1])
