@@ -165,12 +165,13 @@ class Lifetime(Dispatcher):
             await self._run(scope)
         except BaseException:
             found = self._take_exit()
-            self._log_untold()
             if found is None:
+                self._log_untold()
                 raise
         else:
             found = self._take_exit()
         if found is not None:
+            self._log_untold()
             raise found
         self._raise_untold()
 

@@ -21,6 +21,9 @@ from mozsocket.testing import EventRecorder
 
 from .peers import PEER_TIMEOUT, accept, all_blocked, blocking, dial, echo_to, port_of, read_all, read_exactly
 
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
 pytestmark = pytest.mark.anyio
 
 PROMPTLY = PEER_TIMEOUT / 4
@@ -141,6 +144,19 @@ async def test_an_exit_is_not_lost_behind_what_an_earlier_handler_raised(
     with pytest.raises(SystemExit), anyio.fail_after(PROMPTLY):
         await run_with(owner, {"open": failing, "close": exiting}, wait_long, listener)
     assert logged(caplog) == [HandlerError]
+
+
+@owners
+async def test_an_exit_in_a_group_leaves_it(
+    owner: str, listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: Any) -> None:
+        raise BaseExceptionGroup("of a handler's tasks", [HandlerError(), SystemExit(3)])
+
+    with pytest.raises(SystemExit) as caught, anyio.fail_after(PROMPTLY):
+        await run_with(owner, {"open": fail}, wait_long, listener)
+    assert caught.value.code == 3
+    assert HandlerError in logged(caplog)
 
 
 async def test_a_scope_that_was_left_by_an_exit_can_be_used_again(listener: socket.socket) -> None:
