@@ -205,7 +205,7 @@ class Dispatcher(EventTarget):
             del self, function, raised
             passing.__traceback__ = None
             if passing is exc:
-                raise
+                raise exc  # not `raise` alone: Python 3.10 gives it its frames back
             raise passing from None
 
     def _keep_context(self) -> None:

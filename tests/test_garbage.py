@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -350,7 +351,9 @@ async def accepted_with_tls_that_fails(refs: Refs) -> None:
     ],
     ids=lambda scene: scene.__name__,
 )
-async def test_no_garbage(scene: Callable[[Refs], Awaitable[None]]) -> None:
+async def test_no_garbage(scene: Callable[[Refs], Awaitable[None]], anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio" and tuple(map(int, version("trio").split(".")[:2])) < (0, 28):
+        pytest.skip("this Trio looks into each frame for its protection from Ctrl-C, which keeps the variables there")
     refs: Refs = []
     await scene(refs)
     for _ in range(5):
