@@ -2,19 +2,12 @@
 
 from ._activation import listen_fds
 from ._errors import InvalidStateError, TCPSocketError
-from ._events import (
-    Event,
-    EventHandler,
-    EventTarget,
-    TCPServerSocketEvent,
-    TCPSocketErrorEvent,
-    TCPSocketEvent,
-)
+from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
+from ._machine import ReadyState
 from ._options import BinaryType
 from ._scope import MozTCPSocket
-from ._server import TCPServerSocket
-from ._socket import TCPSocket
-from ._state import ReadyState
+from ._server import TCPServerSocket, TCPServerSocketEvent
+from ._socket import TCPSocket, TCPSocketEvent
 
 __all__ = (
     "BinaryType",

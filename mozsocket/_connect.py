@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import anyio
 
+from ._readiness import wait_writable
+
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import ExceptionGroup
 
@@ -136,7 +138,7 @@ async def _attempt(address: Address) -> socket.socket:
         if code in _BEGUN and _is_connected(sock):  # as within one machine: it need not tell us
             code = 0
         if code in _BEGUN:
-            await anyio.wait_writable(sock)
+            await wait_writable(sock)
             code = _outcome(sock)
         if code:
             raise OSError(code, os.strerror(code))

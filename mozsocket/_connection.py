@@ -1,760 +1,951 @@
-"""How a connection begins, reads, writes and ends.
+"""One connection: what its parts have to do with each other. Each of them is held, and knows nothing of the others.
 
-Three tasks, in the socket's own task group, and while an upgrade's handshake lasts one that limits its time::
+Three tasks, in the connection's own task group, each started with the first thing that only a task can do::
 
     reader ──data──▶ memory-object channel ──▶ dispatcher ──▶ handlers
     writer ──drain─▶        (bounded)                         │ send()
       ▲──────────────── send buffer ◀─────────────────────────┘
 
-The reader is there from the connect to the end. While no handler runs and nothing is queued it calls the handler
-itself. Where a stream takes the data, it is the caller of ``receive()`` that reads, and the reader stands by: to bring
-about TLS, and to read on when the socket is closed. The writer and the dispatcher are started when there is first
-something for them: what the operating system would not take at once or was sent outside a handler, and an asynchronous
-handler.
+What may be read goes through :mod:`._readiness` (the reader's wait), here (:meth:`Connection.on_readable`),
+:mod:`._transport` (the bytes, of TLS by :mod:`._tls` and :mod:`._tls_engine`), and :mod:`._dispatch`, which calls the
+handlers in :mod:`._events`; where a handler runs, by way of the channel in :mod:`._buffers`. What a handler sends goes
+through :mod:`._socket` (the check), here (:meth:`Connection.send`), :mod:`._buffers` (the send buffer) and, when the
+handler has returned, by :meth:`Connection.flush` through :mod:`._transport` to the kernel; what that does not take
+waits for the writer in :mod:`._readiness`.
 
-Every end of a connection goes through the closing of its transport, after which ``error``, if there was a failure, and
-``close`` are due, behind the data that had come before. It is closed
-
-- by ``closeImmediately()``, and so when a handler has raised: at once;
-- when the peer's end has been delivered: at once if nothing is buffered, else by the writer when all is sent;
-- when the peer has ended and so has the program, by ``send_eof()``, where ``allow_half_open`` keeps the one from being
-  the other's end: in the same ways;
-- after ``close()``: when all is sent and the peer has ended too, or ``linger`` is over; by the reader, if it was a
-  handler that the reader called that closed, and nothing has to wait to be sent; else by the writer;
-- when reading fails: at once; when TLS does, when the peer has had time to read why;
-- when writing fails: by the writer, when what the peer had sent has been read;
-- when the owner is cancelled: at once, and nothing is delivered any more.
+What is due to the program, and what is to be done with the socket, :mod:`._machine` says: after whatever has happened,
+:meth:`Connection.advance` does what is to be done, as far as goes at once. :mod:`._lifetime` is who runs all this, and
+what nobody was told of.
 """
 
 from __future__ import annotations
 
 import errno
+import math
+import socket
 import ssl
 import sys
-import weakref
-from abc import abstractmethod
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
 
-from . import _tls
+from . import _log
 from ._addresses import display, printable
-from ._authorities import default_context
+from ._buffers import QUEUED_READ_SIZE, Inbox, SendBuffer
 from ._connect import connect
-from ._dispatch import Signal, sort_out, turn, without_task
-from ._eagerness import Eagerness
+from ._dispatch import Dispatcher, turn
 from ._errors import InvalidStateError, explain, tells_more
-from ._events import Event
-from ._inbox import QUEUED_READ_SIZE, Inbox
+from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
-from ._options import SocketOptions, check_role, identity
+from ._limits import Limits, timeout
+from ._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
+from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
-from ._state import ReadyState, SendBuffer, SuspendCount
-from ._tls import TLSTransport
+from ._raised import sort_out, without_task
+from ._readiness import Found, Registration
+from ._tls import TLSTransport, tls_over
 from ._transport import Transport, configure
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import ExceptionGroup
 
-if TYPE_CHECKING:
-    from ._stream import SocketStream
-
-__all__ = ("Connection",)
+__all__ = ("Connection", "Host")
 
 _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
-_CLOSING = ReadyState.CLOSING
 _CLOSED = ReadyState.CLOSED
+_OWN_SIDE_OPEN = OwnSide.OPEN
+_NOT_FAILED = Failed.NO
+_DATA = Due.DATA
 
 READ_AT_ONCE = 245_760
 """Bytes to read before other tasks run. More than an ``ondrain`` sends in its turn, so that a transfer within a process
 is read while it is in the processor's cache, and does not pile up (measured: 2.4 times as fast).
 """
 
-FAILURE_PATIENCE = 1
-"""Seconds to read, when nothing more can be sent, what the peer sent before; as a rule it is there."""
+DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
+"""Of the type, the target and the data."""
 
-PLAINTEXT_STEP = 65_536
-"""Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``: so the time for all
-of it is bounded too."""
-
-PLAINTEXT_PATIENCE = 0.5
-"""Seconds for that at least: it may be said that a handshake must be here at once, but not that a network be fast."""
-
-WATCH_AFTER = 0.1
-"""Seconds that the reader waits for room in the queue before the connection is watched: it may be lost meanwhile."""
+_TYPES = {Due.SECURE: "secure", Due.DRAIN: "drain", Due.END: "end", Due.CLOSE: "close"}
 
 
-class Connection(Lifetime):
-    """What a :class:`TCPSocket` does. What it offers, and which event is due, is there."""
+class Host(Protocol):
+    """A server, to the connections that it has accepted."""
+
+    def admit(self, connection: Connection) -> None:
+        """Have :meth:`Connection.admitted` called when it may be open."""
+
+    def warn(self, kind: str, message: str, *args: object) -> None: ...
+
+
+class Connection:
+    """What is inside of a :class:`TCPSocket`.
+
+    :param name: of the class, for its ``repr()``
+    :param host: what to connect to, or what it is connected to
+    :param port: likewise
+    :param options: what the program has chosen
+    :param listeners: what listens to its events
+    :ivar machine: its state
+    :ivar outgoing: what is to be sent
+    :ivar inbox: what was received and is not delivered
+    :ivar transport: its bytes; None until it is connected
+    :ivar attempt: to connect, while that lasts
+    :ivar server_side: its role in TLS; None if the context decides
+    :ivar put: what takes more to be sent, while what was sent is yet to be looked at: then there is nothing to be
+        checked or done. None for :meth:`send`
+    """
 
     __slots__ = (
-        "_announcement",
-        "_attempt",
-        "_buffer",
-        "_close_told",
-        "_drain_lost",
-        "_end_told",
-        "_eof_sent",
+        "_data_event",
         "_flush_scheduled",
-        "_former_stream",
-        "_host",
-        "_inbox",
-        "_is_parting",
-        "_opened",
-        "_options",
-        "_parked",
-        "_peer_ended",
-        "_port",
-        "_reader_ends",
-        "_reading",
-        "_server_side",
-        "_state",
-        "_stream",
-        "_suspensions",
+        "_header",
+        "_limits",
+        "_listeners",
+        "_name",
+        "_opening_event",
+        "_registration",
+        "_server",
+        "_stalled",
+        "_target",
         "_tls",
-        "_transport",
-        "_write_due",
+        "attempt",
+        "dispatcher",
+        "host",
+        "inbox",
+        "lifetime",
+        "machine",
+        "options",
+        "outgoing",
+        "port",
+        "put",
+        "server_side",
+        "transport",
     )
 
-    def __init__(self, host: str, port: int, options: SocketOptions) -> None:
-        super().__init__()
-        self._host = host
-        self._port = port
-        self._options = options
-        self._state = _CONNECTING
-        self._opened = False
-        self._server_side: bool | None = False  # its role in TLS; None if the context decides
-        self._buffer = SendBuffer(options.max_buffered_amount)
-        self._suspensions = SuspendCount()
-        self._drain_lost = False  # whether one was owed, and can come no more
-        self._transport: Transport | TLSTransport | None = None
-        self._tls: TLSTransport | None = None  # the same, once TLS is wanted
-        self._attempt: anyio.CancelScope | None = None  # to connect
-        self._announcement: Event[Any] | None = None  # of a change of state: open, the server's connect, or secure
-        self._inbox = Inbox()
-        self._write_due: Signal | None = None  # made with the writer
+    def __init__(self, name: str, host: str, port: int, options: SocketOptions, listeners: Listeners) -> None:
+        self._name = name
+        self.host = host
+        self.port = port
+        self.options = options
+        self.outgoing = SendBuffer(options.max_buffered_amount)
+        self.inbox = Inbox()
+        self.machine = Machine(self.outgoing, self.inbox, allow_half_open=options.allow_half_open)
+        self.lifetime = Lifetime()
+        self.dispatcher = Dispatcher(listeners)
+        self.transport: Transport | TLSTransport | None = None
+        self.attempt: anyio.CancelScope | None = None
+        self.server_side: bool | None = False
+        self.put: Callable[[bytes], bool] | None = None
+        self._listeners = listeners
+        self._tls: TLSTransport | None = None  # the transport, once TLS is wanted
+        self._registration: Registration | None = None
+        self._server: Host | None = None  # which has accepted it
+        self._target: EventTarget | None = None  # whose events they are, while it runs
+        self._data_event: DataEvent = _nobodys
+        self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = None  # None for ``open``
         self._flush_scheduled = False  # whether someone will look at the send buffer
-        self._reading = False  # while the reader delivers what it has read
-        self._reader_ends = False  # whether it is for the reader, not the writer, to end the connection
-        self._peer_ended = False  # whether nothing more will be read
-        self._end_told = False  # whether the program has been told so, on a socket that stays open
-        self._eof_sent = False  # whether the peer has been told of our end
-        self._stream: SocketStream | None = None  # what takes the data in place of the handlers
-        self._former_stream: weakref.ref[SocketStream] | None = None  # once that is over
-        self._is_parting = False  # while the peer is given time to read why TLS has failed
-        self._parked: anyio.Event | None = None  # what the reader waits for meanwhile
-        self._close_told = False  # whether the last event has been delivered
+        self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
+        self._header = b""  # what there is of the PROXY protocol's
+        self._limits: Limits | None = None  # while there are any
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._peer()} {self._state}>"
+        return f"<{self._name} {self.peer} {self.machine.ready}>"
 
-    def _peer(self) -> str:
-        return printable(display(self._host, self._port))
+    @property
+    def peer(self) -> str:
+        """What it is connected to, for people."""
+        return printable(display(self.host, self.port))
 
-    @abstractmethod
-    def _opening_event(self) -> Event[Any]:
-        """The event that tells of the connection."""
+    @property
+    def is_tls(self) -> bool:
+        """Whether it is, or is to be, encrypted."""
+        return self._tls is not None or self.options.useSecureTransport
 
-    @abstractmethod
-    async def _be_admitted(self) -> None:
-        """Wait until one that is about to be open may be."""
+    @property
+    def attributes(self) -> dict[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes; none while there is no connection."""
+        return {} if self.transport is None or self.transport.closed else self.transport.attributes
 
-    @abstractmethod
-    def _data_event(self, data: bytes) -> Event[Any]:
-        """The event that delivers data."""
+    # Before it runs
 
-    # The ready state
+    def become(self, host: str, port: int, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Take a socket that others have connected, in whatever role the context is for.
 
-    def _set_ready_state(self, state: ReadyState) -> None:
-        if self._state.precedes(state):
-            self._state = state
-            self._opened = self._opened or state is _OPEN
-            if state is _CLOSING and self._write_due is not None and self._transport is not None:
-                self._transport.interrupt()  # the writer, which may wait for what TLS answers by itself to be taken
-            self._change_reader()
-            self._notify()
-
-    def _not_open(self, what: str) -> InvalidStateError:
-        error = InvalidStateError(f"{what} on a socket that is {self._state}: it must be open")
-        error.__cause__ = self._failure
-        return error
-
-    def _fail(self, exc: BaseException) -> None:
-        """The connection failed or was lost: nothing more can be sent. Of several failures the one that tells most
-        counts, and else the first.
+        :raises ValueError: if there is no name to check the certificate for
         """
-        if self._failure is None or tells_more(exc, self._failure):
-            shown = (
-                self._tls.shown_certificates() if isinstance(exc, ssl.SSLCertVerificationError) and self._tls else ()
-            )
-            self._failure = explain(exc, self._peer(), shown)
-        self._drain_lost = self._drain_lost or self._buffer.drain_owed
-        self._buffer.drop()
-        self._inbox.make_room()
-        self._change_reader()
-        self._notify()
+        self.host, self.port = host, port
+        self.server_side = None
+        self.options = AdoptOptions(sock, **{**shared(self.options, ClientOptions), "ssl_context": context})
+        self.adopt(transport := Transport(sock))
+        if self.lifetime.over:  # closed already, by the constructor of a subclass
+            transport.close()
+        elif self.options.useSecureTransport:
+            self.make_tls()  # to raise here what it may raise
 
-    def _shut(self) -> None:
-        """Close the transport, whatever is still to be told."""
-        if self._transport is not None:
-            self._transport.close()
-        self._change_reader()
-        self._notify()
+    def adopt(self, transport: Transport) -> None:
+        """Take a connection that others have made."""
+        self.transport = transport
+        self._registration = Registration(transport.watched)
 
-    def _abandon(self) -> None:
-        """Close before there is a connection."""
-        self._set_ready_state(_CLOSING)
-        if self._attempt is not None:
-            self._attempt.cancel()
-        elif not self._started:
-            self._over = True
-            self._release()
+    def accept(self, transport: Transport, server: Host, opening: Callable[[], tuple[Listeners, Event[Any]]]) -> None:
+        """Take one that a server has accepted.
+
+        :param opening: what makes the event that tells of it, and who listens to that
+        """
+        self.adopt(transport)
+        self.server_side = True
+        self._server = server
+        self._opening_event = opening
+        self.lifetime.begin()
+        if not self.options.useSecureTransport and not self.options.proxy_protocol:
+            self.machine.open()
+
+    def attach(self, target: EventTarget, data_event: DataEvent) -> None:
+        """Say whose the events are, before it runs.
+
+        :param data_event: what makes the event of some data
+        """
+        self._target, self._data_event = target, data_event
 
     # Life
 
-    async def _live(self) -> None:
+    async def live(self) -> None:
         try:
             await self._connect_and_read()
         except BaseException as exc:  # of the program's, such as its SSLContext's
             raised, passing = sort_out(exc)
             if raised is not None:
-                self._crashed(raised, "the connection")
+                self.crashed(raised, "the connection")
             if passing is not None:
                 raise
             self._shut()
-        self._pump()
-        while self._busy or not self._close_told:
-            await self._change()
-            self._pump()  # what a suspended program had yet to be told, and now closes
+        self.dispatcher.pump()
+        while self.dispatcher.busy or not self.machine.is_over():
+            await self.lifetime.change()
+            self.dispatcher.pump()  # what a suspended program had yet to be told, and now closes
 
     async def _connect_and_read(self) -> None:
-        if await self._establish():
-            self._pump()
-            self._keep_context()  # with what a handler of open, or connect, has set
-            await self._read()
-            self._peer_ended = True
-            self._notify()
-            await self._wait_until(self._is_shut)
-
-    async def _establish(self) -> bool:
-        """Bring about the connection and announce it.
-
-        :return: whether there is one that the program still wants
-        """
-        options = self._options
-        if isinstance(self._transport, Transport) and not self._transport.closed:  # which others have made
-            configure(self._transport.socket)
-        if self._state is _CONNECTING and (
-            self._transport is None or options.proxy_protocol or options.useSecureTransport
-        ):
-            try:
+        if self.transport is None:
+            if self.machine.ready is _CONNECTING:
                 await self._connect()
-            finally:
-                self._attempt = None
-        if self._state is _CONNECTING and self._failure is None:
-            self._set_ready_state(_OPEN)
-        if self._state is _OPEN:
-            self._announcement = self._opening_event()
-        else:  # it failed, or was closed meanwhile
+        elif not self.transport.closed:  # which others have made
+            configure(self.transport.watched.socket)
+        if self._registration is None or self.machine.gone:  # it failed, or was closed meanwhile
             self._shut()
-        return self._state is _OPEN
+            return
+        self._open_after(Opening.CONNECT)
+        await self._registration.run(self)
+
+    def release(self) -> None:
+        self.machine.release()
+        self._shut()
+        self._forget_queued()
+        self.inbox.close()
+
+    def _forget_queued(self) -> None:
+        """At the end, but for what a stream can still be asked for: what came before the connection was lost."""
+        if not self.machine.streams or self.machine.failed is Failed.NO:
+            self.inbox.discard()
+
+    @property
+    def face(self) -> object:
+        return self._target or self
+
+    def end(self) -> None:
+        self._target = self._opening_event = None
+        self._data_event = _nobodys
+
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        self.lifetime.crashed(self, exc, where, when)
+
+    def notify(self) -> None:
+        self.lifetime.notify()
+
+    def cancel_handlers(self) -> None:
+        self.dispatcher.cancel_handlers()
+
+    def is_in_handler(self) -> bool:
+        return self.dispatcher.is_in_handler()
+
+    def warn(self, kind: str, message: str, *args: object) -> None:
+        if self._server is None:
+            _log.warning(message, *args)
+        else:
+            self._server.warn(kind, message, *args)
+
+    def _state_changed(self) -> None:
+        """Have those look who wait for what may have changed."""
+        self.put = None
+        if self._registration is not None:
+            self._watch_reading()
+            if self.machine.streams and self.transport is not None:
+                self.transport.watched.interrupt()  # the stream's caller
+        self.lifetime.notify()
+
+    # Opening
 
     async def _connect(self) -> None:
-        failures: list[OSError] = []  # of some of several addresses
-        with anyio.CancelScope() as self._attempt:
-            try:
-                with _time_limit(self._options.connect_timeout, "not connected"):
-                    if self._transport is None:
-                        sock = await connect(self._host, self._port, self._options.local_host, failures)
-                        self._transport = Transport(sock)
-                        configure(sock)
-                    if self._options.proxy_protocol:
-                        assert isinstance(self._transport, Transport)
-                        await self._receive_proxy_header(self._transport)
-                    if self._options.useSecureTransport:
-                        await self._shake_hands()
-                    await self._be_admitted()
-            except (OSError, UnicodeError, ExceptionGroup) as exc:
-                if failures and self._transport is None and isinstance(exc, TimeoutError):
-                    exc = ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, exc])
-                self._fail(exc)
-                if isinstance(exc, ssl.SSLError) and self._tls is not None:
-                    await self._tls.part()
-
-    async def _receive_proxy_header(self, transport: Transport) -> None:
-        data = bytearray()
-        with _time_limit(self._options.handshake_timeout, "no header of the PROXY protocol"):
-            while (header := parse(data)) is None:
-                part = transport.receive(QUEUED_READ_SIZE)
-                if part is None:
-                    transport.expect(missing(data))
-                    await transport.wait_readable()
-                elif part:
-                    data += part
+        options, failures = self.options, list[OSError]()  # of some of several addresses
+        if options.connect_timeout is not None:
+            self._limits = Limits(options)
+            self._limits.begin_to_connect(anyio.current_time() + options.connect_timeout)
+        try:
+            with anyio.CancelScope() as self.attempt:
+                if self._limits is not None:
+                    self.attempt.deadline = self._limits.deadline
+                try:
+                    sock = await connect(self.host, self.port, options.local_host, failures)
+                except (OSError, UnicodeError, ExceptionGroup) as exc:
+                    self.lose(exc)
                 else:
-                    raise ConnectionResetError(errno.ECONNRESET, "it ended before a header of the PROXY protocol")
-        transport.expect(1)
-        if header.source is not None:
-            self._host, self._port = header.source
-        if len(data) > header.size:
-            self._inbox.put(bytes(data[header.size :]))
+                    configure(sock)
+                    self.adopt(Transport(sock))
+            is_over = self.attempt.cancelled_caught
+        finally:
+            self.attempt = None
+        if is_over and self._limits is not None and self.machine.ready is _CONNECTING:
+            self.lose(_connect_timeout(self._limits.error(Limit.CONNECT), failures))
 
-    async def _shake_hands(self) -> None:
-        self._transport = self._tls = self._make_tls()
-        self._feed(self._tls)
-        with _time_limit(self._options.handshake_timeout, "no TLS handshake"):
-            await self._tls.handshake()
+    def _open_after(self, done: Opening) -> None:
+        """Go on to what is next before the connection is open."""
+        machine, options = self.machine, self.options
+        if done < Opening.HEADER and options.proxy_protocol:
+            machine.go_on_to(Opening.HEADER)
+        elif done < Opening.HANDSHAKE and options.useSecureTransport:
+            machine.go_on_to(Opening.HANDSHAKE)
+            self._begin_tls(self.make_tls())
+        elif done < Opening.ADMISSION and self._server is not None and machine.ready is _CONNECTING:
+            machine.go_on_to(Opening.ADMISSION)
+            self._server.admit(self)
+            self._watch_reading()
+            self._open_if_admitted()
+        else:
+            self._opened()
+        self._limit_time()
+
+    def _opened(self) -> None:
+        if self.machine.ready is _CONNECTING:
+            self.machine.open()
+        if self.machine.ready is not _OPEN:  # closed meanwhile
+            self._shut()
+            return
+        self.machine.announce()
+        self._state_changed()
+        self.dispatcher.pump()
+        self.dispatcher.keep_context()  # with what a handler of open, or connect, has set
+
+    def admitted(self) -> None:
+        """It may be open: its server has room."""
+        self.machine.go_on_to(Opening.ADMITTED)
+        if self._registration is not None:
+            self._registration.wake()
+
+    def _open_if_admitted(self) -> None:
+        if self.machine.opening is Opening.ADMITTED:
+            self._opened()
+
+    def give_way(self) -> None:
+        """Close, while there is no connection yet, as others want to have one too."""
+        self._fail(timeout("its handshake was given up for another's: see max_handshakes of the server"))
+        self._abandon()
+
+    def _read_header(self, transport: Transport) -> Found:
+        """Of the PROXY protocol."""
+        part = transport.receive(QUEUED_READ_SIZE)
+        if part is None:
+            transport.expect(missing(self._header))
+            return Found.NOTHING
+        if not part:
+            raise ConnectionResetError(errno.ECONNRESET, "it ended before a header of the PROXY protocol")
+        self._header += part
+        header = parse(self._header)
+        if header is not None:
+            transport.expect(1)
+            if header.source is not None:
+                self.host, self.port = header.source
+            if len(self._header) > header.size:
+                self.inbox.put(self._header[header.size :])
+            self._header = b""
+            self._open_after(Opening.HEADER)
+        return Found.MORE
 
     # TLS
 
-    def _make_tls(self, context: ssl.SSLContext | None = None, server_hostname: str | None = None) -> TLSTransport:
+    def make_tls(self, context: ssl.SSLContext | None = None, server_hostname: str | None = None) -> TLSTransport:
         """TLS over the transport there is, behind what is buffered.
 
         :raises ValueError: if there is no context, it is for the other side, or there is no name to check
         """
-        assert isinstance(self._transport, Transport)
-        context = context or self._options.ssl_context
-        if context is None:
-            if self._server_side:
-                raise ValueError(
-                    "upgradeToSecure() on an accepted socket needs an ssl_context, its own or the server's"
-                )
-            context = default_context()
-        server_side = self._server_side
-        if server_side is None:
-            server_side = context.protocol is ssl.PROTOCOL_TLS_SERVER
-        check_role(context, server_side=server_side)
-        name = None if server_side else self._name_to_check(server_hostname)
-        if name is None and context.check_hostname and not server_side:  # `ssl` would check none
-            raise ValueError("server_hostname is needed: this connection has no host to check the certificate for")
-        return TLSTransport(
-            self._transport,
-            context,
-            server_side=server_side,
-            server_hostname=name,
-            standard_compatible=self._options.tls_standard_compatible,
-            plaintext=self._buffer.amount,
-            on_plaintext_sent=self._notify,
-            wake_writer=self._wake_writer,
-            on_established=self._on_established,
+        assert isinstance(self.transport, Transport)
+        host = self.host if self.port else ""  # and not the path of a UNIX-domain socket
+        options = self.options
+        return tls_over(
+            self.transport,
+            context or options.ssl_context,
+            server_hostname or options.server_hostname or host,
+            server_side=self.server_side,
+            standard_compatible=options.tls_standard_compatible,
+            plaintext=self.outgoing.amount,
         )
 
-    def _name_to_check(self, server_hostname: str | None) -> str | None:
-        host = self._host if self._port else ""  # and not the path of a UNIX-domain socket
-        return identity(server_hostname or self._options.server_hostname or host)
-
-    def _upgrade(self, tls: TLSTransport, leftover: bytes) -> None:
+    def _begin_tls(self, tls: TLSTransport, leftover: bytes = b"") -> None:
         """Go on in TLS, to which all belongs that is not delivered yet."""
-        self._spawn("handshake", self._limit_handshake, tls)
-        self._change_reader()
-        if not self._flush_scheduled:
-            self._schedule_flush()
         if leftover:
             tls.feed(leftover)
-        self._feed(tls)
-        self._transport = self._tls = tls
-
-    def _feed(self, tls: TLSTransport) -> None:
-        """What is queued is part of TLS."""
-        while (data := self._inbox.take()) is not None:
+        while (data := self.inbox.take()) is not None:
             tls.feed(data)
+        self.transport = self._tls = tls
+        self.machine.begin_tls()
+        self._state_changed()
+        if self.machine.ready is _CONNECTING:
+            self.advance()
 
-    def _on_established(self) -> None:
-        if self._state is _OPEN:  # not before the first event
-            self._announcement = Event("secure", self)
-            self._wake_dispatch()
-        self._change_reader()
-        self._notify()
+    def _look_at_tls(self, tls: TLSTransport) -> None:
+        """After something was received."""
+        if self.machine.security is not Security.UP and tls.established:
+            self._secured()
+        elif self._stalled:
+            self.advance()
+        elif tls.owes_answers:
+            if not self._flush_scheduled:
+                self._await_room()
+            if tls.choked:
+                self._watch_reading()
 
-    async def _limit_handshake(self, tls: TLSTransport) -> None:
-        """Limit the time of a handshake, and of the plaintext before it: that has to go out at some speed, as the peer
-        that does not read it could keep the handshake from ever beginning.
+    def _secured(self) -> None:
+        self.machine.end_handshake()
+        self._state_changed()
+        self.advance()
+        if self.machine.opening is Opening.HANDSHAKE:
+            self._open_after(Opening.HANDSHAKE)
+        else:
+            self.dispatcher.pump()
+
+    # Failing, and the end
+
+    def _fail(self, exc: BaseException) -> None:
+        """The connection failed or was lost: nothing more can be sent. Of several failures the one that tells most
+        counts, and else the first.
         """
-        seconds = self._options.handshake_timeout
-        try:
-            while tls.plaintext and not tls.closed:
-                await self._limit_plaintext(tls, max(seconds, PLAINTEXT_PATIENCE))
-            with _time_limit(seconds, "no TLS handshake"):
-                await self._wait_until(lambda: tls.established or tls.closed)
-        except TimeoutError as exc:
-            await self._lose(exc)
-
-    async def _limit_plaintext(self, tls: TLSTransport, seconds: float) -> None:
-        before = tls.plaintext
-        with anyio.move_on_after(seconds):
-            await self._wait_until(lambda: not tls.plaintext or tls.closed)
-        if tls.plaintext > max(before - PLAINTEXT_STEP, 0) and not tls.closed:
-            raise TimeoutError(
-                errno.ETIMEDOUT,
-                f"the peer did not take {PLAINTEXT_STEP} bytes of what comes before TLS in {seconds} seconds",
+        lifetime = self.lifetime
+        if lifetime.failure is None or tells_more(exc, lifetime.failure):
+            shown = (
+                self._tls.shown_certificates() if isinstance(exc, ssl.SSLCertVerificationError) and self._tls else ()
             )
+            lifetime.fail(explain(exc, self.peer, shown))
+        assert lifetime.failure is not None
+        self.machine.fail(Failed.NETWORK if lifetime.failure.message == "Network" else Failed.TLS)
+        self._state_changed()
 
-    def _is_secure(self) -> bool:
-        return self._tls is not None and self._tls.established
+    def lose(self, exc: BaseException) -> None:
+        """Nothing more can be had of the connection."""
+        machine = self.machine
+        # After the program's end the peer's is as good as any, even cut off.
+        is_end = isinstance(exc, ssl.SSLEOFError) and machine.ready is not _OPEN and machine.security is Security.UP
+        if machine.matters() and not is_end:
+            self._fail(exc)
+        if isinstance(exc, ssl.SSLEOFError):
+            machine.cut_off()
+        elif not isinstance(exc, ssl.SSLError):  # of which the peer is told
+            machine.lose()
+        self._state_changed()
+        self.advance()
 
-    def _is_shut(self) -> bool:
-        return self._transport is None or self._transport.closed
+    def _shut(self) -> None:
+        """Close the transport, whatever is still to be told."""
+        if self.machine.shut:
+            return
+        if self.transport is not None:
+            self.transport.close()
+        self.machine.end()
+        if self._registration is not None:
+            self._registration.limit(math.inf)
+            self._registration.wake()
+        self._state_changed()
 
-    def _is_lost(self) -> bool:
-        """Whether it has failed, and all that tells why has been read."""
-        return self._failure is not None and self._is_shut()
+    def _abandon(self) -> None:
+        """Close before there is a connection."""
+        self.machine.give_up()
+        if not self.lifetime.started:
+            self.lifetime.end_before_it_began()
+            self.release()
+            self.end()
+        elif self.attempt is not None:
+            self.attempt.cancel()
+        else:
+            self._shut()
 
-    def _release(self) -> None:
-        self._buffer.drop()
-        self._shut()
-        self._set_ready_state(_CLOSED)
-        self._forget_queued()
-        self._inbox.close()
-        if self._stream is not None:  # which refers to us
-            self._former_stream = weakref.ref(self._stream)
-            self._stream = None
+    # What the program calls
 
-    def _forget_queued(self) -> None:
-        """At the end, but for what a stream can still be asked for: what came before the connection was lost."""
-        if self._stream is None or self._failure is None:
-            self._inbox.discard()
+    def not_open(self, what: str) -> InvalidStateError:
+        error = InvalidStateError(f"{what} on a socket that is {self.machine.ready}: it must be open")
+        error.__cause__ = self.lifetime.failure
+        return error
+
+    def require_task(self, what: str) -> None:
+        self.lifetime.require_task(self, what)
+
+    def send(self, data: bytes) -> bool:
+        machine = self.machine
+        if machine.ready is not _OPEN:
+            raise self.not_open("send()")
+        if machine.own_side is not _OWN_SIDE_OPEN and machine.has_finished():
+            raise InvalidStateError("send() after send_eof(): the peer has been told that no more will come")
+        if not self._flush_scheduled:
+            self._schedule_flush()
+        self.put = put = self.outgoing.append
+        return put(data)
+
+    def send_eof(self) -> None:
+        if self.machine.ready is not _OPEN:
+            raise self.not_open("send_eof()")
+        self.require_task("send_eof()")
+        self.machine.finish()
+        self.put = None
+        if self.machine.have_both_ended():
+            self.close()
+        elif not self._flush_scheduled:
+            self._schedule_flush()
+
+    def suspend(self) -> None:
+        self.machine.suspend()
+
+    def resume(self) -> None:
+        if self.inbox.used or self.machine.peer_side is PeerSide.ENDED:
+            self.require_task("resume()")
+        if not self.machine.resume():
+            raise InvalidStateError("resume() without suspend(): the socket is not suspended")
+        if self.dispatcher.runs and not self.machine.suspensions and self.machine.due() is not None:
+            self.dispatcher.wake()
+
+    def close(self) -> None:
+        self.require_task("close()")
+        if self.machine.ready is _CONNECTING:
+            self._abandon()
+        elif self.machine.ready is _OPEN:
+            if not self._flush_scheduled:
+                self._schedule_flush()
+            elif self.transport is not None:
+                self.transport.watched.interrupt()  # who waits for what TLS answers by itself to be taken
+            self.machine.close()
+            self._state_changed()
+
+    def close_immediately(self) -> None:
+        self.require_task("closeImmediately()")
+        if self.machine.ready is _CONNECTING:
+            self._abandon()
+        elif self.machine.ready is not _CLOSED:
+            self.machine.give_up()
+            self._state_changed()
+            self.advance()
+
+    def close_all(self) -> None:
+        self.close()
+
+    def upgrade(self, context: ssl.SSLContext | None, server_hostname: str | None, leftover: bytes) -> None:
+        """To TLS."""
+        machine = self.machine
+        if machine.ready is not _OPEN:
+            raise self.not_open("upgradeToSecure()")
+        if self._tls is None and (machine.own_side is not OwnSide.OPEN or machine.peer_side is PeerSide.TOLD):
+            raise InvalidStateError("upgradeToSecure() on a connection of which one side has ended: TLS needs both")
+        self.require_task("upgradeToSecure()")
+        if self._tls is None:
+            self._begin_tls(self.make_tls(context, server_hostname), leftover)
+            if not self._flush_scheduled:
+                self._schedule_flush()
+            self._limit_time()
+            if self._registration is not None:
+                self._registration.wake()  # there may be something to read of what is here already
+
+    async def opened(self) -> None:
+        machine = self.machine
+        await self.lifetime.reach(self, "opened()", lambda: machine.opened, lambda: machine.ready is not _CONNECTING)
+
+    async def secured(self) -> None:
+        machine = self.machine
+        await self.lifetime.reach(
+            self,
+            "secured()",
+            lambda: machine.security is Security.UP,
+            lambda: machine.shut and (machine.failed is not Failed.NO or machine.ready is not _CONNECTING),
+        )
+
+    async def drained(self) -> None:
+        outgoing, machine = self.outgoing, self.machine
+        await self.lifetime.reach(
+            self,
+            "drained()",
+            lambda: not (outgoing.amount or outgoing.dropped) and machine.failed is Failed.NO,
+            lambda: machine.shut if machine.failed is not Failed.NO else outgoing.dropped,
+        )
+
+    async def closed(self) -> None:
+        lifetime = self.lifetime
+        lifetime.refuse_in_handler(self, "closed()")
+        await lifetime.reach(
+            self, "closed()", lambda: lifetime.over and lifetime.failure is None, lambda: lifetime.over
+        )
+
+    # The events
+
+    def next_event(self) -> tuple[Listeners, Event[Any]] | None:
+        machine = self.machine
+        while (due := machine.due()) is not None:
+            machine.take(due)
+            if due is _DATA:
+                data = self.inbox.take()
+                self.let_read()
+                if data:
+                    return self._listeners, self._data_event("data", self._target, data)
+            elif due is Due.BOTH_ENDED:
+                self.put = None
+                self.advance()
+            else:
+                return self._event(due)
+        if machine.shut and machine.is_over():
+            self.lifetime.notify()
+        return None
+
+    def _event(self, due: Due) -> tuple[Listeners, Event[Any]]:
+        assert self._target is not None
+        if due is Due.OPEN:
+            opening, self._opening_event = self._opening_event, None
+            return opening() if opening else (self._listeners, Event("open", self._target))
+        if due in (Due.ERROR, Due.CLOSE):
+            self._forget_queued()
+        if due is Due.ERROR:
+            assert self.lifetime.failure is not None
+            self.lifetime.tell_failure(self._listeners.has("error"))
+            return self._listeners, TCPSocketErrorEvent("error", self._target, self.lifetime.failure)
+        return self._listeners, Event(_TYPES[due], self._target)
+
+    def is_due(self) -> bool:
+        return self.machine.due() is not None
 
     # Reading
 
-    async def _read(self) -> None:
-        """Read until the peer's end, a failure, or the transport is closed."""
+    def on_readable(self) -> Found:
+        """Read what there is, and deliver it."""
+        transport = self.transport
+        assert transport is not None
         try:
-            await self._read_until_end()
-            if self._reader_ends:
-                with anyio.move_on_after(self._options.linger):
-                    await self._read_until_end()
+            if self.machine.opening is Opening.HEADER:
+                assert isinstance(transport, Transport)
+                return self._read_header(transport)
+            return self._read(transport)
         except OSError as exc:
-            # After the program's end the peer's is as good as any, even cut off.
-            if not (isinstance(exc, ssl.SSLEOFError) and self._state is not _OPEN and self._is_secure()):
-                await self._lose(exc)
-        except anyio.ClosedResourceError:
-            pass
-        if self._reader_ends:
-            self._shut()
+            self.lose(exc)
+        self.dispatcher.pump()
+        return Found.NOTHING
 
-    async def _lose(self, exc: OSError) -> None:
-        """End the connection, of which nothing more can be had."""
-        self._is_parting = isinstance(exc, ssl.SSLError)
-        if self._state is _OPEN or self._buffer.amount or self._failure is not None:
-            self._fail(exc)
-        try:
-            if self._is_parting and self._tls is not None:
-                await self._tls.part()
-        finally:
-            self._is_parting = False
-            self._shut()
-
-    async def _read_until_end(self) -> None:
-        """Read until the peer's end or the transport is closed, or until ours has been sent."""
-        eagerness = Eagerness()
-        lingering = self._reader_ends
+    def _read(self, transport: Transport | TLSTransport) -> Found:
+        machine, dispatcher, async_types = self.machine, self.dispatcher, self._listeners.async_types
         left = READ_AT_ONCE
-        assert self._transport is not None
-        while self._reader_ends is lingering and not (transport := self._transport).closed:
-            if self._stream is not None and self._is_stream_reading():
-                await self._park()
-                continue
-            direct = not (
-                self._busy or self._suspensions.count or self._stream is not None or "data" in self._async_types
-            )
+        found = Found.NOTHING
+        while True:
+            direct = not (dispatcher.busy or machine.suspensions or machine.streams or "data" in async_types)
             size = transport.read_size if direct else QUEUED_READ_SIZE
             data = transport.receive(size)
-            if data is not None:
-                if direct:
-                    self._take(data)
-                else:
-                    await self._queue(data)
-                if not data or self._reader_ends is not lingering:
-                    return
-                eagerness.found()
+            if self._tls is not None:
+                self._look_at_tls(self._tls)
+            if not data:
+                break
+            found = Found.SOME
+            if machine.ready is not _OPEN:
+                pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
+            elif direct and not dispatcher.busy:
+                dispatcher.pump(self._data_event("data", self._target, data))
+            else:
+                self._queue(data)
             left -= size
-            full = data is not None and len(data) == size  # so there may be more
-            if full and left >= size:
-                continue
-            left = READ_AT_ONCE  # whoever else wants something comes first
-            if eagerness.look() or full:
-                await anyio.lowlevel.checkpoint()
-            elif self._stream is not None and self._is_stream_reading():
-                pass  # since what was received has ended the handshake
-            elif not (transport := self._transport).closed:  # upgradeToSecure() may have replaced it
-                await transport.wait_readable()
+            full = len(data) == size  # so there may be more
+            if self.transport is not transport:  # upgradeToSecure() has replaced it
+                return Found.MORE
+            if not full or left < size or not machine.reads():
+                return Found.MORE if full or transport.pending else found
+            async_types = self._listeners.async_types
+        if data is not None:
+            self._peer_ended()
+            dispatcher.pump()
+        return Found.MORE if transport.pending else found
 
-    def _take(self, data: bytes) -> None:
-        """Deliver what was read, now."""
-        self._reading = True
-        if self._state is not _OPEN:
-            pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
-        elif data:
-            self._pump(self._data_event(data))
-        elif self._end_of_stream():
-            self._announcement = Event("end", self)
-            self._pump()
-        self._reading = False
-
-    async def _queue(self, data: bytes) -> None:
+    def _queue(self, data: bytes) -> None:
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
-        if self._state is not _OPEN:
-            return
-        self._inbox.put(data)
-        if self._takes_data():
-            self._wake_dispatch()
-        self._notify()
-        await self._wait_for_room()
+        self.inbox.put(data)
+        if self.machine.takes_data():
+            self.dispatcher.wake()
+        self.lifetime.notify()
+        if not self.inbox.has_room:
+            self._watch_reading()
 
-    async def _wait_for_room(self) -> None:
-        """Wait for room in the queue. If that takes long, as when the program has suspended, the connection is watched:
-        when it is lost meanwhile, room is made for all that had come.
-        """
-        with anyio.move_on_after(WATCH_AFTER):
-            await self._inbox.wait_for_room()
-            return
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch)
-            await self._inbox.wait_for_room()
-            tasks.cancel_scope.cancel()
+    def _peer_ended(self) -> None:
+        self.machine.end_peer_side()
+        self._state_changed()
+        self.advance()
 
-    async def _watch(self) -> None:
-        assert self._transport is not None
-        await self._transport.wait_hung_up()
-        self._inbox.make_room()
+    def let_read(self) -> None:
+        """After something was taken from the queue."""
+        if self._registration is not None and not self._registration.reading:
+            self._watch_reading()
 
-    def _takes_data(self) -> bool:
-        """Whether what is queued is due to the handlers."""
-        return self._state is _OPEN and not self._suspensions.count and self._stream is None
+    def _watch_reading(self) -> None:
+        assert self._registration is not None and self.transport is not None
+        room = not self.inbox.count or self.inbox.has_room or self.machine.ready is not _OPEN
+        self._registration.read(room and self.machine.reads() and not self.transport.choked)
 
-    def _is_over(self) -> bool:
-        """Whether the last events are due: it is closed, and what came before that has been delivered to the handlers,
-        for which it may have to be resumed. They wait for that no longer if the program is owed a drain, which can come
-        no more: it may have suspended until then, and would wait for good.
-        """
-        held = self._state is _OPEN and self._inbox and self._stream is None
-        return self._is_shut() and not (held and not (self._drain_lost and self._suspensions.count))
+    def on_woken(self) -> bool:
+        self._open_if_admitted()
+        return self.machine.reads() and not self.inbox.has_room
 
-    def _end_of_stream(self) -> bool:
-        """The peer's end has been reached by the program.
+    def on_hung_up(self) -> None:
+        self.inbox.make_room()
+        self._watch_reading()
 
-        :return: whether it is to be told, as the socket stays open; else that closes
-        """
-        if self._options.allow_half_open:
-            self._end_told = True
-        else:
-            self._finish()
-        return self._end_told
-
-    def _finish(self) -> None:
-        """Both sides have ended, or that of the peer is the end of both: what is buffered is sent, then it closes."""
-        self._set_ready_state(_CLOSING)
-        if self._flush_scheduled or self._failure is not None or not self._half_close():
-            self._wake_writer()
-        else:
-            self._shut()
-
-    # A stream in place of the handlers
-
-    def _is_streaming(self) -> bool:
-        """Whether it is for the stream to read."""
-        return (
-            self._stream is not None
-            and self._state is _OPEN
-            and self._failure is None
-            and not self._is_shut()
-            and (self._tls is None or self._tls.established)
-        )
-
-    def _is_stream_reading(self) -> bool:
-        """Whether it is the stream's caller who reads: what is for it, or what still comes when TLS has failed."""
-        return self._is_streaming() or self._is_parting
-
-    async def _park(self) -> None:
-        """Wait, in the reader, until it is not for the stream to read."""
-        while self._is_stream_reading():
-            self._parked = anyio.Event()
-            await self._parked.wait()
-
-    def _change_reader(self) -> None:
-        """Have the reader and the stream look whose turn it is."""
-        if self._stream is None:
-            return
-        if self._parked is not None:
-            self._parked.set()
-        if self._transport is not None:
-            self._transport.interrupt()
-
-    # Writing
+    # Sending
 
     def _schedule_flush(self) -> None:
         """Have what is buffered sent: when the running handler returns, or else by the writer."""
         if turn.written is not None:
-            turn.written.append(self._flush)
+            turn.written.append(self.flush)
         else:
-            self._require_task("sending")
-            self._wake_writer()
+            self.require_task("sending")
+            self._await_room()
         self._flush_scheduled = True
 
-    def _hand_over(self, data: bytes) -> bool:
-        """Send what a stream's caller waits for: here and now, and by way of the buffer only what is not taken.
+    def _await_room(self) -> None:
+        """Have the writer send what it can."""
+        if self.dispatcher.runs and self._registration is not None:  # and not closed before it began
+            self._registration.write(self.dispatcher.spawn, self)
 
-        :return: whether the operating system has taken all of it
-        """
-        buffer, transport = self._buffer, self._transport
-        assert transport is not None
-        if self._flush_scheduled or buffer.amount or transport.closed or not 0 < len(data) <= transport.send_limit:
-            buffer.append_awaited(data)
-            self._flush_soon()
-            return not buffer.awaited and self._failure is None
-        count = 0
+    def flush(self) -> None:
+        """Send what a handler has written, when it has returned, be it one of another connection."""
         try:
-            count = transport.send([data])
-        except OSError as exc:
-            self._fail(exc)
-        if count == len(data):
-            return True
-        buffer.append_awaited(data)
-        buffer.advance(count)
-        self._schedule_flush()
-        return False
-
-    def _flush_soon(self) -> None:
-        """Send what is buffered, here and now unless someone is at it."""
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            sent = self._send_buffered() and self._failure is None
-            if sent and self._state is _OPEN:
-                self._flush_scheduled = False
-                if self._buffer.drain_due:
-                    self._wake_dispatch()
-            elif sent and self._reading and self._half_close():
-                self._reader_ends = True
-            else:
-                self._wake_writer()
+            self.advance()
         except BaseException as exc:  # of the program's, such as its SSLContext's: no trouble of who runs this
-            self._crashed(without_task(exc), "sending")
+            self.crashed(without_task(exc), "sending")
+        if self.outgoing.drain_due and self.dispatcher.runs:
+            self.dispatcher.wake()
 
-    def _half_close(self) -> bool:
-        """Tell the peer that no more will come.
+    def on_writable(self) -> bool:
+        self.advance()
+        self.dispatcher.pump()
+        return self._flush_scheduled and not self._stalled and not self.machine.shut
 
-        :return: whether that is done
-        """
-        assert self._transport is not None
-        if not self._eof_sent and (self._transport.closed or self._transport.send_eof()):
-            self._eof_sent = True
-            self._notify()
-        return self._eof_sent
+    def advance(self) -> None:
+        """Do what is to be done, as far as goes at once."""
+        machine, transport = self.machine, self.transport
+        if transport is None:
+            return
+        self._stalled = False
+        if machine.ready is _OPEN and machine.own_side is _OWN_SIDE_OPEN and self._limits is None:  # as a rule
+            done = self._send_buffered(transport) if self.outgoing.amount else self._flush_answers(transport)
+            if machine.failed is _NOT_FAILED:
+                self._has_advanced(done, transport)
+                return
+        self._take_steps(transport)
+        self._limit_time()
 
-    def _send_last(self) -> None:
-        """Send what the operating system takes now of what is buffered and, if that is all, our end."""
-        if self._send_buffered() and self._failure is None:
-            self._half_close()
+    def _take_steps(self, transport: Transport | TLSTransport) -> None:
+        machine = self.machine
+        self._flush_scheduled = True
+        done = True
+        while done and (step := machine.step()) is not Step.LINGER:
+            if step is Step.NOTHING:
+                done = machine.shut or self._flush_answers(transport)
+                break
+            done = self._take(step, transport)
+        self._has_advanced(done, transport)
 
-    def _end_output(self) -> bool:
-        """After :meth:`send_eof`, when everything is handed over, half-close; not before TLS is there.
+    def _has_advanced(self, done: bool, transport: Transport | TLSTransport) -> None:
+        """:param done: whether there is nothing to wait for"""
+        self._flush_scheduled = not done
+        if done:
+            self.put = None
+            if self._tls is not None:
+                self.let_read()  # as what it has answered is taken
+        elif transport.blocked:
+            self._await_room()
+        else:
+            self._stalled = True
 
-        :return: whether that is done
-        """
-        return not self._buffer.finished or ((self._tls is None or self._tls.established) and self._half_close())
+    def _take(self, step: Step, transport: Transport | TLSTransport) -> bool:
+        """:return: whether it is done, and need not wait"""
+        if step is Step.SEND:
+            return self._send_buffered(transport)
+        if step is Step.SHUT:
+            self._shut()
+            return True
+        if not transport.closed and not transport.send_eof():
+            return False
+        self.machine.tell_peer()
+        self.lifetime.notify()
+        return True
 
-    def _send_buffered(self) -> bool:
+    def _send_buffered(self, transport: Transport | TLSTransport) -> bool:
         """Hand over what the operating system takes now.
 
         :return: whether nothing is left to wait for
         """
-        buffer, transport = self._buffer, self._transport
-        assert transport is not None
+        outgoing = self.outgoing
         try:
-            while buffer.amount and not transport.closed:
-                chunks = buffer.next_write(transport.send_limit)
+            while outgoing.amount:
+                chunks = outgoing.next_write(transport.send_limit)
                 count = transport.send(chunks)
-                awaited = buffer.awaited
-                buffer.advance(count)
-                if awaited and not buffer.awaited:
-                    self._notify()  # a stream's caller, who does not wait for what was sent behind it
+                awaited = outgoing.awaited
+                outgoing.advance(count)
+                if awaited and not outgoing.awaited:
+                    self.lifetime.notify()  # a stream's caller, who does not wait for what was sent behind it
                 # TLS may have handed over what it had encrypted before there was more: that is no lack of room.
                 if not count:
                     return False
                 if self._tls is None and count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
                     return False
-            # Once it is closing, that what TLS answers by itself is taken is waited for within `linger` only.
-            if self._failure is None and not transport.closed and not transport.flush() and self._state is _OPEN:
-                return False
-            if self._failure is None and self._state is _OPEN and not self._end_output():
-                return False
         except OSError as exc:
             self._fail(exc)
-        self._notify()
+        self.lifetime.notify()
         return True
 
-    def _wake_writer(self) -> None:
-        if self._tasks is None:
-            return  # closed before it began
-        if self._write_due is None:
-            due = Signal()
-            self._spawn("writer", self._write, due)
-            self._write_due = due
-        self._write_due.set()
-
-    async def _write(self, due: Signal) -> None:
-        """The writer: hands over what has to wait, and ends the connection once there is nothing more to send."""
+    def _flush_answers(self, transport: Transport | TLSTransport) -> bool:
+        """Hand over what TLS has to say for itself."""
+        if self._tls is None:
+            return True
         try:
-            await self._write_until_end(due)
-            await self._part()
-            self._shut()
-        except anyio.ClosedResourceError:
-            pass
+            done = transport.flush()
+            self.lifetime.notify()
+            return done
+        except OSError as exc:
+            if isinstance(exc, ssl.SSLError):  # else the connection is lost, which the next read tells
+                self.lose(exc)
+            return True
 
-    async def _write_until_end(self, due: Signal) -> None:
-        assert self._transport is not None
-        while True:
-            await due.wait()
-            while not self._send_buffered():
-                await anyio.lowlevel.checkpoint()  # as for reading: there may be room by then, see Eagerness
-                if not self._send_buffered():
-                    await self._transport.wait_writable()
-            self._flush_scheduled = False
-            self._pump()
-            if self._failure is not None or (self._state is not _OPEN and not self._buffer.amount):
-                return
+    # Time
 
-    async def _part(self) -> None:
-        """Tell the peer of the end and read on what it has sent meanwhile.
+    def _limit_time(self) -> None:
+        """Limit what is to be limited now; what was so already goes on."""
+        machine, limits = self.machine, self._limits
+        if limits is None and machine.ready is _OPEN and machine.failed is _NOT_FAILED and self._tls is None:
+            return  # as a rule
+        limit = machine.limit()
+        if limit is Limit.HANDSHAKE and self._plaintext:
+            limit = Limit.PLAINTEXT
+        if machine.ready is not _CONNECTING and limit is None:
+            self._limits = None
+        elif limits is None:
+            limits = self._limits = Limits(self.options)
+        if limits is not None and limit is not limits.current:
+            self._set_limit(limits, limit)
 
-        That is discarded after a close, as closing with unread input would destroy what the peer has yet to read
-        (RST). It is delivered after a failure, as it may tell the reason.
+    def _set_limit(self, limits: Limits, limit: Limit | None) -> None:
+        limits.begin(limit, anyio.current_time(), self._plaintext)
+        if self._registration is not None and not self.machine.shut:
+            self._registration.limit(math.inf if self._limits is None else limits.deadline)
+
+    @property
+    def _plaintext(self) -> int:
+        """How many bytes are yet to be sent that go before TLS."""
+        return 0 if self._tls is None else self._tls.plaintext
+
+    def on_time(self) -> None:
+        limits = self._limits
+        limit = None if limits is None else limits.over(anyio.current_time())
+        if limits is not None and limit is not None:
+            if limit in (Limit.LINGER, Limit.FAILURE, Limit.ALERT):
+                self.machine.lose()
+                self.advance()
+            elif limits.is_kept(limit, self._plaintext):
+                self._set_limit(limits, limit)
+            else:
+                self.lose(limits.error(limit))
+        self.dispatcher.pump()
+
+    # A stream in place of the handlers
+
+    def begin_stream(self) -> None:
+        """What arrives is for a stream from now on."""
+        self.machine.begin_stream()
+        self._state_changed()
+
+    def receive(self, size: int) -> bytes | None:
+        """What has arrived, for the stream; ``b""`` at the peer's end, None if nothing is there.
+
+        :raises OSError: if the connection was lost
         """
-        assert self._transport is not None
-        if self._failure is None:
-            with anyio.move_on_after(self._options.linger):
-                while not self._half_close():
-                    await self._transport.wait_writable()
-                await self._wait_until(lambda: self._peer_ended)
+        data = self.inbox.take(size)
+        if data is not None:
+            self.let_read()
+            return data
+        if self.machine.peer_side is not PeerSide.OPEN:
+            return b""
+        assert self.transport is not None
+        data = self.transport.receive(size)
+        if self._tls is not None:
+            self._look_at_tls(self._tls)
+        if data == b"":
+            self._peer_ended()
+        return data
+
+    async def wait_readable(self) -> None:
+        """Wait until there may be something for the stream."""
+        transport = self.transport
+        assert transport is not None
+        if transport.choked:
+            await self.lifetime.wait_until(lambda: not transport.choked or transport.closed)
+        elif transport.pending:
+            await anyio.lowlevel.checkpoint()  # it may have all, and the peer wait for us
         else:
-            self._half_close()
-            in_tls = self._failure.message != "Network"
-            with anyio.move_on_after(_tls.ALERT_PATIENCE if in_tls else FAILURE_PATIENCE):
-                await self._wait_until(lambda: self._peer_ended)
+            try:
+                await transport.watched.wait_readable()
+            except anyio.ClosedResourceError:
+                pass  # which the next look tells
+
+    def hand_over(self, data: bytes) -> bool:
+        """Send what a stream's caller waits for: here and now, and by way of the buffer only what is not taken.
+
+        :return: whether the operating system has taken all of it
+        """
+        outgoing, transport = self.outgoing, self.transport
+        assert transport is not None
+        if self._flush_scheduled or outgoing.amount or transport.closed or not 0 < len(data) <= transport.send_limit:
+            outgoing.append_awaited(data)
+            if not self._flush_scheduled:
+                self.flush()
+            return not outgoing.awaited and self.machine.failed is Failed.NO
+        count = 0
+        try:
+            count = transport.send([data])
+        except OSError as exc:
+            self._fail(exc)
+            self.advance()
+        if count == len(data):
+            return True
+        outgoing.append_awaited(data)
+        outgoing.advance(count)
+        self.advance()
+        return False
+
+    def send_last(self) -> None:
+        """For once send what goes now, before there is any time limit."""
+        if self.dispatcher.runs:
+            self.flush()
+
+    async def let_go(self) -> None:
+        """Close immediately what is not closed yet, and wait for the few turns until the descriptor is closed too."""
+        self.close_immediately()
+        await self.lifetime.wait_until(lambda: self.attempt is None)
+        self._shut()
+        if self.transport is not None:
+            await self.transport.watched.wait_closed()
 
 
-class _time_limit:  # noqa: N801  (it is used as a function)
-    """A block that raises :exc:`TimeoutError` if it takes longer. It is none of contextlib's, which writes into the
-    exceptions that pass, and they may be the program's.
-    """
+def _nobodys(type: str, target: EventTarget | None, data: bytes) -> Event[Any]:
+    raise AssertionError("it does not run")
 
-    def __init__(self, seconds: float | None, what: str) -> None:
-        self._scope = anyio.move_on_after(seconds)
-        self._message = f"{what} within {seconds} seconds"
 
-    def __enter__(self) -> None:
-        self._scope.__enter__()
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._scope.__exit__(exc_type, exc, traceback)
-        if self._scope.cancelled_caught:
-            raise TimeoutError(errno.ETIMEDOUT, self._message)
+def _connect_timeout(error: TimeoutError, failures: list[OSError]) -> Exception:
+    if not failures:
+        return error
+    return ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, error])

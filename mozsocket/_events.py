@@ -10,33 +10,37 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from inspect import CO_COROUTINE, isawaitable, iscoroutine, iscoroutinefunction
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar, overload
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
 
 import anyio.lowlevel
 
 from ._errors import TCPSocketError
 from ._unique import Unique
 
-if TYPE_CHECKING:
-    from ._server import TCPServerSocket  # noqa: F401
-    from ._socket import TCPSocket
-
 __all__ = (
     "Event",
     "EventHandler",
     "EventTarget",
+    "Listeners",
+    "Referable",
     "Rest",
-    "TCPServerSocketEvent",
     "TCPSocketErrorEvent",
-    "TCPSocketEvent",
+    "listeners_of",
+    "types_of",
 )
 
 TargetT = TypeVar("TargetT", bound="EventTarget", covariant=True)
 EventT = TypeVar("EventT", bound="Event[Any]")
 
 
+class Referable:
+    """Can be referred to weakly, as every public object can."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Event(Generic[TargetT]):
+class Event(Referable, Generic[TargetT]):
     """Something that happened to a socket. Immutable.
 
     :ivar type: ``"open"``, ``"secure"``, ``"drain"``, ``"data"``, ``"end"``, ``"error"``, ``"close"`` or
@@ -52,34 +56,6 @@ class Event(Generic[TargetT]):
 
     def _details(self) -> str:
         return ""
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TCPSocketEvent(Event["TCPSocket"]):
-    """``data``: bytes have arrived.
-
-    :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of
-        no particular length: TCP keeps no boundaries between messages
-    """
-
-    data: Any
-
-    def _details(self) -> str:
-        start = self.data[:20]
-        return f" {len(self.data)} B {start!a}{'...' if len(self.data) > len(start) else ''}"
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class TCPServerSocketEvent(Event["TCPServerSocket"]):
-    """``connect``: a server has accepted a connection.
-
-    :ivar socket: the accepted socket, open
-    """
-
-    socket: TCPSocket
-
-    def _details(self) -> str:
-        return f" {self.socket!r}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -133,16 +109,15 @@ class EventHandler(Generic[EventT]):
     def __get__(
         self, target: EventTarget | None, owner: type[EventTarget]
     ) -> EventHandler[EventT] | Callable[[EventT], object] | None:
-        return self if target is None else target._handlers.get(self._name[2:])
+        return self if target is None else target._listeners.handlers.get(self._name[2:])
 
     def __set__(self, target: EventTarget, handler: Callable[[EventT], object] | None) -> None:
-        type_ = self._name[2:]
-        if handler is None:
-            target._handlers.pop(type_, None)
-        else:
+        if handler is not None:
             _require_callable(self._name, handler)
-            target._handlers[type_] = handler
-        target._note_async(type_)
+        target._listeners.handle(self._name[2:], handler)
+
+    def __delete__(self, target: EventTarget) -> None:
+        raise AttributeError(f"{self._name} cannot be deleted: set it to None")
 
 
 class _Listener(NamedTuple):
@@ -150,10 +125,93 @@ class _Listener(NamedTuple):
     once: bool
 
 
-class EventTarget(Unique):
+class Listeners:
+    """What listens to the events of one object: one handler of each type, then the listeners in order of adding.
+
+    :ivar handlers: the handlers, by the type
+    :ivar async_types: the types which an ``async def`` function listens to, so that it takes a task to deliver them
+    """
+
+    __slots__ = ("_added", "async_types", "handlers")
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Callable[[Any], object]] = {}
+        self._added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
+        self.async_types: frozenset[str] = frozenset()
+
+    def handle(self, type: str, handler: Callable[[Any], object] | None) -> None:
+        """Set the handler of a type; None for none."""
+        if handler is None:
+            self.handlers.pop(type, None)
+        else:
+            self.handlers[type] = handler
+        self._note_async(type)
+
+    def add(self, type: str, listener: Callable[[Any], object], once: bool) -> None:
+        if self._added is None:
+            self._added = {}
+        listeners = self._added.setdefault(type, [])
+        if not any(entry.call == listener for entry in listeners):
+            listeners.append(_Listener(listener, once))
+            self._note_async(type)
+
+    def remove(self, type: str, listener: Callable[[Any], object]) -> None:
+        if self._added is not None:
+            for entry in tuple(self._added.get(type, ())):
+                if entry.call == listener:
+                    self._remove(type, entry)
+
+    def has(self, type: str) -> bool:
+        """Whether anything listens to events of a type."""
+        return type in self.handlers or bool(self._added and self._added.get(type))
+
+    def call(self, event: Event[Any]) -> Rest | None:
+        """Call what listens, in order.
+
+        :return: None when all of it has returned; else what is left, where a handler was asynchronous
+        """
+        if self._added is None:  # as a rule: no generator is needed
+            handler = self.handlers.get(event.type)
+            pending: Iterator[Callable[[Any], object]] = iter(() if handler is None else (handler,))
+        else:
+            pending = self._callbacks(event.type, self._added)
+        for callback in pending:
+            result = callback(event)
+            if result is not None and not isinstance(result, bool) and isawaitable(result):
+                return Rest(result, event, pending)
+        return None
+
+    def _callbacks(self, type: str, added: dict[str, list[_Listener]]) -> Iterator[Callable[[Any], object]]:
+        # Those added meanwhile wait for the next event, those removed meanwhile are not called any more (DOM).
+        entries = tuple(added.get(type, ()))
+        handler = self.handlers.get(type)
+        if handler is not None:
+            yield handler
+        for entry in entries:
+            if any(entry is current for current in added[type]):
+                if entry.once:
+                    self._remove(type, entry)
+                yield entry.call
+
+    def _remove(self, type: str, entry: _Listener) -> None:
+        assert self._added is not None
+        self._added[type] = [other for other in self._added[type] if other is not entry]
+        self._note_async(type)
+
+    def _note_async(self, type: str) -> None:
+        calls = [entry.call for entry in (self._added or {}).get(type, ())]
+        if type in self.handlers:
+            calls.append(self.handlers[type])
+        if any(map(_is_async, calls)):
+            self.async_types |= {type}
+        else:
+            self.async_types -= {type}
+
+
+class EventTarget(Unique, Referable):
     """What events are dispatched to (DOM): one handler of each type, then the listeners in order of adding."""
 
-    __slots__ = ("_async_types", "_handlers", "_listeners")
+    __slots__ = ("_listeners",)
 
     _types: ClassVar[tuple[str, ...]] = ()  # those that happen to it
 
@@ -166,9 +224,19 @@ class EventTarget(Unique):
                 raise TypeError(f"{cls.__name__}.{name} would hide the attribute: assign {name} in __init__() instead")
 
     def __init__(self) -> None:
-        self._handlers: dict[str, Callable[[Any], object]] = {}
-        self._listeners: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
-        self._async_types: frozenset[str] = frozenset()  # those which an `async def` function listens to
+        self._listeners = Listeners()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """:raises AttributeError: if there is no such attribute, as of a handler that is misspelt"""
+        try:
+            object.__setattr__(self, name, value)
+        except AttributeError:
+            if hasattr(type(self), name):  # which cannot be set
+                raise
+            known = ", ".join(f"on{type_}" for type_ in self._types)
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r}; its handlers are {known}", name=name, obj=self
+            ) from None
 
     def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None:
         """Have a function called with each event of a type, after the ``on…`` handler and the listeners added before.
@@ -183,12 +251,7 @@ class EventTarget(Unique):
         """
         self._check_type(type)
         _require_callable("a listener", listener)
-        if self._listeners is None:
-            self._listeners = {}
-        listeners = self._listeners.setdefault(type, [])
-        if not any(entry.call == listener for entry in listeners):
-            listeners.append(_Listener(listener, once))
-            self._note_async(type)
+        self._listeners.add(type, listener, once)
 
     def removeEventListener(self, type: str, listener: Callable[[Any], object]) -> None:
         """Take back :meth:`addEventListener`. Removing a listener that is not there does nothing (DOM).
@@ -198,60 +261,21 @@ class EventTarget(Unique):
         :raises ValueError: if events of that type do not happen to this object
         """
         self._check_type(type)
-        if self._listeners is not None:
-            for entry in tuple(self._listeners.get(type, ())):
-                if entry.call == listener:
-                    self._remove(type, entry)
+        self._listeners.remove(type, listener)
 
     def _check_type(self, type_: str) -> None:
         if type_ not in self._types:
             raise ValueError(f"unknown event type {type_!r}: it must be one of {', '.join(self._types)}")
 
-    def _has_listener(self, type: str) -> bool:
-        return type in self._handlers or bool(self._listeners and self._listeners.get(type))
 
-    def _call(self, event: Event[Any]) -> Rest | None:
-        """Call what listens, in order.
+def listeners_of(target: EventTarget) -> Listeners:
+    """What listens to the events of an object."""
+    return target._listeners
 
-        :return: None when all of it has returned; else what is left, where a handler was asynchronous
-        """
-        if self._listeners is None:  # as a rule: no generator is needed
-            handler = self._handlers.get(event.type)
-            pending: Iterator[Callable[[Any], object]] = iter(() if handler is None else (handler,))
-        else:
-            pending = self._callbacks(event.type, self._listeners)
-        for callback in pending:
-            result = callback(event)
-            if result is not None and not isinstance(result, bool) and isawaitable(result):
-                return Rest(result, event, pending)
-        return None
 
-    def _callbacks(self, type: str, listeners: dict[str, list[_Listener]]) -> Iterator[Callable[[Any], object]]:
-        # Those added meanwhile wait for the next event, those removed meanwhile are not called any more (DOM).
-        entries = tuple(listeners.get(type, ()))
-        handler = self._handlers.get(type)
-        if handler is not None:
-            yield handler
-        for entry in entries:
-            if any(entry is current for current in listeners[type]):
-                if entry.once:
-                    self._remove(type, entry)
-                yield entry.call
-
-    def _remove(self, type: str, entry: _Listener) -> None:
-        assert self._listeners is not None
-        self._listeners[type] = [other for other in self._listeners[type] if other is not entry]
-        self._note_async(type)
-
-    def _note_async(self, type: str) -> None:
-        """Note whether an event of the type has to be delivered by a task that can await its handlers."""
-        calls = [entry.call for entry in (self._listeners or {}).get(type, ())]
-        if type in self._handlers:
-            calls.append(self._handlers[type])
-        if any(map(_is_async, calls)):
-            self._async_types |= {type}
-        else:
-            self._async_types -= {type}
+def types_of(target: EventTarget) -> tuple[str, ...]:
+    """The types of the events that happen to an object."""
+    return target._types
 
 
 class Rest:

@@ -1,14 +1,36 @@
-"""What the calls accept, checked at the call: what was wrong, and what would be right."""
+"""What the calls accept. Each option is declared, described and checked here, in one place::
+
+    SocketOptions                    every connection
+    ├── ClientOptions
+    │   ├── ConnectOptions           TCPSocket(), MozTCPSocket.open()
+    │   └── AdoptOptions             TCPSocket.from_socket()
+    └── ServerOptions
+        ├── ListenOptions            TCPServerSocket(), MozTCPSocket.listen()
+        └── AdoptListenerOptions     TCPServerSocket.from_socket()
+
+:func:`takes` gives a call the parameters of such a class: to type checkers, at run time and in its help.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 import socket
 import ssl
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 __all__ = (
+    "MAX_BACKLOG",
+    "AdoptListenerOptions",
+    "AdoptOptions",
     "BinaryType",
+    "ClientOptions",
+    "ConnectOptions",
+    "ListenOptions",
+    "ServerOptions",
     "SocketOptions",
     "check_count",
     "check_flag",
@@ -18,47 +40,307 @@ __all__ = (
     "check_server_hostname",
     "check_ssl_context",
     "check_stream_socket",
+    "documents",
     "identity",
+    "shared",
+    "takes",
 )
 
 BinaryType = Literal["arraybuffer", "string"]
 
+MAX_BACKLOG = 65535
+"""Each system caps it at its own maximum."""
 
-@dataclass(frozen=True, slots=True)
-class SocketOptions:
-    """The options of a TCPSocket, which a server's connections share. See :class:`TCPSocket`."""
 
-    binaryType: BinaryType = "arraybuffer"
+class _Absent:
+    """What a connection finds in place of the options that others have."""
+
+    __slots__ = ()
+
     connect_timeout: float | None = None
     local_host: str | None = None
+    server_hostname: str | None = None
+    proxy_protocol: bool = False
+
+
+# In a dataclass with slots super() without arguments does not work: hence SocketOptions.__post_init__(self).
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketOptions(_Absent):
+    """The options of every connection, which those of a server share.
+
+    :param binaryType: ``"arraybuffer"``: data is ``bytes`` (Gecko's default is the other); ``"string"``: data is
+        ``str``, one character (U+0000 to U+00FF) per byte
+    :param max_buffered_amount: bytes that :meth:`TCPSocket.send` buffers at most; None for no limit
+    :param linger: seconds that :meth:`TCPSocket.close` waits, after all is sent, for the peer to close too
+    :param allow_half_open: whether the socket stays open when the peer has ended its side: ``end`` fires, and sending
+        goes on until :meth:`TCPSocket.send_eof` or :meth:`TCPSocket.close` (Node's ``allowHalfOpen``)
+    :param useSecureTransport: whether to use TLS from the start: ``open`` fires after the handshake
+    :param ssl_context: for TLS: what is trusted, client certificates, ALPN; None for
+        :func:`ssl.create_default_context`, which checks the certificate and the name by the system's authorities
+    :param handshake_timeout: seconds that a TLS handshake may take
+    :param tls_standard_compatible: whether a peer that ends a TLS connection without saying so (close_notify), as
+        also happens when an attacker cuts it off, is an error; else it is the peer's end (AnyIO's term)
+    """
+
+    binaryType: BinaryType = "arraybuffer"
     max_buffered_amount: int | None = None
     linger: float = 5
+    allow_half_open: bool = False
     useSecureTransport: bool = False
     ssl_context: ssl.SSLContext | None = None
-    server_hostname: str | None = None
     handshake_timeout: float = 30
     tls_standard_compatible: bool = True
-    allow_half_open: bool = False
-    proxy_protocol: bool = False  # of accepted sockets
 
     def __post_init__(self) -> None:
         if self.binaryType not in get_args(BinaryType):
             raise ValueError(f'binaryType must be "arraybuffer" or "string", not {self.binaryType!r}')
+        if self.max_buffered_amount is not None:
+            check_count("max_buffered_amount", self.max_buffered_amount, 1)
+        _check_seconds("linger", self.linger)
+        check_flag("allow_half_open", self.allow_half_open)
+        check_flag("useSecureTransport", self.useSecureTransport)
+        check_ssl_context(self.ssl_context)
+        _check_seconds("handshake_timeout", self.handshake_timeout)
+        check_flag("tls_standard_compatible", self.tls_standard_compatible)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions(SocketOptions):
+    """The options of a :class:`TCPSocket` that the program makes.
+
+    :param server_hostname: for TLS: the name or address that the certificate must be for; None for the host
+    """
+
+    server_hostname: str | None = None
+
+    def __post_init__(self) -> None:
+        SocketOptions.__post_init__(self)
+        if self.server_hostname is not None:
+            check_server_hostname(self.server_hostname)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions(ClientOptions):
+    """Where a :class:`TCPSocket` is to connect, and how.
+
+    :param host: a host name or an IP address
+    :param port: the port, 1 to 65535
+    :param connect_timeout: seconds that resolving the name, connecting and TLS may take together; None for no limit
+    :param local_host: the address, or the name of one, to connect from; None for any
+    """
+
+    host: str
+    port: int
+    _: KW_ONLY
+    connect_timeout: float | None = None
+    local_host: str | None = None
+
+    def __post_init__(self) -> None:
+        check_host("host", self.host)
+        check_port(self.port, lowest=1)
+        ClientOptions.__post_init__(self)
+        if self.ssl_context is not None:
+            check_role(self.ssl_context, server_side=False)
         if self.connect_timeout is not None:
             _check_seconds("connect_timeout", self.connect_timeout)
         if self.local_host is not None:
             check_host("local_host", self.local_host)
-        if self.max_buffered_amount is not None:
-            check_count("max_buffered_amount", self.max_buffered_amount, 1)
-        _check_seconds("linger", self.linger)
-        check_flag("useSecureTransport", self.useSecureTransport)
-        check_ssl_context(self.ssl_context)
-        if self.server_hostname is not None:
-            check_server_hostname(self.server_hostname)
-        _check_seconds("handshake_timeout", self.handshake_timeout)
-        check_flag("tls_standard_compatible", self.tls_standard_compatible)
-        check_flag("allow_half_open", self.allow_half_open)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptOptions(ClientOptions):
+    """The socket that a :class:`TCPSocket` adopts, and its options.
+
+    :param sock: a connected ``SOCK_STREAM`` socket
+    """
+
+    sock: socket.socket
+
+    def __post_init__(self) -> None:
+        check_stream_socket(self.sock)
+        ClientOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions(SocketOptions):
+    """The options of a :class:`TCPServerSocket`.
+
+    :param useSecureTransport: whether to use TLS from the first byte: ``connect`` fires after the handshake. It needs
+        an ``ssl_context``. A connection whose handshake fails is logged
+    :param ssl_context: the certificate, what is demanded of clients, ALPN; for TLS from the first byte, and for
+        :meth:`TCPSocket.upgradeToSecure` of the accepted sockets
+    :param handshake_timeout: seconds that a TLS handshake may take, and the header of the PROXY protocol before it
+    :param proxy_protocol: whether each connection begins with a header of the PROXY protocol, version 1 or 2, as a
+        load balancer sends it: ``host`` and ``port`` of the accepted socket are then the client's. A connection
+        without one is logged and closed. Only for a port that nobody but the load balancer can reach
+    :param max_connections: how many accepted sockets may be open before others have to wait; None for no limit. One
+        whose handshake is under way is not open yet; where that many are when it is done, it waits its turn
+    :param max_handshakes: how many connections may be in a TLS handshake, or have yet to send the header of the PROXY
+        protocol; for one more, that which has waited longest is given up. So those who stay silent shut out nobody
+    """
+
+    proxy_protocol: bool = False
+    max_connections: int | None = None
+    max_handshakes: int = 1000
+
+    def __post_init__(self) -> None:
+        SocketOptions.__post_init__(self)
+        if self.ssl_context is not None:
+            check_role(self.ssl_context, server_side=True)
+        elif self.useSecureTransport:
+            raise ValueError("useSecureTransport=True: a server needs an ssl_context with a certificate")
         check_flag("proxy_protocol", self.proxy_protocol)
+        if self.max_connections is not None:
+            check_count("max_connections", self.max_connections, 1)
+        check_count("max_handshakes", self.max_handshakes, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions(ServerOptions):
+    """Where a :class:`TCPServerSocket` is to listen, and how.
+
+    :param port: the port, 1 to 65535; 0 for one that is free, see :attr:`TCPServerSocket.localPort`
+    :param host: the address to listen on, or the name of one of this machine, which is looked up when it binds: unlike
+        an address that may take time, and the event loop waits. ``"::"`` is IPv4 too, ``"0.0.0.0"`` IPv4 alone; None
+        for all of both, as far as the machine has them
+    :param backlog: connections that wait to be accepted, at most, 0 to 65535; 0 for the system's maximum
+    :param reuse_port: let other sockets listen on the same port, which share the connections (``SO_REUSEPORT``)
+    """
+
+    port: int
+    _: KW_ONLY
+    host: str | None = None
+    backlog: int = 0
+    reuse_port: bool = False
+
+    def __post_init__(self) -> None:
+        check_port(self.port, lowest=0)
+        if self.host is not None:
+            check_host("host", self.host)
+        check_count("backlog", self.backlog, 0, MAX_BACKLOG)
+        check_flag("reuse_port", self.reuse_port)
+        if self.reuse_port and not hasattr(socket, "SO_REUSEPORT"):  # pragma: no cover  (Windows)
+            raise ValueError("reuse_port: this system has no SO_REUSEPORT")
+        ServerOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptListenerOptions(ServerOptions):
+    """The socket that a :class:`TCPServerSocket` adopts, and its options.
+
+    :param sock: a ``SOCK_STREAM`` socket that listens
+    """
+
+    sock: socket.socket
+
+    def __post_init__(self) -> None:
+        check_stream_socket(self.sock)
+        if not self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("from_socket() takes a socket that listens: call its listen() first")
+        ServerOptions.__post_init__(self)
+
+
+def shared(options: SocketOptions, declaration: type[SocketOptions]) -> dict[str, Any]:
+    """The options that have to be said again for another call.
+
+    :param declaration: which they are
+    """
+    return {field.name: getattr(options, field.name) for field in fields(declaration)}
+
+
+# From a declaration to a call
+
+P = ParamSpec("P")
+DeclaredT = TypeVar("DeclaredT")
+OwnerT = TypeVar("OwnerT")
+ResultT = TypeVar("ResultT")
+DescribedT = TypeVar("DescribedT")
+
+
+def takes(
+    declaration: Callable[P, DeclaredT],
+) -> Callable[[Callable[[OwnerT, DeclaredT], ResultT]], Callable[Concatenate[OwnerT, P], ResultT]]:
+    """Give a method the parameters of a class: it is called with them, and gets the object made of them::
+
+        @takes(ConnectOptions)
+        def __init__(self, options: ConnectOptions) -> None: ...
+
+    :param declaration: the class; its constructor checks what it is given
+    """
+
+    def decorate(method: Callable[[OwnerT, DeclaredT], ResultT]) -> Callable[Concatenate[OwnerT, P], ResultT]:
+        accepted = inspect.signature(declaration)
+        name = method.__qualname__.removesuffix(".__init__") + "()"
+
+        def call(owner: OwnerT, /, *args: P.args, **kwargs: P.kwargs) -> ResultT:
+            try:
+                declared = declaration(*args, **kwargs)
+            except TypeError:
+                _check_fit(name, accepted, args, kwargs)
+                raise
+            return method(owner, declared)
+
+        _present(call, method, accepted)
+        return documents(declaration)(call)
+
+    return decorate
+
+
+def documents(declaration: object) -> Callable[[DescribedT], DescribedT]:
+    """Put the ``:param`` lines of a declaration into a docstring, before its other fields."""
+
+    def decorate(described: DescribedT) -> DescribedT:
+        if described.__doc__ is not None:  # as it is of a constructor, and everywhere with `python -OO`
+            text, colon, others = inspect.cleandoc(described.__doc__).partition("\n:")
+            described.__doc__ = f"{text.rstrip()}\n\n{_parameter_lines(declaration)}{colon}{others}"
+        return described
+
+    return decorate
+
+
+def _parameter_lines(declaration: Any) -> str:
+    """The ``:param`` lines of a class and of those it inherits from, in the order of its parameters. Of two for the
+    same parameter its own counts.
+    """
+    lines: dict[str, str] = {}
+    for each in reversed(inspect.getmro(declaration)):
+        for found in _PARAMETER_LINES.finditer(inspect.cleandoc(each.__doc__ or "")):
+            lines[found[1]] = found[0]
+    return "\n".join(lines[name] for name in inspect.signature(declaration).parameters)
+
+
+_PARAMETER_LINES = re.compile(r"^:param (\w+):.*(?:\n +.*)*", re.MULTILINE)
+
+
+def _present(call: Any, method: Callable[..., Any], accepted: inspect.Signature) -> None:
+    """Make a call look like its method, but for its parameters."""
+    functools.update_wrapper(call, method)
+    written = inspect.signature(method)
+    owner = next(iter(written.parameters.values()))
+    shown = written.replace(parameters=[owner, *accepted.parameters.values()])
+    call.__signature__ = shown
+    call.__annotations__ = {each.name: each.annotation for each in accepted.parameters.values()}
+    call.__annotations__["return"] = shown.return_annotation
+
+
+def _check_fit(name: str, accepted: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """:raises TypeError: if a call takes no such arguments, whatever their values: in its own name"""
+    from difflib import get_close_matches  # which programs without a mistake have no use for
+
+    for given in kwargs:
+        if given not in accepted.parameters:
+            close = get_close_matches(given, accepted.parameters, 1, 0.8)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(accepted.parameters)}"
+            raise TypeError(f"{name} takes no {given}: {hint}") from None
+    try:
+        accepted.bind(*args, **kwargs)
+    except TypeError as exc:
+        raise TypeError(f"{name}: {exc}") from None
+
+
+# The checks
 
 
 def check_host(name: str, value: object) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import ssl
 from types import TracebackType
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._lifetime import current_loop, ended, is_of_cancellation, log_displaced, require_task
-from ._options import BinaryType, check_flag
-from ._server import TCPServerSocket
-from ._socket import TCPSocket
+from ._events import Referable
+from ._lifetime import Member
+from ._options import check_flag, takes
+from ._raised import is_of_cancellation, log_displaced
+from ._server import TCPServerSocket, acceptor_of, bind
+from ._socket import TCPSocket, connection_of
+from ._tasks import current_loop, ended, require_task
 from ._unique import Unique
 
 __all__ = ("MozTCPSocket",)
 
 
-class MozTCPSocket(Unique):
+class MozTCPSocket(Unique, Referable):
     """Opens sockets and servers and owns them, as a task group owns tasks (MDN: ``navigator.mozTCPSocket``)::
 
         async with MozTCPSocket() as tcp:
@@ -33,13 +35,29 @@ class MozTCPSocket(Unique):
     :raises TypeError: if it is not a bool
     """
 
+    __slots__ = ("_certified", "_exit", "_loop", "_members", "_tasks")
+
     def __init__(self, *, certified: bool = False) -> None:
         check_flag("certified", certified)
         self._certified = certified
         self._tasks: TaskGroup | None = None
         self._loop: object = None
         self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
-        self._members: set[TCPSocket | TCPServerSocket] = set()
+        self._members: set[Member] = set()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """:raises AttributeError: if there is no such attribute, as of a handler"""
+        try:
+            super().__setattr__(name, value)
+        except AttributeError:
+            if hasattr(type(self), name):  # which cannot be set
+                raise
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r}, and no events: those happen to what open() and"
+                f" listen() give",
+                name=name,
+                obj=self,
+            ) from None
 
     @property
     def cancel_scope(self) -> anyio.CancelScope:
@@ -49,101 +67,40 @@ class MozTCPSocket(Unique):
         """
         return self._running("cancel_scope").cancel_scope
 
-    def open(
-        self,
-        host: str,
-        port: int,
-        *,
-        binaryType: BinaryType = "arraybuffer",
-        connect_timeout: float | None = None,
-        local_host: str | None = None,
-        max_buffered_amount: int | None = None,
-        linger: float = 5,
-        useSecureTransport: bool = False,
-        ssl_context: ssl.SSLContext | None = None,
-        server_hostname: str | None = None,
-        handshake_timeout: float = 30,
-        tls_standard_compatible: bool = True,
-        allow_half_open: bool = False,
-    ) -> TCPSocket:
+    @takes(TCPSocket)
+    def open(self, socket: TCPSocket) -> TCPSocket:
         """Open a connection (MDN: ``open``). It returns at once, and connects when the caller next awaits.
 
-        For the parameters, and what is raised for them, see :class:`TCPSocket`.
-
         :return: a socket that is connecting
+        :raises TypeError: if an argument is of the wrong type
+        :raises ValueError: if an argument is out of range
         :raises RuntimeError: outside the block
         """
         tasks = self._ready_to_start("open()")
-        socket = TCPSocket(
-            host,
-            port,
-            binaryType=binaryType,
-            connect_timeout=connect_timeout,
-            local_host=local_host,
-            max_buffered_amount=max_buffered_amount,
-            linger=linger,
-            useSecureTransport=useSecureTransport,
-            ssl_context=ssl_context,
-            server_hostname=server_hostname,
-            handshake_timeout=handshake_timeout,
-            tls_standard_compatible=tls_standard_compatible,
-            allow_half_open=allow_half_open,
-        )
-        self._run(socket, tasks)
+        self._run(connection_of(socket), tasks)
         return socket
 
-    def listen(
-        self,
-        port: int,
-        *,
-        host: str | None = None,
-        binaryType: BinaryType = "arraybuffer",
-        backlog: int = 0,
-        max_connections: int | None = None,
-        max_handshakes: int = 1000,
-        reuse_port: bool = False,
-        max_buffered_amount: int | None = None,
-        linger: float = 5,
-        useSecureTransport: bool = False,
-        ssl_context: ssl.SSLContext | None = None,
-        handshake_timeout: float = 30,
-        tls_standard_compatible: bool = True,
-        allow_half_open: bool = False,
-        proxy_protocol: bool = False,
-    ) -> TCPServerSocket:
+    @takes(TCPServerSocket)
+    def listen(self, server: TCPServerSocket) -> TCPServerSocket:
         """Listen on a port (MDN: ``listen``). It listens when the call returns.
 
-        For the parameters, and what is raised for them, see :class:`TCPServerSocket`.
+        The options that :meth:`open` has too are those of the accepted sockets.
 
         :return: the server
+        :raises TypeError: if an argument is of the wrong type
+        :raises ValueError: if an argument is out of range
         :raises OSError: if the port cannot be listened on
         :raises PermissionError: if the port is below 1024 and the scope was not made with ``certified=True``
         :raises RuntimeError: outside the block
         """
         tasks = self._ready_to_start("listen()")
-        server = TCPServerSocket(
-            port,
-            host=host,
-            binaryType=binaryType,
-            backlog=backlog,
-            max_connections=max_connections,
-            max_handshakes=max_handshakes,
-            reuse_port=reuse_port,
-            max_buffered_amount=max_buffered_amount,
-            linger=linger,
-            useSecureTransport=useSecureTransport,
-            ssl_context=ssl_context,
-            handshake_timeout=handshake_timeout,
-            tls_standard_compatible=tls_standard_compatible,
-            allow_half_open=allow_half_open,
-            proxy_protocol=proxy_protocol,
-        )
+        port = server.localPort
         if 0 < port < 1024 and not self._certified:
             raise PermissionError(
                 f"port {port}: ports below 1024 are for certified apps only; use MozTCPSocket(certified=True)"
             )
-        server._bind()
-        self._run(server, tasks)
+        bind(server)
+        self._run(acceptor_of(server), tasks)
         return server
 
     def close(self) -> None:
@@ -151,7 +108,7 @@ class MozTCPSocket(Unique):
         if self._members:
             require_task("close()", self._loop)
         for member in tuple(self._members):
-            member._close_all()
+            member.close_all()
 
     def _running(self, what: str) -> TaskGroup:
         if self._tasks is None:
@@ -164,23 +121,24 @@ class MozTCPSocket(Unique):
         require_task(what, self._loop)
         return tasks
 
-    def _run(self, member: TCPSocket | TCPServerSocket, tasks: TaskGroup) -> None:
+    def _run(self, member: Member, tasks: TaskGroup) -> None:
         try:
             tasks.start_soon(self._run_member, member, tasks.cancel_scope, name=repr(member))
         except BaseException:
             member.close()
             raise
-        member._started = True
+        member.lifetime.begin()
         self._members.add(member)
 
-    async def _run_member(self, member: TCPSocket | TCPServerSocket, scope: anyio.CancelScope) -> None:
+    async def _run_member(self, member: Member, scope: anyio.CancelScope) -> None:
         try:
-            await member._run_in_scope(scope)
+            await member.lifetime.run_in_scope(member, scope)
         except (KeyboardInterrupt, SystemExit) as exc:  # which ends the program from the block, and not from a task
             self._exit = exc
             scope.cancel()
         finally:
             self._members.discard(member)
+            member.end()
 
     async def __aenter__(self) -> MozTCPSocket:
         if self._tasks is not None:

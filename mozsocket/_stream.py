@@ -14,16 +14,17 @@ import anyio.lowlevel
 from anyio import BrokenResourceError, BusyResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ByteStream
 
+from ._buffers import octets
+from ._connection import Connection
 from ._eagerness import Eagerness
 from ._errors import InvalidStateError, TCPSocketError
+from ._events import Referable
+from ._machine import Failed, OwnSide, PeerSide, ReadyState, Security
 from ._options import check_count
-from ._state import ReadyState, octets
 from ._unique import Unique
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-    from ._socket import TCPSocket
 
 __all__ = ("SocketStream",)
 
@@ -37,26 +38,26 @@ _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 
 
-class SocketStream(Unique, ByteStream):
+class SocketStream(Unique, Referable, ByteStream):
     """What :meth:`TCPSocket.stream` gives. For what the methods raise see there."""
 
-    __slots__ = ("_closed", "_eagerness", "_ended", "_sending", "_socket", "receiving")
+    __slots__ = ("_closed", "_connection", "_eagerness", "_ended", "_receiving", "_sending")
 
-    def __init__(self, socket: TCPSocket) -> None:
-        self._socket = socket
-        self.receiving = False  # whether a task is
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._receiving = False  # whether a task is
         self._sending = False
         self._eagerness = Eagerness()
         self._ended = False  # whether the peer has
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._socket!r}>"
+        return f"<{type(self).__name__} of {self._connection!r}>"
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
         """Those of the socket."""
-        return self._socket.extra_attributes
+        return self._connection.attributes
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """What has arrived, of which some is waited for.
@@ -67,30 +68,31 @@ class SocketStream(Unique, ByteStream):
         """
         if type(max_bytes) is not int or max_bytes < 1:
             check_count("max_bytes", max_bytes, 1)
-        if self.receiving:
+        if self._receiving:
             raise BusyResourceError("receiving from")
-        self.receiving = True
+        self._receiving = True
         try:
             data = await self._receive(max_bytes)
         finally:
-            self.receiving = False
+            self._receiving = False
         if not data:
             raise EndOfStream
         return data
 
     async def _receive(self, max_bytes: int) -> bytes:
         """What has arrived; ``b""`` at the peer's end."""
-        socket = self._socket
+        connection = self._connection
+        machine = connection.machine
         waited = self._eagerness.look()  # every call is a checkpoint: where something is expected by then, before it
         if waited:
             await anyio.lowlevel.checkpoint()
         while True:
-            if not (socket._is_streaming() or self._is_something_left()):
+            if not (machine.is_streaming() or self._is_something_left()):
                 await self._until_there_is_something()
             try:
                 data = self._look(max_bytes)
             except OSError as exc:
-                await socket._lose(exc)
+                connection.lose(exc)
                 continue  # which tells
             if data is None:
                 await self._wait()
@@ -98,7 +100,7 @@ class SocketStream(Unique, ByteStream):
                 return data
             else:  # and else after it; one that is cancelled there loses nothing
                 if data:
-                    socket._inbox.put_back(data)
+                    connection.inbox.put_back(data)
                 await anyio.lowlevel.checkpoint()
                 if not data:
                     return data  # the end, whatever has become of the connection meanwhile
@@ -108,28 +110,27 @@ class SocketStream(Unique, ByteStream):
         """Wait until there may be something."""
         if self._eagerness.look():
             await anyio.lowlevel.checkpoint()
-            return
-        assert self._socket._transport is not None
-        try:
-            await self._socket._transport.wait_readable()
-        except ClosedResourceError:
-            pass  # which the next look tells
+        else:
+            await self._connection.wait_readable()
 
     async def _until_there_is_something(self) -> None:
-        socket = self._socket
-        while not (socket._is_streaming() or self._is_something_left()):
+        connection = self._connection
+        machine = connection.machine
+        while not (machine.is_streaming() or self._is_something_left()):
             self._raise_if_over()
-            if socket._failure is None:
+            if machine.failed is Failed.NO:
                 await self._connected()
             else:  # what the peer sent before is being read
-                await socket._wait_until(lambda: self._is_something_left() or socket._is_shut())
+                await connection.lifetime.wait_until(lambda: self._is_something_left() or machine.shut)
 
     def _is_something_left(self) -> bool:
         """Whether there is something to be had of a connection that is lost: what came before, or that it had ended."""
-        socket = self._socket
-        if self._closed or not (socket._state is _OPEN or socket._failure is not None):
+        machine = self._connection.machine
+        if self._closed or not (machine.ready is _OPEN or machine.failed is not Failed.NO):
             return False
-        return self._ended or (bool(socket._inbox) and (socket._tls is None or socket._tls.established))
+        if self._connection.inbox.count:
+            return machine.security is not Security.HANDSHAKE
+        return self._ended or (machine.peer_side is PeerSide.ENDED and machine.failed is not Failed.TLS)
 
     def _look(self, max_bytes: int) -> bytes | None:
         """What has arrived; ``b""`` at the peer's end, None if nothing is there.
@@ -138,21 +139,11 @@ class SocketStream(Unique, ByteStream):
         """
         if self._ended:
             return b""
-        socket = self._socket
-        assert socket._transport is not None
-        data = socket._inbox.take(max_bytes)
-        if data is None:
-            data = socket._transport.receive(min(max_bytes, MAX_READ))
-            if data is None:
-                return None
-        self._eagerness.found()
-        if not data:
-            self._end()
+        data = self._connection.receive(min(max_bytes, MAX_READ))
+        if data is not None:
+            self._eagerness.found()
+            self._ended = not data
         return data
-
-    def _end(self) -> None:
-        self._ended = self._socket._peer_ended = True
-        self._socket._notify()
 
     async def send(self, item: Buffer) -> None:
         """Send bytes, and wait until the operating system has taken them all.
@@ -167,14 +158,15 @@ class SocketStream(Unique, ByteStream):
         self._begin_sending()
         try:
             await anyio.lowlevel.checkpoint_if_cancelled()
+            connection = self._connection
             if not self._may_send():
                 await self._ready_to_send()
-            if self._socket._buffer.finished:
+            if connection.machine.own_side is not OwnSide.OPEN:
                 raise ClosedResourceError("send() after send_eof()")
-            if self._socket._hand_over(data):
+            if connection.hand_over(data):
                 await anyio.lowlevel.checkpoint()  # only now: so the answer is here sooner
             else:
-                await self._until(lambda: not self._socket._buffer.awaited)
+                await self._until(lambda: not connection.outgoing.awaited)
         finally:
             self._sending = False
 
@@ -194,38 +186,42 @@ class SocketStream(Unique, ByteStream):
         try:
             await anyio.lowlevel.checkpoint()
             await self._ready_to_send()
-            self._socket.send_eof()
-            await self._until(lambda: self._socket._eof_sent)
+            self._connection.send_eof()
+            await self._until(lambda: self._connection.machine.own_side is OwnSide.TOLD)
         finally:
             self._sending = False
 
     def _may_send(self) -> bool:
         """Whether there is nothing to wait for first, nor to raise."""
-        socket = self._socket
-        return socket._state is _OPEN and socket._failure is None and not (self._closed or socket._buffer.awaited)
+        connection = self._connection
+        machine = connection.machine
+        if self._closed or machine.ready is not _OPEN or machine.failed is not Failed.NO:
+            return False
+        return not connection.outgoing.awaited
 
     async def _ready_to_send(self) -> None:
         """Wait until there is a connection, and nothing is left of a send() that was given up."""
-        buffer = self._socket._buffer
-        if self._socket._state is _CONNECTING:
+        connection = self._connection
+        machine = connection.machine
+        if machine.ready is _CONNECTING:
             await self._connected()
-        await self._until(lambda: buffer.finished or not buffer.awaited)
+        await self._until(lambda: machine.own_side is not OwnSide.OPEN or not connection.outgoing.awaited)
         await anyio.lowlevel.checkpoint_if_cancelled()  # which may have come in the turn that it was reached in
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        socket = self._socket
-        await socket._wait_until(lambda: socket._is_shut() or self._closed or (socket._failure is None and reached()))
+        lifetime, machine = self._connection.lifetime, self._connection.machine
+        await lifetime.wait_until(lambda: machine.shut or self._closed or (machine.failed is Failed.NO and reached()))
         self._raise_if_over()
-        if socket._failure is not None:
+        if machine.failed is not Failed.NO:
             self._raise_lost()
 
     async def _connected(self) -> None:
         """Wait until there is a connection to read from."""
-        socket = self._socket
+        connection = self._connection
         try:
-            await socket.opened()
-            if socket.ssl:
-                await socket.secured()
+            await connection.opened()
+            if connection.is_tls:
+                await connection.secured()
         except TCPSocketError as exc:
             raise BrokenResourceError(str(exc)) from exc
         except InvalidStateError:
@@ -235,19 +231,20 @@ class SocketStream(Unique, ByteStream):
         """:raises anyio.BrokenResourceError: if the connection is lost
         :raises anyio.ClosedResourceError: if it, or the stream, was closed
         """
-        socket = self._socket
+        machine = self._connection.machine
         if self._closed:
             raise ClosedResourceError
-        if socket._state is _CONNECTING or (socket._state is _OPEN and not socket._is_shut()):
+        if machine.ready is _CONNECTING or (machine.ready is _OPEN and not machine.shut):
             return
-        if socket._failure is None:
+        if machine.failed is Failed.NO:
             raise ClosedResourceError
         self._raise_lost()
 
     def _raise_lost(self) -> None:
-        assert self._socket._failure is not None
-        self._socket._failure_seen = True
-        raise BrokenResourceError(str(self._socket._failure)) from self._socket._failure.again()
+        lifetime = self._connection.lifetime
+        assert lifetime.failure is not None
+        lifetime.tell_failure()
+        raise BrokenResourceError(str(lifetime.failure)) from lifetime.failure.again()
 
     async def aclose(self) -> None:
         """Close the socket in order, so that what was sent arrives, but within ``linger`` seconds, whatever the peer
@@ -265,30 +262,22 @@ class SocketStream(Unique, ByteStream):
         finally:
             if not lingers:
                 with anyio.CancelScope(shield=True):
-                    await self._close_now()
+                    await self._connection.let_go()
 
     async def _close_in_order(self) -> bool:
         """:return: whether it is only the peer's end that is missing, for which nobody need wait"""
-        socket = self._socket
-        if socket._state is _CONNECTING or socket._is_shut() or socket._buffer.awaited:
+        connection = self._connection
+        machine, lifetime = connection.machine, connection.lifetime
+        if machine.ready is _CONNECTING or machine.shut or connection.outgoing.awaited:
             return False  # there is nothing to close in order, or a peer that may never take what is left
-        socket.close()
-        socket._send_last()  # for once, before there is any time limit
-        with anyio.move_on_after(socket._options.linger):
-            await socket._wait_until(lambda: socket._eof_sent or socket._is_shut())
+        connection.close()
+        connection.send_last()
+        with anyio.move_on_after(connection.options.linger):
+            await lifetime.wait_until(lambda: machine.own_side is OwnSide.TOLD or machine.shut)
             with anyio.move_on_after(PEER_PATIENCE):
-                await socket._wait_until(socket._is_shut)
-            return not socket._is_shut()
+                await lifetime.wait_until(lambda: machine.shut)
+            return not machine.shut
         return False
-
-    async def _close_now(self) -> None:
-        """Close immediately what is not closed yet, and wait for the few turns until the descriptor is closed too."""
-        socket = self._socket
-        socket.closeImmediately()
-        await socket._wait_until(lambda: socket._attempt is None)
-        socket._shut()
-        if socket._transport is not None:
-            await socket._transport.wait_closed()
 
 
 def _octets(item: object) -> bytes:

@@ -1,7 +1,8 @@
 """Bytes in and out of a non-blocking stream socket.
 
-AnyIO tells when; the operating system moves the bytes, and nothing lies between. What would block gives None or 0
-instead of an exception's cost to every caller, so that the callers read straight on.
+The operating system moves the bytes, and nothing lies between. What would block gives None or 0 instead of an
+exception's cost to every caller, so that the callers read straight on. Nothing here waits: that is for the callers, by
+what :attr:`Transport.watched` offers.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-import anyio
-import anyio.lowlevel
 from anyio.abc import SocketAttribute
 
 from ._addresses import plain
-from ._state import Chunk
+from ._buffers import Chunk
+from ._readiness import Watched
 
-__all__ = ("Transport", "Watched", "configure", "has_ended")
+__all__ = ("ByteTransport", "Transport", "configure", "has_ended")
 
 
 def configure(sock: socket.socket) -> None:
@@ -54,90 +54,102 @@ def has_ended(sock: socket.socket) -> bool:
     return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
-class Watched:
-    """A socket that tasks wait for, owned: :meth:`close` closes it.
+class ByteTransport(Protocol):
+    """What a connection is made on: a :class:`Transport`, or TLS over one.
 
-    :ivar socket: the socket
-    :ivar closed: whether it has been closed
+    A method that has not done all it was asked for is to be called again, when there is hope. What there is to wait
+    for, the properties tell: room for what was not taken while :attr:`blocked`, else more of the peer's; and before
+    :meth:`receive`, more of the peer's, unless :attr:`pending` or :attr:`choked`.
     """
 
-    __slots__ = ("_leaving", "_waiting", "closed", "socket")
+    @property
+    def read_size(self) -> int:
+        """How many bytes are best read at once."""
+        ...
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.closed = False
-        self._waiting = 0  # how many tasks wait
-        self._leaving = 0  # how many of them are woken, and yet to run
+    @property
+    def send_limit(self) -> int:
+        """How many bytes it takes at once."""
+        ...
 
-    def wait_readable(self) -> Coroutine[Any, Any, None]:
-        """Wait until there may be something to read, or :meth:`interrupt`.
+    @property
+    def watched(self) -> Watched:
+        """The socket below, to wait for."""
+        ...
 
-        :raises anyio.ClosedResourceError: if it is closed meanwhile
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        ...
+
+    @property
+    def pending(self) -> bool:
+        """Whether :meth:`receive` may have something though nothing more arrives: data, an end, an error, or a step of
+        a handshake."""
+        ...
+
+    @property
+    def choked(self) -> bool:
+        """Whether nothing is received before :meth:`flush` has handed over what the peer is answered."""
+        ...
+
+    @property
+    def blocked(self) -> bool:
+        """Whether what was not handed over waits for room in the operating system. Else it is for the peer to send
+        something first."""
+        ...
+
+    @property
+    def attributes(self) -> dict[Any, Callable[[], Any]]:
+        """AnyIO's typed attributes of the connection."""
+        ...
+
+    def receive(self, size: int) -> bytes | None:
+        """What has arrived; ``b""`` at the peer's end, None if nothing is there yet.
+
+        :raises OSError: if the connection was lost
         """
-        return self._wait(anyio.wait_readable)
+        ...
 
-    def wait_writable(self) -> Coroutine[Any, Any, None]:
-        """Wait until something may be sent, or :meth:`interrupt`.
+    def send(self, chunks: Sequence[Chunk]) -> int:
+        """Hand over bytes.
 
-        :raises anyio.ClosedResourceError: if it is closed meanwhile
+        :return: how many of them were taken
+        :raises OSError: if the connection was lost
         """
-        return self._wait(anyio.wait_writable)
+        ...
 
-    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-        if self._leaving:
-            await self._wait_for_those_leaving()
-        self._waiting += 1
-        try:
-            await wait(self.socket)
-        except anyio.ClosedResourceError:
-            if self.closed:
-                raise
-        finally:
-            self._waited()
+    def flush(self) -> bool:
+        """Hand over what there is to send besides.
 
-    def interrupt(self) -> None:
-        """Wake who waits, to look again at what to wait for."""
-        if self._waiting and not self.closed:
-            self._leaving = self._waiting
-            anyio.notify_closing(self.socket)
-
-    async def _wait_for_those_leaving(self) -> None:
-        """On asyncio, who has been woken gives up waiting for the socket, and would do so for who waits by then."""
-        while self._leaving:
-            await anyio.lowlevel.checkpoint()
-        if self.closed:
-            raise anyio.ClosedResourceError
-
-    def _waited(self) -> None:
-        self._waiting -= 1
-        if self._leaving:
-            self._leaving -= 1
-        if self.closed and not self._waiting:
-            self.socket.close()
-
-    def close(self) -> None:
-        """Close the socket, and wake who waits for it.
-
-        Its number must not be another's before they have woken, as they then give up waiting for that number. So it
-        is the last of them that closes it.
+        :return: whether nothing of it is left
+        :raises OSError: if the connection was lost
         """
-        if not self.closed:
-            self.closed = True
-            if self._waiting:
-                anyio.notify_closing(self.socket)
-            else:
-                self.socket.close()
+        ...
 
-    async def wait_closed(self) -> None:
-        """After :meth:`close`, wait until those who waited for it have woken, and so it is closed."""
-        while self._waiting:
-            await anyio.lowlevel.checkpoint()
+    def send_eof(self) -> bool:
+        """Tell the peer that no more will come.
+
+        :return: whether that is done
+        """
+        ...
+
+    def close(self, *, tell: bool = True) -> None:
+        """Close it, and wake who waits for it.
+
+        :param tell: whether the peer is to be told even while another process, such as a child, has the socket too
+        """
+        ...
 
 
-class Transport(Watched):
-    """A connected socket, for bytes."""
+class Transport:
+    """A connected socket, for bytes.
 
-    __slots__ = ("_eof_sent", "_lost", "_peer_ended")
+    :ivar watched: the socket, to wait for it
+    :ivar socket: the same, itself
+    """
+
+    __slots__ = ("_eof_sent", "_lost", "_peer_ended", "socket", "watched")
 
     read_size = 122_880
     """How many bytes are best read at once: what :func:`malloc` need not map (measured)."""
@@ -145,11 +157,26 @@ class Transport(Watched):
     send_limit = sys.maxsize
     """How many bytes it takes at once."""
 
+    pending = False
+    """What is to be received, the operating system has: it tells of it."""
+
+    choked = False
+    """Nothing that is to be received waits for what is to be sent."""
+
+    blocked = True
+    """What was not taken waits for room."""
+
     def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
+        self.watched = Watched(sock)
+        self.socket = sock
         self._eof_sent = False  # whether the peer has been told that no more will come
         self._peer_ended = False
         self._lost: tuple[Any, ...] | None = None  # the arguments of what said that there is no connection any more
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self.watched.closed
 
     def receive(self, size: int) -> bytes | None:
         """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
@@ -206,18 +233,6 @@ class Transport(Watched):
         except OSError:  # pragma: no cover  (Windows)
             pass
 
-    async def wait_hung_up(self) -> None:
-        """Wait until nothing more can come than what the operating system has: the connection is lost, or both sides
-        have ended it. Where no epoll tells that while there is something to read, for good.
-        """
-        try:
-            poll = select.epoll()  # with nothing asked for, which it tells in any case
-        except (AttributeError, OSError):  # there is none, or no descriptor for it
-            await anyio.sleep_forever()
-        with poll:
-            poll.register(self.socket, 0)
-            await anyio.wait_readable(poll)
-
     def send_eof(self) -> bool:
         """Tell the peer that no more will come (FIN).
 
@@ -240,7 +255,7 @@ class Transport(Watched):
         """
         if tell and not (self.closed or (self._eof_sent and self._peer_ended)):
             self._shutdown(socket.SHUT_RDWR)
-        super().close()
+        self.watched.close()
 
     @property
     def attributes(self) -> dict[Any, Callable[[], Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._events import Event, EventTarget
+from ._events import Event, EventTarget, Referable, types_of
 from ._socket import TCPSocket
 from ._transport import Transport, configure
 from ._unique import Unique
@@ -32,7 +32,7 @@ PATIENCE = 10
 """Seconds that a wait lasts at most, unless it is told otherwise: a test that fails must not hang."""
 
 
-class EventRecorder(Unique):
+class EventRecorder(Unique, Referable):
     """Records the events of a socket, or of a server, and can be awaited.
 
     Those that its object has handlers of go on to them: the recorder listens after them. It sees what happens from its
@@ -51,7 +51,7 @@ class EventRecorder(Unique):
         self._timeout = timeout
         self._seen = 0  # how many of them next() has passed
         self._more: anyio.Event | None = None  # what those wait for who wait
-        for type_ in target._types:
+        for type_ in types_of(target):
             target.addEventListener(type_, self._record)
 
     def _record(self, event: Event[Any]) -> None:
@@ -150,7 +150,7 @@ async def connected_pair(**options: Any) -> AsyncIterator[tuple[TCPSocket, TCPSo
             member.close()
 
 
-class Peer(Unique):
+class Peer(Unique, Referable):
     """The other end of a connection, which does as it is told, and be it bad manners. A plain socket, without handlers,
     buffers or tasks: what it is not told to read stays where it is.
 
@@ -175,7 +175,7 @@ class Peer(Unique):
             sent = self._transport.send([view])
             view = view[sent:]
             if not sent:
-                await self._transport.wait_writable()
+                await self._transport.watched.wait_writable()
 
     async def _begin(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -199,7 +199,7 @@ class Peer(Unique):
         """
         await self._begin()
         while (data := self._transport.receive(size)) is None:
-            await self._transport.wait_readable()
+            await self._transport.watched.wait_readable()
         return data
 
     async def receive_exactly(self, size: int) -> bytes:

@@ -18,6 +18,9 @@ import pytest
 from python_socks.sync import Proxy
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket, listen_fds
+from mozsocket._options import SocketOptions
+from mozsocket._server import acceptor_of
+from mozsocket._socket import connection_of
 from mozsocket.testing import EventRecorder
 
 from .certificates import client_context
@@ -225,6 +228,10 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+def options_of(made: TCPSocket | TCPServerSocket) -> SocketOptions:
+    return connection_of(made).options if isinstance(made, TCPSocket) else acceptor_of(made).options
+
+
 @pytest.mark.parametrize("name", [*OPTIONS, "server_hostname", "proxy_protocol"])
 def test_every_option_reaches_the_connections(name: str, listener: socket.socket) -> None:
     value = {"server_hostname": "localhost", "proxy_protocol": True, **OPTIONS}[name]
@@ -237,7 +244,7 @@ def test_every_option_reaches_the_connections(name: str, listener: socket.socket
         }
         for make, argument in makers.items():
             if name in inspect.signature(make).parameters:
-                assert getattr(make(argument, **{name: value})._options, name) == value
+                assert getattr(options_of(make(argument, **{name: value})), name) == value
 
 
 def test_a_socket_that_is_refused_stays_as_it_was() -> None:

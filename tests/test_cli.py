@@ -239,7 +239,7 @@ def test_demo_tells_what_did_not_hold(
 
 
 def test_demo_misses_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mozsocket._state.BUFFER_THRESHOLD", 2 * MIB)
+    monkeypatch.setattr("mozsocket._buffers.BUFFER_THRESHOLD", 2 * MIB)
     without(monkeypatch, "uvloop", "trio")
     status, output = invoke("demo")
     assert status == 1

@@ -23,7 +23,7 @@ from mozsocket import (
     TCPSocketErrorEvent,
     TCPSocketEvent,
 )
-from mozsocket._events import Rest
+from mozsocket._events import Rest, listeners_of
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +41,7 @@ class Bell(EventTarget):
 
 
 def ring(bell: Bell) -> Rest | None:
-    return bell._call(Event("ring", bell))
+    return listeners_of(bell).call(Event("ring", bell))
 
 
 async def ring_out(bell: Bell) -> None:
@@ -89,7 +89,7 @@ def log() -> Log:
 
 def test_without_anything_that_listens(bell: Bell) -> None:
     assert ring(bell) is None
-    assert not bell._has_listener("ring")
+    assert not listeners_of(bell).has("ring")
     assert bell.onring is None
 
 
@@ -108,7 +108,7 @@ def test_each_is_given_the_event(bell: Bell) -> None:
     bell.onring = given.append
     bell.addEventListener("ring", lambda event: given.append(event))
     event = Event("ring", bell)
-    bell._call(event)
+    listeners_of(bell).call(event)
     assert len(given) == 2
     assert all(each is event for each in given)
 
@@ -171,7 +171,7 @@ def test_a_function_may_listen_to_several_types_and_be_the_handler_too(bell: Bel
     assert log == ["called"] * 2
     bell.removeEventListener("ring", listener)
     ring(bell)
-    bell._call(Event("break", bell))
+    listeners_of(bell).call(Event("break", bell))
     assert log == ["called"] * 4
 
 
@@ -188,7 +188,7 @@ def test_a_listener_called_once_is_gone_while_it_runs(bell: Bell, log: Log) -> N
 
     def listener(event: Event[Any]) -> None:
         log.append("called")
-        assert not bell._has_listener("ring")
+        assert not listeners_of(bell).has("ring")
         ring(bell)
         bell.addEventListener("ring", listener, once=True)
 
@@ -215,15 +215,15 @@ def test_removing(bell: Bell, log: Log) -> None:
 def test_has_listener(bell: Bell, log: Log) -> None:
     listener = log.entry("listener")
     bell.onring = listener
-    assert bell._has_listener("ring")
-    assert not bell._has_listener("break")
+    assert listeners_of(bell).has("ring")
+    assert not listeners_of(bell).has("break")
     bell.onring = None
-    assert not bell._has_listener("ring")
+    assert not listeners_of(bell).has("ring")
     bell.addEventListener("ring", listener)
-    assert bell._has_listener("ring")
-    assert not bell._has_listener("break")
+    assert listeners_of(bell).has("ring")
+    assert not listeners_of(bell).has("break")
     bell.removeEventListener("ring", listener)
-    assert not bell._has_listener("ring")
+    assert not listeners_of(bell).has("ring")
 
 
 # Changes while an event is dispatched
@@ -468,7 +468,7 @@ def test_a_listener_is_callable(bell: Bell, value: Any) -> None:
     with pytest.raises(TypeError) as raised:
         bell.addEventListener("ring", value)
     assert str(raised.value) == f"a listener must be a function that takes one event, not {value!r}"
-    assert not bell._has_listener("ring")
+    assert not listeners_of(bell).has("ring")
 
 
 @pytest.mark.parametrize("method", [EventTarget.addEventListener, EventTarget.removeEventListener])
@@ -493,7 +493,7 @@ def test_the_types_of_mdn(target: EventTarget, types: set[str]) -> None:
     for type_ in types:
         target.addEventListener(type_, print)
         setattr(target, f"on{type_}", print)
-        assert target._has_listener(type_)
+        assert listeners_of(target).has(type_)
         setattr(target, f"on{type_}", None)
         target.removeEventListener(type_, print)
 
@@ -529,7 +529,7 @@ def all_events() -> list[Event[Any]]:
 
 @pytest.mark.parametrize("event", all_events(), ids=lambda event: str(event.type))
 def test_events_are_immutable(event: Event[Any]) -> None:
-    slots = [slot for cls in type(event).__mro__ for slot in getattr(cls, "__slots__", ())]
+    slots = [slot for cls in type(event).__mro__ for slot in getattr(cls, "__slots__", ()) if slot != "__weakref__"]
     assert slots
     for name in slots:
         with pytest.raises(FrozenInstanceError):
@@ -600,7 +600,7 @@ def test_a_subclass_may_have_further_events(log: Log) -> None:
     gong = Gong()
     gong.onfall = log.entry("falls")
     gong.addEventListener("ring", log.entry("rings"))
-    gong._call(Event("fall", gong))
+    listeners_of(gong).call(Event("fall", gong))
     ring(gong)
     assert log == ["falls", "rings"]
     with pytest.raises(ValueError, match=r"it must be one of break, fall, ring$"):
@@ -610,4 +610,4 @@ def test_a_subclass_may_have_further_events(log: Log) -> None:
 def test_an_event_target_has_slots(bell: Bell) -> None:
     assert not hasattr(bell, "__dict__")
     with pytest.raises(AttributeError):
-        bell.onrings = print  # type: ignore[attr-defined]  # a misspelt handler is not taken silently
+        bell.onrings = print  # type: ignore[attr-defined,unused-ignore]  # a misspelt handler is not taken silently

@@ -135,9 +135,10 @@ async def closed_with_much_to_send_and_asynchronous_handlers(refs: Refs) -> None
 async def a_stream(refs: Refs) -> None:
     with listening() as listener:
         async with MozTCPSocket() as tcp:
-            stream = tcp.open("127.0.0.1", port_of(listener)).stream()
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            stream = sock.stream()
             refs.append(weakref.ref(stream))
-            refs.append(weakref.ref(stream._socket))  # type: ignore[attr-defined]
+            refs.append(weakref.ref(sock))
             await stream.send(b"hello")
             with await accept(listener) as peer:
                 await send_all(peer, b"hello")

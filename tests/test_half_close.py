@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket
+from mozsocket._socket import connection_of
 from mozsocket.testing import EventRecorder
 
 from .peers import (
@@ -79,7 +80,7 @@ async def test_what_had_come_and_was_not_read_yet_survives_our_end(layer: str, r
     async with joined(layer, role) as (sock, recorder, peer):
         sock.suspend()
         await send_all(peer, b"x" * 40_000 + b"y" * 40_000)
-        while not sock._inbox:
+        while not connection_of(sock).inbox.count:
             await all_blocked()
         sock.send_eof()
         assert await blocking(read_all, peer) == b""

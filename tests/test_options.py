@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import socket
-from dataclasses import FrozenInstanceError
+import sys
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields
 from enum import IntEnum
+from subprocess import run
 from typing import Any
 
 import pytest
 
-from mozsocket._options import SocketOptions, check_count, check_flag, check_host, check_port, check_stream_socket
+from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
+from mozsocket._options import (
+    AdoptListenerOptions,
+    AdoptOptions,
+    ConnectOptions,
+    ListenOptions,
+    SocketOptions,
+    check_count,
+    check_flag,
+    check_host,
+    check_port,
+    check_stream_socket,
+)
 
 
 class Number(IntEnum):
@@ -23,17 +40,141 @@ class Text(str):
     """A str of a program's own type."""
 
 
-def test_the_defaults() -> None:
-    options = SocketOptions()
-    assert options.binaryType == "arraybuffer"
-    assert options.connect_timeout is None
-    assert options.local_host is None
-    assert options.max_buffered_amount is None
-    assert options.linger == 5
+OF_ALL = {
+    "binaryType": "arraybuffer",
+    "max_buffered_amount": None,
+    "linger": 5,
+    "allow_half_open": False,
+    "useSecureTransport": False,
+    "ssl_context": None,
+    "handshake_timeout": 30,
+    "tls_standard_compatible": True,
+}
+OF_ADOPTED = {**OF_ALL, "server_hostname": None}
+OF_CLIENTS = {**OF_ADOPTED, "connect_timeout": None, "local_host": None}
+OF_ADOPTED_SERVERS = {**OF_ALL, "proxy_protocol": False, "max_connections": None, "max_handshakes": 1000}
+OF_SERVERS = {**OF_ADOPTED_SERVERS, "host": None, "backlog": 0, "reuse_port": False}
+
+CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, Any]]] = {
+    TCPSocket: (["host", "port"], OF_CLIENTS),
+    TCPSocket.from_socket: (["sock"], OF_ADOPTED),
+    MozTCPSocket().open: (["host", "port"], OF_CLIENTS),
+    TCPServerSocket: (["port"], OF_SERVERS),
+    TCPServerSocket.from_socket: (["sock"], OF_ADOPTED_SERVERS),
+    MozTCPSocket().listen: (["port"], OF_SERVERS),
+}
+"""What is called, with what, and with which options."""
+
+each_call = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__qualname__)
+
+
+@each_call
+def test_the_signature_has_each_option_once_with_its_default(call: Callable[..., Any]) -> None:
+    positional, options = CALLS[call]
+    parameters = inspect.signature(call).parameters.values()
+    assert [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD] == positional
+    assert {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} == options
+    assert len(parameters) == len(positional) + len(options)
+    assert all(isinstance(each.annotation, str) for each in parameters)
+
+
+@each_call
+def test_the_help_describes_each_parameter_once_and_in_order(call: Callable[..., Any]) -> None:
+    text = inspect.getdoc(call) or ""
+    assert re.findall(r"^:param (\w+): \S", text, re.MULTILINE) == list(inspect.signature(call).parameters)
+    assert text.rindex("\n:param ") < min(text.index(f"\n:{field}") for field in ("return", "raises") if field in text)
+    assert "\n\n:param " in text
+
+
+def test_the_help_of_a_server_says_what_an_option_is_to_a_server() -> None:
+    assert "``open`` fires after" in str(inspect.getdoc(MozTCPSocket.open))
+    assert "``connect`` fires after" in str(inspect.getdoc(MozTCPSocket.listen))
+
+
+@each_call
+def test_the_call_looks_like_the_method_that_it_is(call: Any) -> None:
+    method = call.__init__ if inspect.isclass(call) else call.__func__
+    assert method.__qualname__ in (call.__qualname__, f"{call.__qualname__}.__init__")
+    assert method.__module__ == call.__module__
+    shown = inspect.signature(method)
+    assert method.__annotations__ == {
+        **{each.name: each.annotation for each in list(shown.parameters.values())[1:]},
+        "return": shown.return_annotation,
+    }
+
+
+@each_call
+@pytest.mark.parametrize(
+    ("given", "meant"), [("lingr", "linger"), ("binary_type", "binaryType"), ("useSecureTransports", None)]
+)
+def test_an_option_with_a_mistake_in_its_name(call: Callable[..., Any], given: str, meant: str | None) -> None:
+    name = f"{call.__qualname__}()"
+    with pytest.raises(TypeError) as raised:
+        call(**{given: 1})
+    assert str(raised.value) == f"{name} takes no {given}: did you mean {meant or 'useSecureTransport'}?"
+    assert raised.value.__suppress_context__
+
+
+@each_call
+@pytest.mark.parametrize("given", ["timeout", "self", "cls", "owner", "options"])
+def test_an_option_that_there_is_not(call: Callable[..., Any], given: str) -> None:
+    positional, _ = CALLS[call]
+    with pytest.raises(TypeError) as raised:
+        call(*positional, **{given: 1})
+    there_are = ", ".join(inspect.signature(call).parameters)
+    assert str(raised.value) == f"{call.__qualname__}() takes no {given}: it takes {there_are}"
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [
+        (TCPSocket, "proxy_protocol"),
+        (TCPSocket.from_socket, "connect_timeout"),
+        (TCPSocket.from_socket, "local_host"),
+        (TCPServerSocket, "server_hostname"),
+        (TCPServerSocket.from_socket, "backlog"),
+    ],
+)
+def test_an_option_of_another_call(call: Callable[..., Any], given: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{call.__qualname__}\(\) takes no {given}: it takes "):
+        call(1, **{given: 1})
+
+
+@each_call
+def test_too_few_and_too_many_arguments(call: Callable[..., Any]) -> None:
+    positional, _ = CALLS[call]
+    name = re.escape(call.__qualname__)
+    with pytest.raises(TypeError, match=rf"^{name}\(\): missing a required argument: '{positional[0]}'$"):
+        call()
+    with pytest.raises(TypeError, match=rf"^{name}\(\): too many positional arguments$"):
+        call(*positional, "string")
+    with pytest.raises(TypeError, match=rf"^{name}\(\): multiple values for argument '{positional[0]}'$"):
+        call(*positional, **{positional[0]: 1})
+
+
+def test_a_connection_without_an_option_finds_its_default() -> None:
+    for declaration in (ConnectOptions, AdoptOptions, ListenOptions, AdoptListenerOptions):
+        for each in fields(declaration):
+            if hasattr(SocketOptions(), each.name):
+                assert getattr(SocketOptions(), each.name) == each.default
+
+
+def test_no_docstrings_are_needed() -> None:
+    program = "from mozsocket import TCPSocket; assert TCPSocket.__doc__ is None; print(TCPSocket('localhost', 80))"
+    done = run([sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "<TCPSocket localhost:80 connecting>\n"
+
+
+def connect_options(**options: Any) -> ConnectOptions:
+    return ConnectOptions("localhost", 80, **options)
 
 
 def test_what_is_accepted_is_kept() -> None:
-    options = SocketOptions("string", 0.5, "127.0.0.1", 1, 0)
+    options = connect_options(
+        binaryType="string", connect_timeout=0.5, local_host="127.0.0.1", max_buffered_amount=1, linger=0
+    )
+    assert options.host == "localhost"
+    assert options.port == 80
     assert options.binaryType == "string"
     assert options.connect_timeout == 0.5
     assert options.local_host == "127.0.0.1"
@@ -53,22 +194,20 @@ def test_binary_type(value: Any) -> None:
     assert str(raised.value) == f'binaryType must be "arraybuffer" or "string", not {value!r}'
 
 
-SECONDS = ["connect_timeout", "linger"]
+SECONDS = ["connect_timeout", "linger", "handshake_timeout"]
 
 
 @pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("value", [0, 0.0, 1e-9, 3, 2.5, math.inf], ids=repr)
 def test_seconds(name: str, value: float) -> None:
-    options: dict[str, Any] = {name: value}
-    assert getattr(SocketOptions(**options), name) == value
+    assert getattr(connect_options(**{name: value}), name) == value
 
 
 @pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("value", [-1, -0.001, -math.inf, math.nan], ids=repr)
 def test_seconds_out_of_range(name: str, value: float) -> None:
-    options: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match="seconds") as raised:
-        SocketOptions(**options)
+        connect_options(**{name: value})
     assert str(raised.value) == f"{name} must be a number of seconds, 0 or more, not {value}"
 
 
@@ -76,7 +215,7 @@ def test_seconds_out_of_range(name: str, value: float) -> None:
 @pytest.mark.parametrize("value", [True, False, "1", b"1", [1], 1j], ids=repr)
 def test_seconds_of_another_type(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as raised:
-        SocketOptions(**{name: value})
+        connect_options(**{name: value})
     assert str(raised.value) == f"{name} must be a number of seconds, not {type(value).__name__}"
 
 
@@ -109,7 +248,7 @@ def test_max_buffered_amount_refused(value: Any, error: type[Exception], problem
 @pytest.mark.parametrize("value", ["localhost", "127.0.0.1", "::1", "fe80::1%lo", "bücher.example", Text("a"), " "])
 def test_hosts(value: str) -> None:
     check_host("host", value)
-    assert SocketOptions(local_host=value).local_host == value
+    assert connect_options(local_host=value).local_host == value
 
 
 BAD_HOSTS = [
@@ -134,7 +273,7 @@ def test_hosts_refused(value: Any, error: type[Exception], problem: str) -> None
 @pytest.mark.parametrize(("value", "error", "problem"), BAD_HOSTS)
 def test_local_hosts_refused(value: Any, error: type[Exception], problem: str) -> None:
     with pytest.raises(error) as raised:
-        SocketOptions(local_host=value)
+        connect_options(local_host=value)
     assert str(raised.value) == f"local_host must be {problem}"
 
 

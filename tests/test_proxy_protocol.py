@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mozsocket import MozTCPSocket, TCPServerSocket
 from mozsocket._proxy_protocol import Header, parse
+from mozsocket._server import acceptor_of
 
 from .certificates import client_context, server_context
 from .peers import Accepting, all_blocked, blocking, dial, read_all, reset, secure, send_all
@@ -223,7 +224,7 @@ async def test_cancelled_before_the_header() -> None:
     async with MozTCPSocket() as tcp:
         accepting = Accepting(tcp.listen(0, host="127.0.0.1", proxy_protocol=True))
         with await dial(accepting.server.localPort):
-            while not accepting.server._connections:
+            while not acceptor_of(accepting.server).has_connections:
                 await anyio.lowlevel.checkpoint()
             tcp.cancel_scope.cancel()
     assert not accepting.sockets

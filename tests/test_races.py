@@ -289,7 +289,7 @@ async def send_all_or_fail(sock: stdlib_socket.socket, data: bytes) -> None:
 async def test_a_failure_is_told_though_the_peer_never_ends(
     listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mozsocket._connection.FAILURE_PATIENCE", 0.01)
+    monkeypatch.setattr("mozsocket._limits.FAILURE_PATIENCE", 0.01)
     ours, peer = stdlib_socket.socketpair()
     with peer:
         async with TCPSocket.from_socket(ours) as socket:

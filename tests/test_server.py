@@ -18,7 +18,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
-from mozsocket import MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError, _server
+from mozsocket import MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError, _acceptor, _server
 from mozsocket.testing import EventRecorder
 
 from .conftest import open_descriptors
@@ -862,7 +862,7 @@ async def test_from_a_listener_without_a_stream(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(_server, "ACCEPT_PAUSE", 0.02)
+    monkeypatch.setattr(_acceptor, "ACCEPT_PAUSE", 0.02)
     return 0.02
 
 
@@ -883,7 +883,7 @@ async def test_no_room_is_logged_and_waited_out(short_pause: float, caplog: pyte
 
 
 async def test_closing_while_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_server, "ACCEPT_PAUSE", 1000)
+    monkeypatch.setattr(_acceptor, "ACCEPT_PAUSE", 1000)
     async with TCPServerSocket.from_socket(Faulty(errno.EMFILE)) as server:
         await all_blocked()
     await server.closed()
@@ -988,7 +988,7 @@ async def test_a_fatal_error_that_nobody_is_told_of_leaves_the_block() -> None:
 
 async def in_a_scope(listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scope whose server listens there, until something ends it."""
-    monkeypatch.setattr(_server, "_listen", lambda *args: [listener])
+    monkeypatch.setattr(_server, "listen", lambda *args: [listener])
     async with MozTCPSocket() as tcp:
         listener.setblocking(False)
         tcp.listen(0).onconnect = echo

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mozsocket import InvalidStateError, ReadyState
-from mozsocket._state import BUFFER_THRESHOLD, SendBuffer, SuspendCount, octets
+from mozsocket import ReadyState
+from mozsocket._buffers import BUFFER_THRESHOLD, SendBuffer, octets
 
 NOISE = Random(0).randbytes(1 << 20)
 
@@ -286,24 +286,6 @@ def test_drop_of_nothing_loses_nothing() -> None:
     buffer.advance(3)
     buffer.drop()
     assert not buffer.dropped
-
-
-# The suspend count
-
-
-def test_suspended_until_as_often_resumed() -> None:
-    count = SuspendCount()
-    assert count.count == 0
-    count.suspend()
-    count.suspend()
-    count.resume()
-    assert count.count == 1
-    count.resume()
-    assert count.count == 0
-    with pytest.raises(InvalidStateError, match=r"^resume\(\) without suspend\(\): the socket is not suspended$"):
-        count.resume()
-    count.suspend()
-    assert count.count == 1, "the failed resume() counted"
 
 
 # The ready state

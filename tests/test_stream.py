@@ -17,6 +17,8 @@ from anyio.streams.text import TextStream
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket._machine import PeerSide
+from mozsocket._socket import connection_of
 from mozsocket._tls import BATCH_SIZE
 from mozsocket._transport import Transport
 from mozsocket.testing import EventRecorder
@@ -84,7 +86,7 @@ async def test_gives_at_most_what_is_asked_for(role: str, listener: socket.socke
         with peer:
             sock.suspend()
             await send_all(peer, b"queued")
-            while not sock._inbox:
+            while not connection_of(sock).inbox.count:
                 await all_blocked()
             stream = sock.stream()
             assert stream is sock.stream()
@@ -159,7 +161,7 @@ async def test_an_end_that_was_queued(listener: socket.socket) -> None:
             sock.suspend()
             await send_all(peer, b"all")
             peer.shutdown(socket.SHUT_WR)
-            while not sock._peer_ended:
+            while connection_of(sock).machine.peer_side is PeerSide.OPEN:
                 await all_blocked()
             assert await receive_all(sock.stream()) == b"all"
             await sock.stream().send(b"answer")
@@ -303,7 +305,7 @@ async def test_what_was_queued_before_the_loss_comes_before_it() -> None:
         await send_all(peer, b"request")
         await all_blocked()
         reset(peer)
-        while not accepted[0]._is_shut():
+        while not connection_of(accepted[0]).machine.shut:
             await all_blocked()
         lost.set()
         server.close()
@@ -772,7 +774,7 @@ async def test_what_was_queued_before_the_first_receive(listener: socket.socket)
         sock = tcp.open("127.0.0.1", port_of(listener))
         stream = sock.stream()
         with await accept(listener):
-            sock._inbox.put(b"queued")
+            connection_of(sock).inbox.put(b"queued")
             with anyio.fail_after(PEER_TIMEOUT):
                 assert await stream.receive() == b"queued"
             await stream.aclose()

@@ -61,7 +61,7 @@ async def receive(transport: Transport, size: int = 1 << 16) -> bytes:
     """Wait for what arrives next."""
     with anyio.fail_after(PEER_TIMEOUT):
         while (data := transport.receive(size)) is None:
-            await transport.wait_readable()
+            await transport.watched.wait_readable()
     return data
 
 
@@ -121,7 +121,7 @@ async def test_receive_gives_nothing_at_the_end_again_and_again(pair: tuple[Tran
     assert await receive(transport) == b"last"
     for _ in range(2):
         assert await receive(transport) == b""
-        await transport.wait_readable()
+        await transport.watched.wait_readable()
 
 
 async def test_receive_raises_when_the_connection_is_reset(tcp: tuple[Transport, socket.socket]) -> None:
@@ -171,7 +171,7 @@ async def test_send_takes_the_first_of_what_it_is_given(tcp: tuple[Transport, so
 async def test_send_raises_when_the_connection_is_lost(tcp: tuple[Transport, socket.socket], count: int) -> None:
     transport, peer = tcp
     reset(peer)
-    await transport.wait_readable()
+    await transport.watched.wait_readable()
     with pytest.raises(ConnectionError):
         transport.send([b"hello"] * count)
 
@@ -184,7 +184,7 @@ async def test_waiting_until_something_arrives(pair: tuple[Transport, socket.soc
     received: list[bytes | None] = []
 
     async def wait() -> None:
-        await transport.wait_readable()
+        await transport.watched.wait_readable()
         received.append(transport.receive(10))
 
     with anyio.fail_after(PEER_TIMEOUT):
@@ -202,7 +202,7 @@ async def test_waiting_until_there_is_room(unix: tuple[Transport, socket.socket]
     room: list[int] = []
 
     async def wait() -> None:
-        await transport.wait_writable()
+        await transport.watched.wait_writable()
         room.append(transport.send([b"more"]))
 
     with anyio.fail_after(PEER_TIMEOUT):
@@ -230,7 +230,7 @@ async def test_the_peer_is_told_of_the_end_and_may_send_on(pair: tuple[Transport
 async def test_telling_the_end_leaves_a_lost_connection_to_the_next_read(tcp: tuple[Transport, socket.socket]) -> None:
     transport, peer = tcp
     reset(peer)
-    await transport.wait_readable()
+    await transport.watched.wait_readable()
     transport.send_eof()
     with pytest.raises(ConnectionResetError):
         transport.receive(10)
@@ -261,7 +261,7 @@ async def test_closing_wakes_who_waits(unix: tuple[Transport, socket.socket], me
 
     async def wait(method: str) -> None:
         with pytest.raises(anyio.ClosedResourceError):
-            await getattr(transport, method)()
+            await getattr(transport.watched, method)()
         woken.append(method)
 
     with anyio.fail_after(PEER_TIMEOUT):
@@ -280,7 +280,7 @@ async def test_closing_wakes_who_waits_over_tcp(tcp: tuple[Transport, socket.soc
 
     async def wait() -> None:
         with pytest.raises(anyio.ClosedResourceError):
-            await transport.wait_readable()
+            await transport.watched.wait_readable()
         woken.set()
 
     with anyio.fail_after(PEER_TIMEOUT):
@@ -293,7 +293,7 @@ async def test_closing_wakes_who_waits_over_tcp(tcp: tuple[Transport, socket.soc
 
 async def test_closing_after_waiting(pair: tuple[Transport, socket.socket]) -> None:
     transport, peer = pair
-    await transport.wait_writable()
+    await transport.watched.wait_writable()
     transport.close()
     assert transport.closed
     assert await blocking(peer.recv, 1) == b""
@@ -303,7 +303,7 @@ async def test_closing_twice_touches_no_descriptor_that_was_given_out_anew(
     pair: tuple[Transport, socket.socket],
 ) -> None:
     transport, _ = pair
-    await transport.wait_writable()
+    await transport.watched.wait_writable()
     transport.close()
     with unix_pair() as (other, peer):
         transport.close()
@@ -314,7 +314,7 @@ async def test_closing_twice_touches_no_descriptor_that_was_given_out_anew(
 async def test_a_cancelled_wait_leaves_the_transport_usable(pair: tuple[Transport, socket.socket]) -> None:
     transport, peer = pair
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(transport.wait_readable)
+        tasks.start_soon(transport.watched.wait_readable)
         await all_blocked()
         tasks.cancel_scope.cancel()
     peer.sendall(b"hello")

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError, _tls
+from mozsocket import InvalidStateError, MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError
 from mozsocket._transport import Transport
 from mozsocket.testing import EventRecorder
 
@@ -511,7 +511,7 @@ async def test_an_upgrade_at_any_moment_while_the_channel_fills(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reader never holds anything that is neither delivered nor found by the upgrade."""
-    monkeypatch.setattr(_tls, "ALERT_PATIENCE", 0.01)
+    monkeypatch.setattr("mozsocket._limits.ALERT_PATIENCE", 0.01)
     for turns in range(50):
         async with MozTCPSocket() as tcp:
             socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())

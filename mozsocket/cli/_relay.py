@@ -9,7 +9,7 @@ from __future__ import annotations
 import anyio
 
 from .. import Event, InvalidStateError, TCPSocket, TCPSocketError, TCPSocketErrorEvent, TCPSocketEvent
-from .._state import octets
+from .._buffers import octets
 from ._console import Console, TerminalText
 from ._loop import ConnectionLost
 from ._progress import Progress

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 import anyio
 
 from .. import InvalidStateError, TCPSocket, TCPSocketError, TCPSocketEvent
-from .._state import octets
+from .._buffers import octets
 from ._console import TerminalText
 from ._loop import Failure
 from ._trace import Trace, peer_of

@@ -1,25 +1,23 @@
-"""What a TCPSocket knows, without any I/O: its ready state, what it has yet to send, how often it is suspended.
+"""What is to be sent, and what was received and cannot be delivered yet: the bounded channel to the dispatcher.
 
-The rules, each of which is one line below:
+The rules of sending, each of which is one line below:
 
-- A socket goes from connecting to open, closing and closed; it may leave out any, and never goes back.
 - ``send()`` gives False, and a ``drain`` is owed, once more than 65536 bytes are buffered.
 - ``send()`` beyond the limit takes nothing, and a ``drain`` is owed, if one can come.
-- ``send()`` after ``send_eof()`` is an error.
 - An owed ``drain`` is due when nothing is buffered. If more was buffered before it was taken, it is due later.
-- Suspensions count: as often resumed as suspended.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
-from enum import Enum
 from typing import TypeAlias
 
-from ._errors import InvalidStateError
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-__all__ = ("BUFFER_THRESHOLD", "Chunk", "ReadyState", "SendBuffer", "SuspendCount", "octets")
+__all__ = ("BUFFER_THRESHOLD", "QUEUED_READ_SIZE", "Chunk", "Inbox", "SendBuffer", "octets")
 
 BUFFER_THRESHOLD = 65536
 """Bytes buffered above which :meth:`TCPSocket.send` gives False (Gecko's ``BUFFER_SIZE``)."""
@@ -29,24 +27,19 @@ _JOIN_UP_TO = 262_144  # bytes joined at most: what one call to the kernel is li
 _JOIN_AT_ONCE_BELOW = 1024  # bytes: to each that it keeps Python adds some 45, which is little beside this many
 _VECTOR = 64  # chunks given to one call to the kernel; POSIX allows at least 16, every system of ours 1024
 
+QUEUED_READ_SIZE = 65_536
+"""Bytes read at once, when they have to be queued."""
 
-class ReadyState(str, Enum):
-    """The states of a TCPSocket (MDN's ``readyState``). Each equals its name as a ``str``."""
+LIMIT = 262_144
+"""Bytes that it holds before there is no room. Then nothing more is read, and TCP holds the peer back."""
 
-    CONNECTING = "connecting"
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
+LIMIT_AT_THE_END = 1 << 24
+"""The same when nothing more can come than what the operating system has already: more than that is, as a rule."""
 
-    __str__ = str.__str__
+_QUEUE_JOINED_BELOW = 4096  # bytes: reads as small as this are joined, so that the limit means memory
 
-    def precedes(self, other: ReadyState) -> bool:
-        """Whether a socket in this state can go on to the other."""
-        return _ORDER.index(self) < _ORDER.index(other)
-
-
-_ORDER = tuple(ReadyState)
-
+_NOTHING: deque[bytes | bytearray] = deque()
+"""What is left of those that were never used, as a deque takes 760 bytes."""
 
 Chunk: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -59,33 +52,29 @@ class SendBuffer:
 
     :ivar amount: its size in bytes: ``bufferedAmount``
     :ivar awaited: how many of these come first, up to the end of what was appended by :meth:`append_awaited`
+    :ivar drain_owed: whether a drain is to come, or was until :meth:`drop`
     :ivar dropped: whether bytes were thrown away unsent
-    :ivar finished: whether the program has said that this is all
     """
 
-    __slots__ = ("_chunks", "_drain_owed", "_ended", "_limit", "_little", "amount", "awaited", "dropped", "finished")
+    __slots__ = ("_chunks", "_ended", "_limit", "_little", "amount", "awaited", "drain_owed", "dropped")
 
     def __init__(self, limit: int | None = None) -> None:
         self._chunks = _NO_CHUNKS
-        self._drain_owed = False
+        self.drain_owed = False
         self._ended = False
         self._limit = limit
         self._little = self._at_first_little()  # up to how many bytes every chunk is kept as it is, which costs least
         self.amount = 0
         self.awaited = 0
         self.dropped = False
-        self.finished = False
 
     def append(self, data: bytes) -> bool:
         """Take data to be sent.
 
         :return: False if more than :data:`BUFFER_THRESHOLD` bytes are now buffered: a drain is owed
         :raises BufferError: if that would be more than the limit; nothing is taken, but a drain is owed
-        :raises InvalidStateError: if it was said that there is no more
         """
         if self._ended:
-            if self.finished:
-                raise InvalidStateError("send() after send_eof(): the peer has been told that no more will come")
             return True
         amount = self.amount + len(data)
         if amount > self._little:
@@ -100,7 +89,7 @@ class SendBuffer:
     def _append_to_more(self, data: bytes, amount: int) -> bool:
         """Where it is not a little that is buffered, or some has to wait."""
         if self._limit is not None and amount > self._limit:
-            self._drain_owed = self._drain_owed or self.amount > 0
+            self.drain_owed = self.drain_owed or self.amount > 0
             raise BufferError(
                 f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
             )
@@ -113,7 +102,7 @@ class SendBuffer:
             self._tail().extend(data)
         self.amount = amount
         if amount > BUFFER_THRESHOLD:
-            self._drain_owed = True
+            self.drain_owed = True
             return False
         return True
 
@@ -139,10 +128,6 @@ class SendBuffer:
             self._chunks.append(data)
             self.amount += len(data)
             self.awaited = self.amount
-
-    def finish(self) -> None:
-        """Take no more: what is buffered is all."""
-        self.finished = self._ended = True
 
     def next_write(self, limit: int = sys.maxsize) -> list[Chunk]:
         """What to hand over next, in one call: some large chunks as they are, or many small ones joined.
@@ -184,20 +169,15 @@ class SendBuffer:
             count -= len(chunk)
 
     @property
-    def drain_owed(self) -> bool:
-        """Whether a drain is to come, or was until :meth:`drop`."""
-        return self._drain_owed
-
-    @property
     def drain_due(self) -> bool:
         """Whether a drain is owed and nothing is buffered."""
-        return self._drain_owed and not self.amount
+        return self.drain_owed and not self.amount
 
     def take_drain(self) -> bool:
         """Whether a drain is due; if so it counts as delivered."""
-        due = self._drain_owed and not self.amount
+        due = self.drain_owed and not self.amount
         if due:
-            self._drain_owed = False
+            self.drain_owed = False
         return due
 
     def drop(self) -> None:
@@ -206,7 +186,7 @@ class SendBuffer:
         self._ended = True
         self._chunks.clear()
         self.amount = self.awaited = 0
-        self._drain_owed = False
+        self.drain_owed = False
 
 
 def _cut(chunks: list[Chunk], limit: int) -> list[Chunk]:
@@ -220,25 +200,98 @@ def _cut(chunks: list[Chunk], limit: int) -> list[Chunk]:
     return first
 
 
-class SuspendCount:
-    """How often a socket is suspended.
+class Inbox:
+    """A memory-object channel of reads; made when it is first needed, as most never are.
 
-    :ivar count: the number; an attribute, as it is looked at with every read
+    A read is in it at once, and nothing more is read while there is no room: none is ever on its way to it, where
+    ``upgradeToSecure()`` would not find it.
+
+    :ivar count: how many pieces of it are queued
+    :ivar used: whether anything was ever queued
     """
 
-    __slots__ = ("count",)
+    __slots__ = ("_left", "_limit", "_receiver", "_rest", "_sender", "_size", "_tail", "count", "used")
 
     def __init__(self) -> None:
+        self.used = False
         self.count = 0
+        self._size = 0  # in bytes
+        self._limit = LIMIT
+        self._rest: bytes | memoryview = b""  # of the first read, of which part was taken
+        self._left = _NOTHING  # what was in the channel when that was closed
+        self._tail: bytearray | None = None  # the last read, if it is small and others can be joined to it
+        self._sender: MemoryObjectSendStream[bytes | bytearray]
+        self._receiver: MemoryObjectReceiveStream[bytes | bytearray]
 
-    def suspend(self) -> None:
-        self.count += 1
+    def put(self, data: bytes) -> None:
+        """To be called while there is room. What is put in after :meth:`discard` is discarded too."""
+        if not self.used:
+            self.used = True
+            self._sender, self._receiver = anyio.create_memory_object_stream[bytes | bytearray](math.inf)
+        if self._tail is not None and len(self._tail) + len(data) <= QUEUED_READ_SIZE:
+            self._tail += data
+        else:
+            self._tail = bytearray(data) if len(data) < _QUEUE_JOINED_BELOW else None
+            try:
+                self._sender.send_nowait(data if self._tail is None else self._tail)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                self._tail = None
+                return
+            self.count += 1
+        self._size += len(data)
 
-    def resume(self) -> None:
-        """:raises InvalidStateError: if it is not suspended"""
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be put in."""
+        return self._size < self._limit
+
+    def make_room(self) -> None:
+        """Take more than usual: the peer is gone, and what it has sent is to be kept."""
+        self._limit = LIMIT_AT_THE_END
+
+    def take(self, size: int = QUEUED_READ_SIZE) -> bytes | None:
+        """The next of it, at most ``size`` bytes; None if there is none, or it was discarded."""
         if not self.count:
-            raise InvalidStateError("resume() without suspend(): the socket is not suspended")
-        self.count -= 1
+            return None
+        data = self._rest or self._next()
+        if len(data) > size:
+            self._rest = memoryview(data)[size:]
+            data = data[:size]
+        else:
+            self._rest = b""
+            self.count -= 1
+        self._size -= len(data)
+        return bytes(data)
+
+    def _next(self) -> bytes | bytearray:
+        data = self._left.popleft() if self._left else self._receiver.receive_nowait()
+        if data is self._tail:
+            self._tail = None
+        return data
+
+    def put_back(self, data: bytes) -> None:
+        """Put what was taken, or would have been the next, back before all else."""
+        if not self._rest:
+            self.count += 1
+        self._rest = data + bytes(self._rest)
+        self._size += len(data)
+
+    def discard(self) -> None:
+        """Forget what is queued."""
+        if self.used:
+            self._receiver.close()
+        self._rest, self._left, self._tail = b"", _NOTHING, None
+        self.count = self._size = 0
+
+    def close(self) -> None:
+        """Put nothing in any more. What is queued can still be taken."""
+        if self.used:
+            queued = self.count - bool(self._rest) - len(self._left)
+            if queued:
+                self._left = deque(self._receiver.receive_nowait() for _ in range(queued))
+            self._receiver.close()
+            self._sender.close()
+        self._tail = None
 
 
 def octets(data: object, byteOffset: int = 0, byteLength: int | None = None, *, what: str = "send() takes") -> bytes:

@@ -1,0 +1,339 @@
+"""Accepts connections and runs them: what is inside of a server.
+
+A connection is handshaking at first, if there is TLS or a header of the PROXY protocol; then it queues, where as many
+are open as may be; then it is open. Each is run by a task of its own, and its trouble is no trouble of the others.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from . import _log
+from ._addresses import display, host_and_port, printable
+from ._connection import Connection
+from ._dispatch import Dispatcher
+from ._errors import explain
+from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
+from ._lifetime import Lifetime
+from ._listen import stop_listening
+from ._log import WarningLimit
+from ._options import ServerOptions
+from ._readiness import Watched
+from ._socket import TCPSocket, accepted
+from ._transport import Transport
+
+__all__ = ("Acceptor",)
+
+ACCEPT_PAUSE = 0.1
+"""Seconds to wait when the system has no room for another connection."""
+
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
+
+# The connection is lost before it was accepted: accept() names the reason, which is no trouble of the listener's.
+# Those beyond ECONNABORTED are what Linux passes on of the new connection (accept(2), "Error handling").
+_LOST_NAMES = (
+    "ECONNABORTED ECONNRESET EPERM EPROTO ENOPROTOOPT ENETDOWN EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH EOPNOTSUPP"
+    " ETIMEDOUT"
+)
+_LOST = frozenset(getattr(errno, name) for name in _LOST_NAMES.split() if hasattr(errno, name))
+
+
+class Acceptor:
+    """
+    :param name: of the server's class, for its ``repr()``
+    :param port: what it listens on; 0 if that is yet to be found
+    :param options: of the server and its connections
+    :param listeners: what listens to its events
+    :ivar options: as given
+    :ivar port: what it listens on, or did
+    :ivar listening: the sockets that listen
+    :ivar is_closed: whether it listens no more
+    """
+
+    __slots__ = (
+        "_adopted",
+        "_connect_event",
+        "_connections",
+        "_error_told",
+        "_handshaking",
+        "_listeners",
+        "_name",
+        "_open",
+        "_queuing",
+        "_target",
+        "_warnings",
+        "dispatcher",
+        "is_closed",
+        "lifetime",
+        "listening",
+        "options",
+        "port",
+    )
+
+    def __init__(self, name: str, port: int, options: ServerOptions, listeners: Listeners) -> None:
+        self._name = name
+        self.port = port
+        self.options = options
+        self._listeners = listeners
+        self.lifetime = Lifetime()
+        self.dispatcher = Dispatcher(listeners)
+        self.listening: list[Watched] = []
+        self.is_closed = False
+        self._adopted = False  # whether others may listen on the same socket: a service manager, sibling processes
+        self._target: EventTarget | None = None  # whose events they are, while it runs
+        self._connect_event: Callable[[TCPSocket], Event[Any]] | None = None
+        self._connections: set[Connection] = set()  # all that were accepted, and have not ended
+        self._handshaking: dict[Connection, None] = {}  # those of them that are not done with that, the oldest first
+        self._queuing: dict[Connection, None] = {}  # those that are, and wait until they may be open
+        self._open: set[Connection] = set()
+        self._warnings = WarningLimit()
+        self._error_told = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "listening" if self.listening else "not entered"
+        return f"<{self._name} :{self.port} {state}>"
+
+    @property
+    def has_connections(self) -> bool:
+        """Whether there are connections that have not ended."""
+        return bool(self._connections)
+
+    # Before it runs
+
+    def listen_on(self, sockets: list[socket.socket], *, adopted: bool = False) -> None:
+        """
+        :param sockets: those that listen, on one port
+        :param adopted: whether others may listen on them too
+        """
+        address = sockets[0].getsockname()
+        self.port = address[1] if isinstance(address, tuple) else 0
+        self.listening = [Watched(sock) for sock in sockets]
+        self._adopted = adopted
+        if self.is_closed:  # already, by the constructor of a subclass
+            for listener in self.listening:
+                listener.close()
+
+    def attach(self, target: EventTarget, connect_event: Callable[[TCPSocket], Event[Any]]) -> None:
+        """Say whose the events are, before it runs.
+
+        :param connect_event: what makes the event that tells of an accepted socket
+        """
+        self._target, self._connect_event = target, connect_event
+
+    # Life
+
+    async def live(self) -> None:
+        for listener in self.listening:
+            if not self.is_closed:
+                self.dispatcher.spawn("accept loop", self._accept_from, listener)
+        while self.dispatcher.busy or self._connections or not self.is_closed:
+            await self.lifetime.change()
+            if self.dispatcher.cancelled:
+                self.dispatcher.pump()
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.lifetime.require_task(self, "close()")
+            self.is_closed = True
+            for listener in self.listening:
+                if not self._adopted:
+                    stop_listening(listener.socket)
+                listener.close()
+            self.notify()
+            if not self.lifetime.started:
+                self.end()
+
+    def close_all(self) -> None:
+        self.close()
+        for connection in tuple(self._connections):
+            connection.close()
+
+    def close_immediately(self) -> None:
+        self.close()
+        for connection in tuple(self._connections):
+            connection.close_immediately()
+
+    def cancel_handlers(self) -> None:
+        self.dispatcher.cancel_handlers()
+        for connection in tuple(self._connections):
+            connection.cancel_handlers()
+
+    def is_in_handler(self) -> bool:
+        # The server ends when its connections have, and they when their handlers have returned.
+        return self.dispatcher.is_in_handler() or any(each.is_in_handler() for each in self._connections)
+
+    def release(self) -> None:
+        self.close()
+        self._warnings.close(self.face)
+
+    @property
+    def face(self) -> object:
+        return self._target or self
+
+    def end(self) -> None:
+        self._target = self._connect_event = None
+
+    def notify(self) -> None:
+        self.lifetime.notify()
+
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        self.lifetime.crashed(self, exc, where, when)
+
+    def warn(self, kind: str, message: str, *args: object) -> None:
+        self._warnings.warn(self.face, kind, message, *args)
+
+    async def closed(self) -> None:
+        lifetime = self.lifetime
+        await lifetime.reach(
+            self, "closed()", lambda: self.is_closed and lifetime.failure is None, lambda: self.is_closed
+        )
+
+    # The events
+
+    def is_due(self) -> bool:
+        return self.lifetime.failure is not None and not self._error_told
+
+    def next_event(self) -> tuple[Listeners, Event[Any]] | None:
+        failure = self.lifetime.failure
+        if failure is None or self._error_told:
+            self.notify()
+            return None
+        assert self._target is not None
+        self._error_told = True
+        return self._listeners, TCPSocketErrorEvent("error", self._target, failure)
+
+    # Accepting
+
+    async def _accept_from(self, listener: Watched) -> None:
+        try:
+            while not self.is_closed:
+                if self._is_full():
+                    await self.lifetime.wait_until(lambda: self.is_closed or not self._is_full())
+                elif await self._accept_one(listener):
+                    await anyio.lowlevel.checkpoint()  # connections that come in masses wait for those that are there
+                else:
+                    await listener.wait_readable()
+        except anyio.ClosedResourceError:
+            pass
+
+    async def _accept_one(self, listener: Watched) -> bool:
+        """:return: whether there may be another"""
+        try:
+            sock, peer = listener.socket.accept()
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            if exc.errno in _NO_ROOM:
+                await self._wait_for_room(exc, listener)
+            elif exc.errno not in _LOST:
+                await self._fail(exc)
+        else:
+            try:
+                self._welcome(sock, peer)
+            except Exception as exc:  # of the program's: it is no trouble of other connections
+                _log.error("%r could not take a connection", self.face, exc_info=exc)
+                sock.close()
+        return True
+
+    async def _wait_for_room(self, exc: OSError, listener: Watched) -> None:
+        """The system has none for another connection. There may be fewer descriptors than ``max_handshakes``: then the
+        handshake that has waited longest gives way too, when somebody else has come.
+        """
+        self._warnings.error(
+            self.face, "no room", "%r cannot accept, and tries again in %s s: %s", self.face, ACCEPT_PAUSE, exc
+        )
+        if exc.errno not in _NO_DESCRIPTORS or not self._handshaking:
+            await anyio.sleep(ACCEPT_PAUSE)
+            return
+        await listener.wait_readable()
+        if self._handshaking:
+            oldest = self._give_up_oldest()
+            with anyio.move_on_after(ACCEPT_PAUSE):
+                await self.lifetime.wait_until(lambda: oldest not in self._connections)
+
+    async def _fail(self, exc: OSError) -> None:
+        self.lifetime.fail(explain(exc))
+        self.close()
+        if self._listeners.has("error"):
+            self.lifetime.tell_failure()
+            self.dispatcher.wake()
+        await self.lifetime.let_awaiters_know()
+        if not self.lifetime.failure_told:
+            self.dispatcher.cancel()  # for a scope to be told now, and not when the last connection ends
+
+    # Connections
+
+    def _welcome(self, sock: socket.socket, peer: Any) -> None:
+        if not self._listeners.has("connect"):
+            shown = printable(display(*host_and_port(peer)))
+            self.warn("no onconnect", "%r has no onconnect: the connection from %s is closed", self.face, shown)
+            Transport(sock).close()
+            return
+        connection = accepted(sock, peer, self.options, self, self._opening_event)
+        self._connections.add(connection)
+        if self.options.useSecureTransport or self.options.proxy_protocol:
+            self._begin_handshake(connection)
+        else:
+            self._open.add(connection)
+        try:
+            self.dispatcher.spawn("connection", self._serve, connection)
+        except BaseException:
+            self._forget(connection)
+            raise
+
+    def _opening_event(self, socket: TCPSocket) -> tuple[Listeners, Event[Any]]:
+        assert self._connect_event is not None
+        return self._listeners, self._connect_event(socket)
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            leaving = await connection.lifetime.run_accepted(connection, *self.dispatcher.scopes)
+            if leaving is not None:
+                self.crashed(leaving, "a connection")
+        finally:
+            self._forget(connection)
+
+    def _begin_handshake(self, connection: Connection) -> None:
+        if len(self._handshaking) >= self.options.max_handshakes:
+            self._give_up_oldest()
+        self._handshaking[connection] = None
+
+    def _give_up_oldest(self) -> Connection:
+        oldest = next(iter(self._handshaking))
+        del self._handshaking[oldest]
+        oldest.give_way()
+        return oldest
+
+    def admit(self, connection: Connection) -> None:
+        """Count a connection as open when its handshake is done, and when it may be: those that wait come in turn."""
+        self._handshaking.pop(connection, None)
+        self._queuing[connection] = None
+        self._admit_the_next()
+
+    def _admit_the_next(self) -> None:
+        limit = self.options.max_connections
+        while self._queuing and (limit is None or len(self._open) < limit):
+            connection = next(iter(self._queuing))
+            del self._queuing[connection]
+            self._open.add(connection)
+            connection.admitted()
+
+    def _is_full(self) -> bool:
+        limit = self.options.max_connections
+        return limit is not None and len(self._open) + len(self._queuing) >= limit
+
+    def _forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._handshaking.pop(connection, None)
+        self._queuing.pop(connection, None)
+        self._open.discard(connection)
+        self._admit_the_next()
+        self.notify()

@@ -1,0 +1,93 @@
+"""How long what may not last for ever may last, and what is said when its time is over."""
+
+from __future__ import annotations
+
+import errno
+import math
+
+from ._machine import Limit
+from ._options import SocketOptions
+
+__all__ = ("Limits", "timeout")
+
+FAILURE_PATIENCE = 1
+"""Seconds to read, when nothing more can be sent, what the peer sent before; as a rule it is there."""
+
+ALERT_PATIENCE = 1
+"""Seconds that a peer is given to read why TLS failed: to close with unread input would destroy the alert (RST)."""
+
+PLAINTEXT_STEP = 65_536
+"""Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``: so the time for all
+of it is bounded too."""
+
+PLAINTEXT_PATIENCE = 0.5
+"""Seconds for that at least: it may be said that a handshake must be here at once, but not that a network be fast."""
+
+
+def timeout(words: str) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, words)
+
+
+class Limits:
+    """Those of one connection: of connecting, TLS included, and of what it is doing now.
+
+    :param options: of the connection
+    :ivar current: what is limited now, beside connecting
+    """
+
+    __slots__ = ("_connect_at", "_current_at", "_options", "_plaintext", "current")
+
+    def __init__(self, options: SocketOptions) -> None:
+        self._options = options
+        self.current: Limit | None = None
+        self._current_at = self._connect_at = math.inf
+        self._plaintext = 0
+
+    def begin_to_connect(self, deadline: float) -> None:
+        """:param deadline: when there has to be a connection, by the event loop's clock"""
+        self._connect_at = deadline
+
+    def begin(self, limit: Limit | None, now: float, plaintext: int) -> None:
+        """
+        :param limit: what is limited from now on
+        :param plaintext: how many bytes are yet to be taken that go before TLS
+        """
+        self.current = limit
+        self._current_at = math.inf if limit is None else now + self._seconds(limit)
+        self._plaintext = plaintext
+
+    @property
+    def deadline(self) -> float:
+        """When the first of them is over."""
+        return min(self._connect_at, self._current_at)
+
+    def over(self, now: float) -> Limit | None:
+        """Which of them is."""
+        if now >= self._connect_at:
+            return Limit.CONNECT
+        return self.current if now >= self._current_at else None
+
+    def is_kept(self, limit: Limit, plaintext: int) -> bool:
+        """Whether what was limited has got as far as it had to."""
+        return limit is Limit.PLAINTEXT and plaintext <= max(self._plaintext - PLAINTEXT_STEP, 0)
+
+    def error(self, limit: Limit) -> TimeoutError:
+        """What the connection fails with."""
+        if limit is Limit.CONNECT:
+            return timeout(f"not connected within {self._options.connect_timeout} seconds")
+        seconds = self._seconds(limit)
+        if limit is Limit.PLAINTEXT:
+            return timeout(
+                f"the peer did not take {PLAINTEXT_STEP} bytes of what comes before TLS in {seconds} seconds"
+            )
+        what = "header of the PROXY protocol" if limit is Limit.HEADER else "TLS handshake"
+        return timeout(f"no {what} within {seconds} seconds")
+
+    def _seconds(self, limit: Limit) -> float:
+        if limit is Limit.LINGER:
+            return self._options.linger
+        if limit is Limit.PLAINTEXT:
+            return max(self._options.handshake_timeout, PLAINTEXT_PATIENCE)
+        if limit is Limit.FAILURE:
+            return FAILURE_PATIENCE
+        return ALERT_PATIENCE if limit is Limit.ALERT else self._options.handshake_timeout

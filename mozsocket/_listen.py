@@ -1,0 +1,93 @@
+"""From a host and a port to sockets that listen."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+from ._addresses import display, host_and_port
+
+__all__ = ("listen", "stop_listening")
+
+_PORT_TRIES = 32
+
+_ALL_INTERFACES = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]  # noqa: S104
+
+
+def listen(host: str | None, port: int, backlog: int, reuse_port: bool) -> list[socket.socket]:
+    """Sockets that listen on one port of each address of a host."""
+    if host is None:
+        addresses: list[tuple[int, tuple[Any, ...]]] = [
+            (family, (address, port)) for family, address in _ALL_INTERFACES
+        ]
+    else:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    for _ in range(_PORT_TRIES - 1):
+        try:
+            return _listen_on_each(addresses, backlog, reuse_port)
+        except OSError as exc:
+            # The port that the first address got may be taken on another address.
+            if exc.errno != errno.EADDRINUSE or port or len(addresses) == 1:
+                raise
+    return _listen_on_each(addresses, backlog, reuse_port)
+
+
+def _listen_on_each(
+    addresses: list[tuple[int, tuple[Any, ...]]], backlog: int, reuse_port: bool
+) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, (host, port, *rest) in addresses:
+            if bound and not port:
+                port = bound[0].getsockname()[1]
+            address = (host, port, *rest)
+            try:
+                bound.append(_listen_on(family, address, backlog, reuse_port, alone=len(addresses) == 1))
+            except OSError as exc:
+                exc.filename = display(*host_and_port(address))  # for its message
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = exc  # this machine may have one of IPv4 and IPv6 only
+        if missing is not None and not bound:
+            raise missing
+    except BaseException:
+        for sock in bound:
+            sock.close()
+        raise
+    return bound
+
+
+def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: bool, *, alone: bool) -> socket.socket:
+    """:param alone: whether it is the only address, so that a wildcard is one for IPv4 too"""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # pragma: no cover  (Windows, where SO_REUSEADDR steals ports)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            # "::" by itself is IPv4 too, as with Node and others, whatever the system's own setting is.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not alone)
+        sock.bind(address)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def stop_listening(sock: socket.socket) -> None:
+    """Where the system can (Linux), at once: the socket itself is closed when the accept loop has woken.
+
+    That ends the listening of every process that has the socket.
+    """
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
