@@ -1,0 +1,1210 @@
+"""The rules of one connection, without any I/O: tables of what has to follow, and a model of what is promised.
+
+No event loop runs here and no socket is opened: what the socket and the program do is put in by the methods.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import settings, stateful
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mozsocket import _machine
+from mozsocket._buffers import BUFFER_THRESHOLD, SendBuffer
+from mozsocket._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
+
+LITTLE, MUCH = b"x", bytes(BUFFER_THRESHOLD + 1)
+STATES = tuple(ReadyState)
+CONNECTING, OPEN, CLOSING, CLOSED = STATES
+WALKS = 75_000
+"""Random sequences of the walk: what a few seconds are enough for."""
+
+
+class Queue:
+    """What was received and is not delivered: how many reads it is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.roomy = False
+
+    def discard(self) -> None:
+        self.count = 0
+
+    def make_room(self) -> None:
+        self.roomy = True
+
+
+class Subject:
+    """A machine with its two buffers, and what can happen to it, a word each."""
+
+    def __init__(self, *, half_open: bool = False) -> None:
+        self.outgoing = SendBuffer()
+        self.incoming = Queue()
+        self.machine = Machine(self.outgoing, self.incoming, allow_half_open=half_open)
+
+    def do(self, words: str) -> Subject:
+        """Have this happen, in this order."""
+        for word in words.split():
+            getattr(self, word)()
+        return self
+
+    def open(self) -> None:
+        self.machine.open()
+        self.machine.announce()
+
+    def connect(self) -> None:
+        """And the program is told."""
+        self.open()
+        assert self.take() is Due.OPEN
+
+    def in_handshake(self) -> None:
+        """Of TLS from the first byte."""
+        self.machine.go_on_to(Opening.HANDSHAKE)
+        self.machine.begin_tls()
+
+    def send(self) -> None:
+        assert self.outgoing.append(LITTLE)
+
+    def send_much(self) -> None:
+        """So much that a drain is owed."""
+        assert not self.outgoing.append(MUCH)
+
+    def hand_over(self) -> None:
+        """Give the operating system what is buffered."""
+        self.outgoing.advance(self.outgoing.amount)
+
+    def receive(self) -> None:
+        self.incoming.count += 1
+
+    def stream(self) -> None:
+        self.machine.begin_stream()
+
+    def suspend(self) -> None:
+        self.machine.suspend()
+
+    def resume(self) -> None:
+        assert self.machine.resume()
+
+    def begin_tls(self) -> None:
+        self.machine.begin_tls()
+
+    def end_handshake(self) -> None:
+        self.machine.end_handshake()
+
+    def peer_ends(self) -> None:
+        self.machine.end_peer_side()
+
+    def finish(self) -> None:
+        self.machine.finish()
+
+    def tell_peer(self) -> None:
+        self.machine.tell_peer()
+
+    def close(self) -> None:
+        self.machine.close()
+
+    def give_up(self) -> None:
+        self.machine.give_up()
+
+    def fail(self) -> None:
+        """Sending has failed."""
+        self.machine.fail(Failed.NETWORK)
+
+    def fail_tls(self) -> None:
+        self.machine.fail(Failed.TLS)
+
+    def lose(self) -> None:
+        self.machine.lose()
+
+    def reset(self) -> None:
+        """Reading has failed."""
+        self.do("fail lose")
+
+    def cut_off(self) -> None:
+        """The peer's end was read, where TLS has not ended."""
+        self.do("fail")
+        self.machine.cut_off()
+
+    def end(self) -> None:
+        self.machine.end()
+
+    def deliver(self) -> None:
+        """Tell the program what is due."""
+        assert self.take() is not None
+
+    def take(self) -> Due | None:
+        """Take what is due next."""
+        due = self.machine.due()
+        if due is not None:
+            self.machine.take(due)
+        if due is Due.DATA:
+            self.incoming.count -= 1
+        return due
+
+    def events(self) -> str:
+        """Take all that is due, one after another."""
+        return " ".join(due.name.lower() for due, _ in self.events_and_states())
+
+    def events_and_states(self) -> list[tuple[Due, ReadyState]]:
+        """Take all that is due: each event with the state that its handler sees."""
+        taken: list[tuple[Due, ReadyState]] = []
+        while (due := self.take()) is not None:
+            taken.append((due, self.machine.ready))
+            assert len(taken) < 20, "it goes on for ever"
+        return taken
+
+    def carry_out(self) -> list[tuple[Step, Limit | None]]:
+        """Do all that is wanted of the socket, until it is closed or waits for the peer.
+
+        :return: each step with what was limited meanwhile
+        """
+        taken: list[tuple[Step, Limit | None]] = []
+        while (step := self.machine.step()) is not Step.NOTHING:
+            taken.append((step, None if step is Step.SHUT else self.machine.limit()))  # that is done at once
+            if step is Step.LINGER:
+                break
+            self.carry_out_one(step)
+        return taken
+
+    def carry_out_one(self, step: Step) -> None:
+        {Step.SEND: self.hand_over, Step.END_OUTPUT: self.tell_peer, Step.SHUT: self.end}[step]()
+
+
+def of(words: str, *, half_open: bool = False) -> Subject:
+    """A machine that all this has happened to."""
+    return Subject(half_open=half_open).do(words)
+
+
+# Each of the ways to end. `Row` is: what has happened, the state then, the steps with their limits up to the peer's end
+# or the time limit, which of both comes, the steps after it, and the events with the states that their handlers see.
+
+SEND: tuple[Step, Limit | None] = (Step.SEND, None)
+SHUT: tuple[Step, Limit | None] = (Step.SHUT, None)
+CLOSE = [(Due.CLOSE, CLOSED)]
+ERROR_AND_CLOSE = [(Due.ERROR, CLOSED), (Due.CLOSE, CLOSED)]
+BOTH = (Due.BOTH_ENDED, CLOSING)
+
+
+def ends(limit: Limit, *, waits: bool = True) -> list[tuple[Step, Limit | None]]:
+    """To tell the peer and, if it has not ended, to wait for that."""
+    told: list[tuple[Step, Limit | None]] = [(Step.END_OUTPUT, limit)]
+    return [*told, (Step.LINGER, limit)] if waits else told
+
+
+ENDINGS = [
+    pytest.param("connect send give_up", CLOSING, [SHUT], CLOSE, id="closeImmediately"),
+    pytest.param("connect send close", CLOSING, [SEND, *ends(Limit.LINGER)], CLOSE, id="close"),
+    pytest.param(
+        "connect send peer_ends deliver", CLOSING, [SEND, *ends(Limit.LINGER, waits=False), SHUT], CLOSE, id="peer"
+    ),
+    pytest.param(
+        "connect finish send peer_ends deliver",
+        CLOSING,
+        [SEND, *ends(Limit.LINGER, waits=False), SHUT],
+        CLOSE,
+        id="peer, after our end",
+    ),
+    pytest.param("connect send reset", OPEN, [SHUT], ERROR_AND_CLOSE, id="reading failed"),
+    pytest.param("connect send close lose", CLOSING, [SHUT], CLOSE, id="no time left"),
+    pytest.param("connect begin_tls send fail_tls", OPEN, ends(Limit.ALERT), ERROR_AND_CLOSE, id="TLS failed"),
+    pytest.param(
+        "connect send cut_off", OPEN, [*ends(Limit.FAILURE, waits=False), SHUT], ERROR_AND_CLOSE, id="TLS cut off"
+    ),
+    pytest.param("connect send fail", OPEN, ends(Limit.FAILURE), ERROR_AND_CLOSE, id="sending failed"),
+    pytest.param("reset", CONNECTING, [SHUT], ERROR_AND_CLOSE, id="no connection"),
+    pytest.param("in_handshake fail_tls", CONNECTING, ends(Limit.ALERT), ERROR_AND_CLOSE, id="no TLS connection"),
+    pytest.param(
+        "in_handshake fail_tls peer_ends",
+        CONNECTING,
+        [*ends(Limit.ALERT, waits=False), SHUT],
+        ERROR_AND_CLOSE,
+        id="no TLS connection, and the peer has gone",
+    ),
+    pytest.param("give_up", CLOSING, [SHUT], CLOSE, id="given up while connecting"),
+    pytest.param("in_handshake give_up", CLOSING, [SHUT], CLOSE, id="given up in the handshake"),
+    pytest.param("in_handshake fail_tls give_up", CLOSING, [SHUT], ERROR_AND_CLOSE, id="failed, then given up"),
+    pytest.param(
+        "connect close fail tell_peer", CLOSING, [(Step.LINGER, Limit.FAILURE)], ERROR_AND_CLOSE, id="failed in closing"
+    ),
+]
+
+
+@pytest.mark.parametrize("ending", ["peer_ends", "lose"])
+@pytest.mark.parametrize(("happened", "ready", "steps", "events"), ENDINGS)
+def test_ways_to_end(
+    happened: str,
+    ready: ReadyState,
+    steps: list[tuple[Step, Limit | None]],
+    events: list[tuple[Due, ReadyState]],
+    ending: str,
+) -> None:
+    """Each way takes its own steps, limited as they should be, and no last event is due before the socket is closed.
+    Where it waits for the peer, the peer's end and the time limit both end that.
+    """
+    subject = of(happened)
+    assert subject.machine.ready is ready
+    assert subject.machine.due() is None
+    assert subject.carry_out() == steps
+    if not subject.machine.shut:
+        assert subject.machine.due() is None
+        subject.do(ending)
+        assert subject.carry_out() == [SHUT]
+        if ready is OPEN and ending == "peer_ends":
+            assert subject.take() is Due.BOTH_ENDED
+    assert (subject.machine.step(), subject.machine.limit()) == (Step.NOTHING, None)
+    assert subject.events_and_states() == events
+    assert subject.machine.is_over()
+    assert subject.machine.opened is happened.startswith("connect")
+
+
+HALF_OPEN = [
+    pytest.param("connect peer_ends deliver send finish", [BOTH], [SEND, *ends(Limit.LINGER, waits=False), SHUT]),
+    pytest.param("connect finish peer_ends", [(Due.END, OPEN), BOTH], [*ends(Limit.LINGER, waits=False), SHUT]),
+    pytest.param("connect finish tell_peer peer_ends", [(Due.END, OPEN), BOTH], [SHUT]),
+]
+
+
+@pytest.mark.parametrize(("happened", "before", "steps"), HALF_OPEN)
+def test_end_of_both_sides_that_may_be_half_open(
+    happened: str, before: list[tuple[Due, ReadyState]], steps: list[tuple[Step, Limit | None]]
+) -> None:
+    """Whichever side ends first, it closes when both have, and what was sent goes out before the peer is told."""
+    subject = of(happened, half_open=True)
+    assert subject.events_and_states() == before
+    assert subject.carry_out() == steps
+    assert subject.events_and_states() == CLOSE
+
+
+def test_half_open() -> None:
+    """The peer's end is told once and closes nothing: what is sent goes out still, until the program ends too."""
+    subject = of("connect receive peer_ends", half_open=True)
+    assert subject.events_and_states() == [(Due.DATA, OPEN), (Due.END, OPEN)]
+    assert subject.machine.peer_side is PeerSide.TOLD
+    subject.do("peer_ends")  # it is known
+    assert subject.events() == ""
+    assert subject.do("send").carry_out() == [SEND]
+    assert not subject.machine.reads()
+
+
+def test_own_end_alone() -> None:
+    """The peer is told when all is sent, without a time limit, and may go on sending."""
+    subject = of("connect send finish finish", half_open=True)
+    assert subject.carry_out() == [SEND, (Step.END_OUTPUT, None)]
+    assert subject.do("finish").machine.own_side is OwnSide.TOLD
+    assert subject.carry_out() == []
+    assert subject.machine.reads()
+    assert subject.do("receive").events() == "data"
+
+
+def test_what_a_failure_tells_the_peer_is_not_what_the_program_has_said() -> None:
+    subject = of("connect fail tell_peer")
+    assert subject.machine.own_side is OwnSide.CUT_OFF
+    assert not subject.machine.has_finished()
+    assert subject.do("finish").machine.own_side is OwnSide.TOLD
+    assert of("connect finish fail tell_peer").machine.has_finished()
+
+
+def test_failure_where_one_side_has_ended() -> None:
+    """Half-open too, a failure ends it, and the peer's end is told first."""
+    subject = of("connect fail peer_ends", half_open=True)
+    assert subject.carry_out() == [*ends(Limit.FAILURE, waits=False), SHUT]
+    assert subject.events() == "end error close"
+
+
+ORDER = [
+    pytest.param("open receive peer_ends", "open data both_ended", id="open first"),
+    pytest.param("open send_much hand_over receive", "open drain data", id="drain behind open"),
+    pytest.param("connect begin_tls send_much end_handshake hand_over receive", "secure drain data", id="secure first"),
+    pytest.param("connect receive receive peer_ends", "data data both_ended", id="end behind data"),
+    pytest.param("connect receive fail lose end", "data error close", id="error behind data"),
+    pytest.param("connect receive peer_ends fail lose end", "data both_ended error close", id="error behind the end"),
+    pytest.param("open begin_tls end_handshake", "open secure", id="secure behind open"),
+    pytest.param("connect receive cut_off end", "data error close", id="data before it was cut off"),
+    pytest.param("connect receive close", "", id="no data after close"),
+    pytest.param("open close lose end", "open close", id="open, though closed"),
+    pytest.param("open reset end", "open error close", id="open, though lost"),
+    pytest.param("open give_up end", "open close", id="open, though given up"),
+    pytest.param("connect begin_tls end_handshake close lose end", "secure close", id="secure, though closed"),
+    pytest.param("connect begin_tls close end_handshake", "", id="not secure once closed"),
+    pytest.param("in_handshake end_handshake open", "open", id="not secure if so from the start"),
+    pytest.param("reset end", "error close", id="not open"),
+    pytest.param("connect receive fail close lose end", "error close", id="closed after it failed"),
+]
+
+
+@pytest.mark.parametrize(("happened", "events"), ORDER)
+def test_order_of_events(happened: str, events: str) -> None:
+    """Open, then secure, drain, data and the end as they come; error and close are last, once each."""
+    subject = of(happened)
+    assert subject.events() == events
+    assert subject.events() == ""
+
+
+SUSPENDED = [
+    pytest.param("receive", "", "data", id="data"),
+    pytest.param("receive peer_ends", "", "data both_ended", id="the end"),
+    pytest.param("peer_ends", "", "both_ended", id="the end alone"),
+    pytest.param("receive reset end", "", "data error close", id="a loss behind data"),
+    pytest.param("receive peer_ends reset end", "", "data both_ended error close", id="a loss behind data and the end"),
+    pytest.param("peer_ends reset end", "", "both_ended error close", id="a loss behind the end"),
+    pytest.param("reset end", "error close", "", id="a loss alone"),
+    pytest.param("receive send_much reset end", "error close", "", id="a loss with a drain owed"),
+    pytest.param("peer_ends send_much reset end", "error close", "", id="a loss with a drain owed, after the end"),
+    pytest.param("receive send_much fail fail lose end", "error close", "", id="two failures with a drain owed"),
+    pytest.param("receive send_much fail", "", "data", id="a drain lost, and reading goes on"),
+    pytest.param("receive send_much hand_over reset end", "error close", "", id="a loss with a drain due"),
+    pytest.param("receive send_much hand_over", "drain", "data", id="a drain"),
+    pytest.param("receive send_much hand_over deliver reset end", "", "data error close", id="a loss after the drain"),
+    pytest.param("receive close lose end", "close", "", id="closed"),
+    pytest.param("receive give_up end", "close", "", id="given up"),
+    pytest.param("begin_tls end_handshake receive", "secure", "data", id="secure"),
+]
+
+
+@pytest.mark.parametrize(("happened", "suspended", "resumed"), SUSPENDED)
+def test_suspension(happened: str, suspended: str, resumed: str) -> None:
+    """Data waits, and what came behind it, until resumed as often as suspended; a drain or what nothing is before does
+    not, nor does a failure by which a drain can come no more, which the program may have suspended for.
+    """
+    subject = of("connect suspend suspend").do(happened)
+    assert subject.events() == suspended
+    assert subject.do("resume").events() == ""
+    assert subject.do("resume").events() == resumed
+    assert not subject.machine.resume()
+
+
+def test_suspended_before_it_is_open() -> None:
+    """Open is told; what follows waits."""
+    subject = of("suspend open receive")
+    assert subject.events() == "open"
+    assert subject.do("resume").events() == "data"
+
+
+def test_lost_drain_without_suspension() -> None:
+    """Where nothing holds it up, what was received comes before the error, drain or not."""
+    subject = of("connect receive receive send_much reset end")
+    assert subject.take() is Due.DATA
+    subject.do("suspend")  # and waits for the drain that can come no more
+    assert subject.events() == "error close"
+
+
+def test_drain() -> None:
+    """It is due when nothing is buffered, is put off when there is more, and is told once, in closing too."""
+    subject = of("connect send_much")
+    assert subject.events() == ""
+    subject.do("hand_over send")
+    assert subject.events() == ""
+    assert subject.do("close hand_over").events() == "drain"
+    assert subject.events() == ""
+
+
+@pytest.mark.parametrize("ending", ["give_up", "fail"])
+def test_no_drain_of_what_is_dropped(ending: str) -> None:
+    subject = of("connect send_much").do(ending)
+    assert subject.outgoing.amount == 0
+    assert subject.events() == ""
+
+
+def test_failing_keeps_what_was_received() -> None:
+    """And makes room for the rest, which is read until the peer's end."""
+    subject = of("connect receive fail")
+    assert subject.incoming.roomy
+    assert subject.machine.reads()
+    assert subject.events() == "data"
+
+
+@pytest.mark.parametrize("ending", ["close", "give_up"])
+def test_closing_discards_what_was_received(ending: str) -> None:
+    assert of("connect receive").do(ending).incoming.count == 0
+
+
+def test_release() -> None:
+    """Nothing is sent any more."""
+    subject = of("connect send_much")
+    subject.machine.release()
+    assert subject.machine.ready is CLOSED
+    assert subject.outgoing.amount == 0
+
+
+STIRS = ["close", "give_up", "open", "peer_ends", "peer_ends deliver", "reset", "finish"]
+
+
+@pytest.mark.parametrize(("first", "second"), list(product(STIRS, repeat=2)))
+def test_ready_state_never_goes_back(first: str, second: str) -> None:
+    """Whatever happens after something has, and after it was told that it is closed."""
+    subject = of("connect")
+    ready = [OPEN]
+    for word in f"{first} {second} lose end".split():
+        subject.take() if word == "deliver" else subject.do(word)
+        ready.append(subject.machine.ready)
+    ready += [state for _, state in subject.events_and_states()]
+    for word in ("close", "give_up"):
+        ready.append(subject.do(word).machine.ready)
+    subject.machine.open()
+    ready.append(subject.machine.ready)
+    assert ready == sorted(ready, key=STATES.index)
+
+
+def test_order_of_ready_states() -> None:
+    """And each equals its name."""
+    assert list(STATES) == ["connecting", "open", "closing", "closed"]
+    assert [(a, b) for a, b in product(STATES, repeat=2) if a.precedes(b)] == [
+        (a, b) for i, a in enumerate(STATES) for b in STATES[i + 1 :]
+    ]
+    assert f"{OPEN}" == str(OPEN) == "open"
+
+
+@pytest.mark.parametrize("word", ["open", "close", "give_up"])
+def test_closed_for_good(word: str) -> None:
+    subject = of("connect give_up end")
+    assert subject.events() == "close"
+    subject.machine.open() if word == "open" else subject.do(word)
+    assert subject.machine.ready is CLOSED
+    assert subject.events() == ""
+
+
+MATTERS = [
+    ("", True),
+    ("connect", True),
+    ("connect peer_ends", True),
+    ("connect close", False),
+    ("connect send close", True),
+    ("connect fail close", True),
+    ("connect peer_ends deliver", False),
+]
+
+
+@pytest.mark.parametrize(("happened", "matters"), MATTERS)
+def test_whether_a_loss_matters(happened: str, matters: bool) -> None:
+    """It does not once the program wants no more, all it sent is out, and nothing has failed."""
+    assert of(happened).machine.matters() is matters
+
+
+# TLS
+
+IN_HANDSHAKE: list[tuple[str, Step, Limit | None]] = [
+    ("", Step.NOTHING, Limit.HANDSHAKE),
+    ("send", Step.SEND, Limit.HANDSHAKE),
+    ("finish", Step.NOTHING, Limit.HANDSHAKE),
+    ("finish end_handshake", Step.END_OUTPUT, None),
+    ("end_handshake", Step.NOTHING, None),
+    ("send close", Step.SEND, Limit.HANDSHAKE),
+    ("send close end_handshake", Step.SEND, None),
+    ("close", Step.END_OUTPUT, Limit.LINGER),
+    ("close tell_peer", Step.LINGER, Limit.LINGER),
+    ("finish close", Step.END_OUTPUT, Limit.LINGER),
+    ("give_up", Step.SHUT, None),
+    ("reset", Step.SHUT, None),
+    ("reset end", Step.NOTHING, None),
+    ("fail_tls", Step.END_OUTPUT, Limit.ALERT),
+    ("fail", Step.END_OUTPUT, Limit.FAILURE),
+]
+
+
+@pytest.mark.parametrize(("happened", "step", "limit"), IN_HANDSHAKE)
+def test_in_a_handshake(happened: str, step: Step, limit: Limit | None) -> None:
+    """The program's end waits for it, but in closing, and so does what is sent; it is limited as long as it counts."""
+    machine = of("connect begin_tls").do(happened).machine
+    assert (machine.step(), machine.limit()) == (step, limit)
+
+
+def test_security() -> None:
+    subject = of("connect")
+    assert subject.machine.security is Security.NONE
+    assert subject.do("begin_tls").machine.security is Security.HANDSHAKE
+    assert subject.do("end_handshake").machine.security is Security.UP
+    assert subject.events() == "secure"
+
+
+# Opening
+
+OPENINGS: list[tuple[Opening, Limit | None, bool]] = [
+    (Opening.CONNECT, None, True),
+    (Opening.HEADER, Limit.HEADER, True),
+    (Opening.HANDSHAKE, Limit.HANDSHAKE, True),
+    (Opening.ADMISSION, None, False),
+    (Opening.ADMITTED, None, True),
+]
+
+
+@pytest.mark.parametrize(("opening", "limit", "reads"), OPENINGS)
+def test_opening(opening: Opening, limit: Limit | None, reads: bool) -> None:
+    """What is limited and what is read before it is open; that who waits to be admitted is not read from, and that
+    nothing is wanted of the socket, however much is buffered.
+    """
+    subject = of("send")
+    machine = subject.machine
+    machine.go_on_to(opening)
+    assert machine.opening is opening
+    assert (machine.ready, machine.opened) == (CONNECTING, False)
+    assert (machine.step(), machine.limit(), machine.reads()) == (Step.NOTHING, limit, reads)
+    assert machine.due() is None
+    subject.do("open")
+    assert (machine.opening, machine.ready, machine.opened) == (Opening.DONE, OPEN, True)
+    assert (machine.limit(), machine.reads()) == (None, True)
+
+
+def test_failing_before_it_is_admitted() -> None:
+    """Then the peer's end is read, as without admission."""
+    subject = of("begin_tls end_handshake")
+    subject.machine.go_on_to(Opening.ADMISSION)
+    assert subject.do("fail_tls").machine.reads()
+    assert subject.carry_out() == ends(Limit.ALERT)
+    assert subject.do("lose").carry_out() == [SHUT]
+    assert subject.events() == "error close"
+
+
+# Reading, and streams
+
+READS: list[tuple[str, bool, bool]] = [
+    ("", True, False),
+    ("connect", True, False),
+    ("connect suspend", True, False),
+    ("connect receive", True, False),
+    ("connect peer_ends", False, False),
+    ("connect peer_ends deliver", False, False),
+    ("connect close", True, False),
+    ("connect close peer_ends", False, False),
+    ("connect give_up", False, False),
+    ("connect fail", True, False),
+    ("connect reset", False, False),
+    ("connect reset end", False, False),
+    ("connect end", False, False),
+    ("stream", True, False),
+    ("stream connect", False, True),
+    ("stream connect suspend", False, True),
+    ("stream connect begin_tls", True, False),
+    ("stream connect begin_tls end_handshake", False, True),
+    ("stream connect close", True, False),
+    ("stream connect fail", True, False),
+    ("stream connect end", False, False),
+    ("stream connect peer_ends", False, True),
+    ("stream connect give_up", False, False),
+]
+
+
+@pytest.mark.parametrize(("happened", "reads", "is_streaming"), READS)
+def test_who_reads(happened: str, reads: bool, is_streaming: bool) -> None:
+    """Never both; nobody what can bring nothing more."""
+    machine = of(happened).machine
+    assert (machine.reads(), machine.is_streaming()) == (reads, is_streaming)
+
+
+STREAMS = [
+    pytest.param("open stream", "open", id="open"),
+    pytest.param("connect stream begin_tls end_handshake", "secure", id="secure"),
+    pytest.param("connect receive stream", "", id="data"),
+    pytest.param("connect receive stream peer_ends", "", id="the end"),
+    pytest.param("connect stream send_much hand_over", "drain", id="drain"),
+    pytest.param("connect receive stream peer_ends reset end", "error close", id="a loss, told at once"),
+    pytest.param("connect receive suspend stream reset end", "error close", id="and though suspended"),
+    pytest.param("connect stream peer_ends finish tell_peer", "", id="both ends"),
+]
+
+
+@pytest.mark.parametrize("half_open", [False, True])
+@pytest.mark.parametrize(("happened", "events"), STREAMS)
+def test_streams(happened: str, events: str, half_open: bool) -> None:
+    """A stream takes the data and the peer's end, and closes; the other events are told."""
+    subject = of(happened, half_open=half_open)
+    assert subject.events() == events
+    assert subject.machine.step() is Step.NOTHING
+
+
+def test_stream_after_the_peers_end() -> None:
+    """It closes then, and not the end of both."""
+    subject = of("connect peer_ends deliver stream finish", half_open=True)
+    assert not subject.machine.have_both_ended()
+    assert subject.events() == ""
+    assert subject.do("close").carry_out() == [*ends(Limit.LINGER, waits=False), SHUT]
+
+
+# The model
+
+
+class Expected:
+    """What has happened to a connection, written down, and what has to follow."""
+
+    def __init__(self, *, half_open: bool) -> None:
+        self.half_open = half_open
+        self.ready = CONNECTING
+        self.opening = Opening.CONNECT
+        self.news: list[Due] = []
+        self.unheard: list[Due] = []  # what came from the peer, in its order: data, and at last its end
+        self.unsent = 0
+        self.suspended = 0
+        self.drain_owed = self.drain_lost = False
+        self.streams = self.handshaking = self.shut = self.hopeless = False
+        self.peer_ended = self.heard_end = self.said_all = self.told_peer = False
+        self.failure = Failed.NO
+        self.told: list[Due] = []
+
+    def due(self) -> Due | None:
+        if self.news:
+            return self.news[0]
+        if self.drain_owed and not self.unsent:
+            return Due.DRAIN
+        if self.handlers_take() and not self.suspended:
+            if self.unheard:
+                return self.unheard[0]
+            if self.heard_end and self.said_all:
+                return Due.BOTH_ENDED
+        return self.last_due()
+
+    def handlers_take(self) -> bool:
+        return self.ready is OPEN and not self.streams
+
+    def last_due(self) -> Due | None:
+        held = self.handlers_take() and self.unheard and not (self.suspended and self.drain_lost)
+        if not self.shut or held:
+            return None
+        last = [Due.CLOSE] if self.failure is Failed.NO else [Due.ERROR, Due.CLOSE]
+        return next((due for due in last if due not in self.told), None)
+
+    def is_ending(self) -> bool:
+        return self.ready in (CLOSING, CLOSED) or self.failure is not Failed.NO
+
+    def step(self) -> Step:
+        """The first of what is left to be done."""
+        if self.shut or not (self.is_ending() or self.ready is OPEN):
+            return Step.NOTHING
+        if not self.is_ending():
+            tells = self.said_all and not self.told_peer and not self.handshaking
+            return Step.SEND if self.unsent else Step.END_OUTPUT if tells else Step.NOTHING
+        left = [(Step.SEND, self.unsent), (Step.END_OUTPUT, not self.told_peer), (Step.LINGER, not self.peer_ended)]
+        return Step.SHUT if self.hopeless else next((step for step, wanted in left if wanted), Step.SHUT)
+
+    def limit(self) -> Limit | None:
+        if self.hopeless:
+            return None
+        if self.ready is CONNECTING and not self.is_ending():
+            return {Opening.HEADER: Limit.HEADER, Opening.HANDSHAKE: Limit.HANDSHAKE}.get(self.opening)
+        if self.is_ending() and self.step() in (Step.END_OUTPUT, Step.LINGER):
+            return {Failed.NO: Limit.LINGER, Failed.NETWORK: Limit.FAILURE, Failed.TLS: Limit.ALERT}[self.failure]
+        return Limit.HANDSHAKE if self.handshaking and not self.shut else None
+
+    def is_streaming(self) -> bool:
+        return self.handlers_gave_way() and not self.handshaking and not self.shut
+
+    def handlers_gave_way(self) -> bool:
+        return self.streams and self.ready is OPEN and self.failure is Failed.NO
+
+    def reads(self) -> bool:
+        admits = self.opening is not Opening.ADMISSION or self.failure is not Failed.NO
+        return self.can_come() and admits and not self.is_streaming()
+
+    def can_come(self) -> bool:
+        """Whether the peer can still be heard."""
+        return not (self.shut or self.hopeless or self.peer_ended)
+
+
+class Run:
+    """A connection that anything happens to which can, each input in its own method, beside what is expected of it.
+
+    An input that cannot happen now is left out.
+
+    :param stages: what comes before the connection is open
+    :param adopted: whether a server has accepted the connection, which so is open before anything runs
+    """
+
+    def __init__(self, *, half_open: bool, stages: tuple[Opening, ...], adopted: bool) -> None:
+        self.subject = Subject(half_open=half_open)
+        self.machine = self.subject.machine
+        self.expected = Expected(half_open=half_open)
+        self.stages = list(stages)
+        self.adopted = adopted
+        self.runs = False  # whether events are delivered
+        self.closed = self.gave_up = self.owed = self.secured = False
+        self.seen = CONNECTING
+        if adopted:
+            self.machine.open()
+            self.expected.ready = OPEN
+
+    # The opening
+
+    def progress(self) -> None:
+        """It comes as far as the next of its stages."""
+        expected = self.expected
+        if self.runs or expected.shut:
+            return
+        if self.adopted:
+            self.start()
+        elif not expected.is_ending():
+            self.go_on()
+
+    def start(self) -> None:
+        """What was accepted runs; by now it may have been closed."""
+        self.runs = True
+        if self.expected.ready is OPEN and not self.expected.hopeless:
+            self.open()
+
+    def go_on(self) -> None:
+        expected = self.expected
+        if expected.opening is Opening.HANDSHAKE:
+            self.machine.end_handshake()
+            expected.handshaking = False
+        if expected.opening is Opening.ADMISSION:
+            self.reach(Opening.ADMITTED)
+        elif self.stages:
+            self.reach(self.stages.pop(0))
+        else:
+            self.open()
+
+    def open(self) -> None:
+        self.subject.open()
+        expected = self.expected
+        expected.ready, expected.opening, expected.news = OPEN, Opening.DONE, [Due.OPEN]
+        self.runs = True
+
+    def reach(self, opening: Opening) -> None:
+        self.machine.go_on_to(opening)
+        self.expected.opening = opening
+        if opening is Opening.HANDSHAKE:
+            self.machine.begin_tls()
+            self.expected.handshaking = self.secured = True
+
+    # The program
+
+    def send(self, data: bytes = LITTLE) -> None:
+        expected = self.expected
+        if expected.ready is not OPEN or (expected.said_all and expected.failure is Failed.NO):
+            return
+        owed = not self.subject.outgoing.append(data)
+        if expected.failure is Failed.NO:
+            expected.unsent += len(data)
+            assert owed == (expected.unsent > BUFFER_THRESHOLD)
+            expected.drain_owed = expected.drain_owed or owed
+        self.owed = self.owed or owed
+
+    def send_much(self) -> None:
+        self.send(MUCH)
+
+    def suspend(self) -> None:
+        self.machine.suspend()
+        self.expected.suspended += 1
+
+    def resume(self) -> None:
+        assert self.machine.resume() is (self.expected.suspended > 0)
+        self.expected.suspended = max(self.expected.suspended - 1, 0)
+
+    def close(self) -> None:
+        if self.expected.ready is CONNECTING:
+            self.give_up()
+        elif self.expected.ready is OPEN:
+            self.machine.close()
+            self.expect_closing()
+
+    def give_up(self) -> None:
+        if self.expected.ready is CLOSED:
+            return
+        self.machine.give_up()
+        self.expect_closing()
+        self.gave_up = self.expected.hopeless = True
+        self.expect_dropped()
+
+    def expect_closing(self) -> None:
+        self.closed = True
+        self.expected.ready = CLOSING
+        self.expected.unheard = []
+
+    def expect_dropped(self) -> None:
+        self.expected.unsent, self.expected.drain_owed = 0, False
+
+    def finish(self) -> None:
+        """And close, if the other side had ended before."""
+        if self.expected.ready is OPEN:
+            self.machine.finish()
+            self.expected.said_all = True
+            both = self.expected.heard_end and not self.expected.streams
+            assert self.machine.have_both_ended() is both
+            if both:
+                self.close()
+
+    def begin_tls(self) -> None:
+        """What was received belongs to it."""
+        expected = self.expected
+        ended = expected.said_all or expected.heard_end
+        if self.runs and expected.ready is OPEN and not self.secured and not ended and not expected.shut:
+            self.secured = expected.handshaking = True
+            self.machine.begin_tls()
+            self.subject.incoming.count = 0
+            expected.unheard = [due for due in expected.unheard if due is not Due.DATA]
+
+    def begin_stream(self) -> None:
+        if self.expected.ready in (CONNECTING, OPEN):
+            self.machine.streams = self.expected.streams = True
+
+    # The socket
+
+    def receive(self) -> None:
+        """Data, which is for the handlers if they are to have it, and counts for nothing in closing."""
+        expected = self.expected
+        if self.runs and expected.can_come() and not expected.handshaking and expected.ready is OPEN:
+            self.subject.receive()
+            expected.unheard.append(Due.DATA)
+
+    def peer_ends(self) -> None:
+        """In a handshake that is a failure, as is the end of what was to come before the connection is open."""
+        expected = self.expected
+        if not expected.can_come() or (self.adopted and not self.runs):
+            return
+        if expected.opening is Opening.ADMISSION and expected.failure is Failed.NO:
+            return  # nobody reads
+        if expected.ready is CONNECTING or expected.handshaking:
+            self.fail_if_it_matters(Failed.NETWORK)
+        self.machine.end_peer_side()
+        expected.peer_ended = True
+        if expected.ready is OPEN:
+            expected.unheard.append(Due.BOTH_ENDED if not expected.half_open else Due.END)
+
+    def cut_off(self) -> None:
+        """The peer ends without the end of TLS."""
+        if self.secured and self.runs and self.expected.ready is OPEN and self.expected.can_come():
+            self.fail(Failed.NETWORK)
+            self.peer_ends()
+
+    def end_handshake(self) -> None:
+        expected = self.expected
+        possible = expected.handshaking and expected.can_come() and expected.failure is Failed.NO
+        if self.runs and possible:
+            self.machine.end_handshake()
+            expected.handshaking = False
+            if expected.ready is OPEN:
+                expected.news.append(Due.SECURE)
+
+    def hand_over(self, *, part: bool = False) -> None:
+        """Some or all of what is to be sent, which in a handshake waits."""
+        expected = self.expected
+        if expected.step() is Step.SEND and not expected.handshaking:
+            count = expected.unsent // 2 + 1 if part else expected.unsent
+            self.subject.outgoing.advance(count)
+            expected.unsent -= count
+
+    def hand_over_part(self) -> None:
+        self.hand_over(part=True)
+
+    def tell_peer(self) -> None:
+        if self.expected.step() is Step.END_OUTPUT:
+            self.machine.tell_peer()
+            self.expected.told_peer = True
+            self.expected.said_all |= self.expected.failure is Failed.NO
+
+    def fail(self, failed: Failed) -> None:
+        expected = self.expected
+        self.machine.fail(failed)
+        expected.failure = failed
+        expected.drain_lost = expected.drain_lost or expected.drain_owed
+        self.expect_dropped()
+
+    def fail_if_it_matters(self, failed: Failed) -> None:
+        expected = self.expected
+        matters = expected.ready is not CLOSING or expected.unsent > 0 or expected.failure is not Failed.NO
+        assert self.machine.matters() is matters
+        if matters:
+            self.fail(failed)
+
+    def fail_sending(self) -> None:
+        if self.expected.step() is Step.SEND:
+            self.fail(Failed.NETWORK)
+
+    def fail_tls(self) -> None:
+        if self.secured and not self.expected.shut and not self.expected.hopeless:
+            self.fail_if_it_matters(Failed.TLS)
+
+    def lose(self) -> None:
+        if not self.expected.shut and not self.expected.hopeless:
+            self.fail_if_it_matters(Failed.NETWORK)
+            self.machine.lose()
+            self.expected.hopeless = True
+
+    def time_is_over(self) -> None:
+        """Of whatever is limited."""
+        limit = self.expected.limit()
+        if limit in (Limit.HEADER, Limit.HANDSHAKE):
+            self.lose()
+        elif limit is not None:
+            self.machine.lose()
+            self.expected.hopeless = True
+
+    def shut(self) -> None:
+        if self.expected.step() is Step.SHUT:
+            self.machine.end()
+            self.expected.shut = self.runs = True
+
+    # The driver
+
+    def deliver(self) -> None:
+        """Take what is due."""
+        if not self.runs:
+            return
+        due = self.machine.due()
+        assert due is self.expected.due()
+        if due is not None:
+            self.check_order(due)
+            self.subject.take()
+            self.expect_told(due)
+
+    def expect_told(self, due: Due) -> None:
+        expected = self.expected
+        expected.told.append(due)
+        if due in (Due.OPEN, Due.SECURE):
+            expected.news.pop(0)
+        elif due is Due.DRAIN:
+            expected.drain_owed = False
+        elif due in (Due.ERROR, Due.CLOSE):
+            expected.ready = CLOSED
+        else:
+            expected.unheard = expected.unheard[1:]
+            expected.heard_end = expected.heard_end or due is not Due.DATA
+            if due is Due.BOTH_ENDED:
+                expected.ready = CLOSING
+
+    def check_order(self, due: Due) -> None:
+        """What holds for what is told, whatever has happened."""
+        told = self.expected.told
+        assert Due.CLOSE not in told
+        assert Due.ERROR not in told or due is Due.CLOSE
+        assert due in (Due.DRAIN, Due.DATA) or due not in told
+        assert (due is Due.OPEN) <= (not told)
+        # One that was accepted may be used, and closed, before it runs: then it has a drain, and is never told as open.
+        assert Due.OPEN in told or due in (Due.OPEN, Due.DRAIN, Due.ERROR, Due.CLOSE)
+        if due is Due.DATA:
+            assert not (self.closed or self.expected.suspended or self.expected.streams)
+            assert not {Due.END, Due.BOTH_ENDED} & set(told)
+
+    # What always holds
+
+    def check(self) -> None:
+        """All the questions have the answers expected."""
+        machine, expected = self.machine, self.expected
+        assert machine.due() is expected.due()
+        assert machine.step() is expected.step()
+        assert machine.limit() is expected.limit()
+        assert machine.reads() is expected.reads()
+        assert machine.is_streaming() is expected.is_streaming()
+        assert machine.ready is expected.ready
+        assert self.seen is machine.ready or self.seen.precedes(machine.ready)
+        self.seen = machine.ready
+
+    def check_asking(self) -> None:
+        """Asking changes nothing, and has the same answer twice."""
+        before = self.snapshot()
+        assert self.ask() == self.ask()
+        assert self.snapshot() == before
+
+    def ask(self) -> tuple[object, ...]:
+        machine = self.machine
+        questions: tuple[Callable[[], object], ...] = (
+            machine.due,
+            machine.step,
+            machine.limit,
+            machine.reads,
+            machine.is_streaming,
+            machine.matters,
+            machine.takes_data,
+            machine.have_both_ended,
+            machine.is_over,
+        )
+        return tuple(question() for question in questions)
+
+    def snapshot(self) -> tuple[object, ...]:
+        subject = self.subject
+        outgoing, incoming = subject.outgoing, subject.incoming
+        slots = [getattr(self.machine, name) for name in Machine.__slots__]
+        return (*slots, outgoing.amount, outgoing.drain_owed, outgoing.dropped, incoming.count, incoming.roomy)
+
+    # The end
+
+    def drive(self, *, peer_ends: bool) -> None:
+        """Do what is wanted and take what is due, until nothing more is. Whoever waits waits for the peer, or its end
+        does not come, and then there is a time limit.
+        """
+        if self.adopted:
+            self.progress()
+        for _ in range(40):
+            before = self.snapshot()
+            self.deliver()
+            step = self.machine.step()
+            if step is Step.LINGER:
+                assert self.machine.limit() is not None
+                self.peer_ends() if peer_ends else self.time_is_over()
+            elif step is Step.SEND and self.expected.handshaking:
+                assert self.machine.limit() is Limit.HANDSHAKE
+                self.time_is_over()
+            else:
+                self.hand_over()
+                self.tell_peer()
+                self.shut()
+            self.check()
+            if self.snapshot() == before:
+                return
+        raise AssertionError("it goes on for ever")
+
+    def complete(self, *, peer_ends: bool) -> None:
+        """It comes to an end if it closes or has failed, without what was suspended first, and then with it."""
+        self.drive(peer_ends=peer_ends)
+        self.check_rest()
+        while self.expected.suspended:
+            self.resume()
+        self.drive(peer_ends=peer_ends)
+        self.check_rest()
+        assert (self.machine.shut and self.machine.is_over()) or not self.expected.is_ending()
+        assert self.machine.is_over() is (Due.CLOSE in self.expected.told)
+
+    def check_rest(self) -> None:
+        """Only suspension holds up the end, an owed drain was delivered unless it could not, and errors are told."""
+        expected, told = self.expected, self.expected.told
+        if expected.is_ending():
+            assert self.machine.shut
+            assert self.machine.is_over() or (expected.suspended and expected.unheard)
+        if self.owed and self.runs:
+            assert Due.DRAIN in told or self.gave_up or expected.failure is not Failed.NO
+            assert not self.subject.outgoing.drain_owed
+        if self.machine.is_over():
+            assert told[-1] is Due.CLOSE
+            assert (Due.ERROR in told) is (expected.failure is not Failed.NO)
+
+
+INPUTS: tuple[Callable[[Run], None], ...] = (
+    Run.progress,
+    Run.send,
+    Run.send_much,
+    Run.suspend,
+    Run.resume,
+    Run.close,
+    Run.give_up,
+    Run.finish,
+    Run.begin_tls,
+    Run.begin_stream,
+    Run.receive,
+    Run.peer_ends,
+    Run.cut_off,
+    Run.end_handshake,
+    Run.hand_over,
+    Run.hand_over_part,
+    Run.tell_peer,
+    Run.fail_sending,
+    Run.fail_tls,
+    Run.lose,
+    Run.time_is_over,
+    Run.shut,
+    Run.deliver,
+)
+NAMES = [function.__name__ for function in INPUTS]
+STAGES: list[tuple[Opening, ...]] = [
+    (),
+    (Opening.HEADER,),
+    (Opening.HANDSHAKE,),
+    (Opening.ADMISSION,),
+    (Opening.HEADER, Opening.HANDSHAKE, Opening.ADMISSION),
+]
+
+
+class AnySequence(RuleBasedStateMachine):
+    """Any sequence of inputs, against the model."""
+
+    run: Run | None = None
+
+    @initialize(half_open=st.booleans(), stages=st.sampled_from(STAGES), adopted=st.booleans(), opens=st.booleans())
+    def begin(self, half_open: bool, stages: tuple[Opening, ...], adopted: bool, opens: bool) -> None:
+        self.run = Run(half_open=half_open, stages=stages, adopted=adopted)
+        while opens and not self.run.runs:
+            self.run.progress()
+
+    @rule(name=st.sampled_from(NAMES))
+    def happens(self, name: str) -> None:
+        assert self.run is not None
+        getattr(self.run, name)()
+
+    @rule(peer_ends=st.booleans())
+    def goes_on(self, peer_ends: bool) -> None:
+        """As far as it comes by itself."""
+        assert self.run is not None
+        self.run.drive(peer_ends=peer_ends)
+
+    @invariant()
+    def holds(self) -> None:
+        if self.run is not None:
+            self.run.check_asking()
+            self.run.check()
+
+    def teardown(self) -> None:
+        if self.run is not None:
+            self.run.complete(peer_ends=True)
+
+
+def test_model() -> None:
+    """Whatever happens, in whatever order: the answers are those of the model, asking changes nothing, and what closes
+    or fails comes to its end.
+    """
+    stateful.run_state_machine_as_test(AnySequence, settings=settings(max_examples=500, stateful_step_count=30))
+
+
+def walk(seed: int) -> Run:
+    """A random sequence of inputs, with the checks of the model after each, to its end."""
+    chance = random.Random(seed)
+    run = Run(half_open=chance.random() < 0.5, stages=chance.choice(STAGES), adopted=chance.random() < 0.2)
+    for _ in range(chance.randrange(4)):
+        run.progress()
+    inputs = chance.choices(INPUTS, k=chance.randrange(25))
+    for function in inputs:
+        function(run)
+        run.check()
+    run.complete(peer_ends=chance.random() < 0.5)
+    return run
+
+
+@pytest.mark.timeout(60)
+def test_random_walk() -> None:
+    """The same in many more sequences; and each event, and both ways of failing, are among what they come to."""
+    reached: set[object] = set()
+    for seed in range(WALKS):
+        try:
+            run = walk(seed)
+        except AssertionError as exc:
+            raise AssertionError(f"walk({seed})") from exc
+        reached.update(run.expected.told, [run.expected.failure])
+    assert reached == {*Due, *Failed}
+
+
+# Its place
+
+WITH_IO = {"anyio", "socket", "ssl", "asyncio", "trio", "select", "selectors"}
+
+
+def imported(path: Path) -> set[str]:
+    """What a module imports, by the first part of the name; modules of the package begin with a dot."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            first = (node.module or "").split(".")[0]
+            names = [first] if first else [alias.name for alias in node.names]
+            found.update(f".{name}" if node.level else name for name in names)
+    return found
+
+
+def imported_in_the_end(path: Path) -> set[str]:
+    """And by way of other modules of the package."""
+    found: set[str] = set()
+    left = [path]
+    while left:
+        new = imported(left.pop()) - found
+        found |= new
+        left += [file for name in new if name[0] == "." and (file := path.parent / f"{name[1:]}.py").exists()]
+    return found
+
+
+def test_no_io() -> None:
+    """The rules import nothing that waits, nor a module of the package that does."""
+    path = Path(_machine.__file__)
+    assert not imported_in_the_end(path) & (WITH_IO | {"mozsocket"})
+    assert imported_in_the_end(path.with_name("_socket.py")) >= {"anyio", "ssl", "socket"}  # so it would be found
