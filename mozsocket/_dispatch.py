@@ -126,6 +126,7 @@ class Dispatcher:
         """Those that wait for more to do."""
         if self._spawned and self._tasks is not None:
             self._tasks.cancel_scope.cancel()
+        self._tasks = None  # none is started any more, while it is waited for these
 
     def cancel(self) -> None:
         """Cancel all that belongs to the source, itself included."""
@@ -157,8 +158,9 @@ class Dispatcher:
 
     async def _guard(self, what: str, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """The last line of defence: whatever a task raises ends this source in order, and nothing else."""
-        assert self._source is not None
         source = self._source
+        if source is None:
+            return  # it was over before this task had begun
         try:
             await function()
         except Exception as exc:
