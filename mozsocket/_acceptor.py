@@ -21,9 +21,9 @@ from ._dispatch import Dispatcher
 from ._errors import explain
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
-from ._listen import stop_listening
+from ._listen import listen, stop_listening
 from ._log import WarningLimit
-from ._options import ServerOptions
+from ._options import MAX_BACKLOG, ListenOptions
 from ._readiness import Watched
 from ._socket import TCPSocket, accepted
 from ._transport import Transport
@@ -49,7 +49,6 @@ _LOST = frozenset(getattr(errno, name) for name in _LOST_NAMES.split() if hasatt
 class Acceptor:
     """
     :param name: of the server's class, for its ``repr()``
-    :param port: what it listens on; 0 if that is yet to be found
     :param options: of the server and its connections
     :param listeners: what listens to its events
     :ivar options: as given
@@ -78,9 +77,9 @@ class Acceptor:
         "port",
     )
 
-    def __init__(self, name: str, port: int, options: ServerOptions, listeners: Listeners) -> None:
+    def __init__(self, name: str, options: ListenOptions, listeners: Listeners) -> None:
         self._name = name
-        self.port = port
+        self.port = options.port
         self.options = options
         self._listeners = listeners
         self.lifetime = Lifetime()
@@ -108,6 +107,20 @@ class Acceptor:
 
     # Before it runs
 
+    def bind(self) -> None:
+        """Begin to listen, unless others have.
+
+        :raises OSError: if the port cannot be listened on
+        """
+        if self.listening or self.is_closed:
+            return
+        options = self.options
+        try:
+            self.listen_on(listen(options.host, options.port, options.backlog or MAX_BACKLOG, options.reuse_port))
+        except BaseException:
+            self.end()
+            raise
+
     def listen_on(self, sockets: list[socket.socket], *, adopted: bool = False) -> None:
         """
         :param sockets: those that listen, on one port
@@ -134,7 +147,7 @@ class Acceptor:
         for listener in self.listening:
             if not self.is_closed:
                 self.dispatcher.spawn("accept loop", self._accept_from, listener)
-        while self.dispatcher.busy or self._connections or not self.is_closed:
+        while self.dispatcher.busy or self.has_connections or not self.is_closed:
             await self.lifetime.change()
             if self.dispatcher.cancelled:
                 self.dispatcher.pump()

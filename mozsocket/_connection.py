@@ -619,7 +619,8 @@ class Connection:
             self._forget_queued()
         if due is Due.ERROR:
             assert self.lifetime.failure is not None
-            self.lifetime.tell_failure(self._listeners.has("error"))
+            if self._listeners.has("error"):
+                self.lifetime.tell_failure()
             return self._listeners, TCPSocketErrorEvent("error", self._target, self.lifetime.failure)
         return self._listeners, Event(_TYPES[due], self._target)
 
@@ -694,7 +695,7 @@ class Connection:
 
     def _watch_reading(self) -> None:
         assert self._registration is not None and self.transport is not None
-        room = not self.inbox.count or self.inbox.has_room or self.machine.ready is not _OPEN
+        room = self.inbox.has_room or self.machine.ready is not _OPEN
         self._registration.read(room and self.machine.reads() and not self.transport.choked)
 
     def on_woken(self) -> bool:
@@ -811,8 +812,6 @@ class Connection:
 
     def _flush_answers(self, transport: Transport | TLSTransport) -> bool:
         """Hand over what TLS has to say for itself."""
-        if self._tls is None:
-            return True
         try:
             done = transport.flush()
             self.lifetime.notify()

@@ -15,28 +15,20 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
 import anyio.lowlevel
 
 from ._errors import TCPSocketError
-from ._unique import Unique
+from ._unique import Referable, Strict, Unique
 
 __all__ = (
     "Event",
     "EventHandler",
     "EventTarget",
     "Listeners",
-    "Referable",
     "Rest",
     "TCPSocketErrorEvent",
-    "listeners_of",
     "types_of",
 )
 
 TargetT = TypeVar("TargetT", bound="EventTarget", covariant=True)
 EventT = TypeVar("EventT", bound="Event[Any]")
-
-
-class Referable:
-    """Can be referred to weakly, as every public object can."""
-
-    __slots__ = ("__weakref__",)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -208,7 +200,7 @@ class Listeners:
             self.async_types -= {type}
 
 
-class EventTarget(Unique, Referable):
+class EventTarget(Unique, Strict, Referable):
     """What events are dispatched to (DOM): one handler of each type, then the listeners in order of adding."""
 
     __slots__ = ("_listeners",)
@@ -226,17 +218,8 @@ class EventTarget(Unique, Referable):
     def __init__(self) -> None:
         self._listeners = Listeners()
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """:raises AttributeError: if there is no such attribute, as of a handler that is misspelt"""
-        try:
-            object.__setattr__(self, name, value)
-        except AttributeError:
-            if hasattr(type(self), name):  # which cannot be set
-                raise
-            known = ", ".join(f"on{type_}" for type_ in self._types)
-            raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r}; its handlers are {known}", name=name, obj=self
-            ) from None
+    def _what_there_is(self) -> str:
+        return f"; its handlers are {', '.join(f'on{type_}' for type_ in self._types)}"
 
     def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None:
         """Have a function called with each event of a type, after the ``on…`` handler and the listeners added before.
@@ -266,11 +249,6 @@ class EventTarget(Unique, Referable):
     def _check_type(self, type_: str) -> None:
         if type_ not in self._types:
             raise ValueError(f"unknown event type {type_!r}: it must be one of {', '.join(self._types)}")
-
-
-def listeners_of(target: EventTarget) -> Listeners:
-    """What listens to the events of an object."""
-    return target._listeners
 
 
 def types_of(target: EventTarget) -> tuple[str, ...]:

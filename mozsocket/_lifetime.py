@@ -110,9 +110,9 @@ class Lifetime:
         """Note why the member has failed."""
         self.failure = failure
 
-    def tell_failure(self, told: bool = True) -> None:
+    def tell_failure(self) -> None:
         """Count the failure as told to the program."""
-        self._failure_told = self._failure_told or told
+        self._failure_told = True
 
     # Running. There are three owners, which differ in whom they tell what went wrong.
 

@@ -338,7 +338,7 @@ class Machine:
         outgoing = self.outgoing
         if outgoing.drain_owed and not outgoing.amount:
             return Due.DRAIN
-        if self.ready is _OPEN and not self.suspensions and not self.streams:
+        if self.ready is _OPEN and not self.suspensions and not self.streams:  # takes_data(), asked after each event
             if self.incoming.count:
                 return Due.DATA
             if self.peer_side is not _PEER_SIDE_OPEN and (due := self._due_of_ends()) is not None:
@@ -351,7 +351,7 @@ class Machine:
         return Due.BOTH_ENDED if self.have_both_ended() else None
 
     def _last_due(self) -> Due | None:
-        if not self._is_over() or self._told is Due.CLOSE:
+        if not self._has_told_the_rest() or self._told is Due.CLOSE:
             return None
         return Due.ERROR if self.failed is not Failed.NO and self._told is None else Due.CLOSE
 
@@ -382,7 +382,7 @@ class Machine:
         """Whether the program has said that there is no more to be sent."""
         return self.own_side in (OwnSide.FINISHED, OwnSide.TOLD)
 
-    def _is_over(self) -> bool:
+    def _has_told_the_rest(self) -> bool:
         """Whether the last events are due: it is shut, and what came before has been delivered to the handlers, for
         which it may have to be resumed. They wait for that no longer if the program is owed a drain, which can come no
         more: it may have suspended until then, and would wait for good.

@@ -8,19 +8,18 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._events import Referable
 from ._lifetime import Member
 from ._options import check_flag, takes
 from ._raised import is_of_cancellation, log_displaced
-from ._server import TCPServerSocket, acceptor_of, bind
+from ._server import TCPServerSocket, acceptor_of
 from ._socket import TCPSocket, connection_of
 from ._tasks import current_loop, ended, require_task
-from ._unique import Unique
+from ._unique import Referable, Strict, Unique
 
 __all__ = ("MozTCPSocket",)
 
 
-class MozTCPSocket(Unique, Referable):
+class MozTCPSocket(Unique, Strict, Referable):
     """Opens sockets and servers and owns them, as a task group owns tasks (MDN: ``navigator.mozTCPSocket``)::
 
         async with MozTCPSocket() as tcp:
@@ -45,19 +44,8 @@ class MozTCPSocket(Unique, Referable):
         self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
         self._members: set[Member] = set()
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """:raises AttributeError: if there is no such attribute, as of a handler"""
-        try:
-            super().__setattr__(name, value)
-        except AttributeError:
-            if hasattr(type(self), name):  # which cannot be set
-                raise
-            raise AttributeError(
-                f"{type(self).__name__} has no attribute {name!r}, and no events: those happen to what open() and"
-                f" listen() give",
-                name=name,
-                obj=self,
-            ) from None
+    def _what_there_is(self) -> str:
+        return ", and no events: those happen to what open() and listen() give"
 
     @property
     def cancel_scope(self) -> anyio.CancelScope:
@@ -99,8 +87,9 @@ class MozTCPSocket(Unique, Referable):
             raise PermissionError(
                 f"port {port}: ports below 1024 are for certified apps only; use MozTCPSocket(certified=True)"
             )
-        bind(server)
-        self._run(acceptor_of(server), tasks)
+        acceptor = acceptor_of(server)
+        acceptor.bind()
+        self._run(acceptor, tasks)
         return server
 
     def close(self) -> None:

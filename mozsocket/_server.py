@@ -9,11 +9,10 @@ from typing import TypeVar
 
 from ._acceptor import Acceptor
 from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
-from ._listen import listen
-from ._options import MAX_BACKLOG, AdoptListenerOptions, ListenOptions, ServerOptions, documents, shared, takes
+from ._options import AdoptListenerOptions, ListenOptions, ServerOptions, documents, shared, takes
 from ._socket import TCPSocket
 
-__all__ = ("TCPServerSocket", "TCPServerSocketEvent", "acceptor_of", "bind")
+__all__ = ("TCPServerSocket", "TCPServerSocketEvent", "acceptor_of")
 
 SelfT = TypeVar("SelfT", bound="TCPServerSocket")
 
@@ -50,7 +49,7 @@ class TCPServerSocket(EventTarget):
     :raises ValueError: if an argument is out of range
     """
 
-    __slots__ = ("_acceptor", "_backlog", "_host", "_reuse_port")
+    __slots__ = ("_acceptor",)
 
     onconnect: EventHandler[TCPServerSocketEvent] = EventHandler(
         "A connection has been accepted. Its ``data`` starts when the handler has returned."
@@ -60,10 +59,7 @@ class TCPServerSocket(EventTarget):
     @takes(ListenOptions)
     def __init__(self, options: ListenOptions) -> None:
         super().__init__()
-        self._acceptor = Acceptor(type(self).__name__, options.port, options, self._listeners)
-        self._host = options.host
-        self._backlog = options.backlog or MAX_BACKLOG
-        self._reuse_port = options.reuse_port
+        self._acceptor = Acceptor(type(self).__name__, options, self._listeners)
 
     @classmethod
     @takes(AdoptListenerOptions)
@@ -102,8 +98,8 @@ class TCPServerSocket(EventTarget):
         await self._acceptor.closed()
 
     async def __aenter__(self: SelfT) -> SelfT:
-        bind(self)
         acceptor = acceptor_of(self)
+        acceptor.bind()
         await acceptor.lifetime.enter(acceptor)
         return self
 
@@ -119,13 +115,3 @@ def acceptor_of(server: TCPServerSocket) -> Acceptor:
     if not acceptor.lifetime.started:
         acceptor.attach(server, partial(TCPServerSocketEvent, "connect", server))
     return acceptor
-
-
-def bind(server: TCPServerSocket) -> None:
-    """Begin to listen.
-
-    :raises OSError: if the port cannot be listened on
-    """
-    acceptor = server._acceptor
-    if not acceptor.listening and not acceptor.is_closed:
-        acceptor.listen_on(listen(server._host, acceptor.port, server._backlog, server._reuse_port))

@@ -127,9 +127,8 @@ class TCPSocket(EventTarget):
         return repr(self._connection)
 
     async def __aenter__(self: SelfT) -> SelfT:
-        if not self._connection.lifetime.started:
-            _attach(self, self._connection)
-        await self._connection.lifetime.enter(self._connection)
+        connection = connection_of(self)
+        await connection.lifetime.enter(connection)
         return self
 
     async def __aexit__(

@@ -18,10 +18,9 @@ from ._buffers import octets
 from ._connection import Connection
 from ._eagerness import Eagerness
 from ._errors import InvalidStateError, TCPSocketError
-from ._events import Referable
 from ._machine import Failed, OwnSide, PeerSide, ReadyState, Security
 from ._options import check_count
-from ._unique import Unique
+from ._unique import Referable, Unique
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -21,10 +21,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from ._events import Event, EventTarget, Referable, types_of
+from ._events import Event, EventTarget, types_of
 from ._socket import TCPSocket
 from ._transport import Transport, configure
-from ._unique import Unique
+from ._unique import Referable, Unique
 
 __all__ = ("EventRecorder", "Peer", "connected_pair", "connected_peer")
 

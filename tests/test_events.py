@@ -23,7 +23,7 @@ from mozsocket import (
     TCPSocketErrorEvent,
     TCPSocketEvent,
 )
-from mozsocket._events import Rest, listeners_of
+from mozsocket._events import Listeners, Rest
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +38,10 @@ class Bell(EventTarget):
 
     def __repr__(self) -> str:
         return "<Bell>"
+
+
+def listeners_of(target: EventTarget) -> Listeners:
+    return target._listeners
 
 
 def ring(bell: Bell) -> Rest | None:

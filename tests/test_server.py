@@ -18,7 +18,7 @@ import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute
 
-from mozsocket import MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError, _acceptor, _server
+from mozsocket import MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError, _acceptor
 from mozsocket.testing import EventRecorder
 
 from .conftest import open_descriptors
@@ -988,7 +988,7 @@ async def test_a_fatal_error_that_nobody_is_told_of_leaves_the_block() -> None:
 
 async def in_a_scope(listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scope whose server listens there, until something ends it."""
-    monkeypatch.setattr(_server, "listen", lambda *args: [listener])
+    monkeypatch.setattr(_acceptor, "listen", lambda *args: [listener])
     async with MozTCPSocket() as tcp:
         listener.setblocking(False)
         tcp.listen(0).onconnect = echo
