@@ -1,18 +1,19 @@
 """Accepts connections and runs them: what is inside of a server.
 
 A connection is handshaking at first, if there is TLS or a header of the PROXY protocol; then it queues, where as many
-are open as may be; then it is open. Each is run by a task of its own, and its trouble is no trouble of the others.
+are open as may be; then it is open. Its trouble is no trouble of the others.
 """
 
 from __future__ import annotations
 
 import errno
+import select
 import socket
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 
 from . import _log
 from ._addresses import display, host_and_port, printable
@@ -24,14 +25,22 @@ from ._lifetime import Lifetime
 from ._listen import listen, stop_listening
 from ._log import WarningLimit
 from ._options import MAX_BACKLOG, ListenOptions
-from ._readiness import Watched
+from ._readiness import Found, Registration, Waiting, Watched, by_tasks
 from ._socket import TCPSocket, accepted
 from ._transport import Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 __all__ = ("Acceptor",)
 
 ACCEPT_PAUSE = 0.1
 """Seconds to wait when the system has no room for another connection."""
+
+ACCEPTED_AT_ONCE = 16
+"""Connections that are accepted before those that are there have their turn."""
 
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -63,11 +72,13 @@ class Acceptor:
         "_connections",
         "_error_told",
         "_handshaking",
+        "_holds",
         "_listeners",
         "_name",
         "_open",
         "_queuing",
         "_target",
+        "_waiting",
         "_warnings",
         "dispatcher",
         "is_closed",
@@ -84,7 +95,8 @@ class Acceptor:
         self._listeners = listeners
         self.lifetime = Lifetime()
         self.dispatcher = Dispatcher(listeners)
-        self.listening: list[Watched] = []
+        self._waiting: Waiting = by_tasks
+        self.listening: list[_Listener] = []
         self.is_closed = False
         self._adopted = False  # whether others may listen on the same socket: a service manager, sibling processes
         self._target: EventTarget | None = None  # whose events they are, while it runs
@@ -95,6 +107,7 @@ class Acceptor:
         self._open: set[Connection] = set()
         self._warnings = WarningLimit()
         self._error_told = False
+        self._holds = False  # whether it accepts nothing for now, as there is no room
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "listening" if self.listening else "not entered"
@@ -128,11 +141,11 @@ class Acceptor:
         """
         address = sockets[0].getsockname()
         self.port = address[1] if isinstance(address, tuple) else 0
-        self.listening = [Watched(sock) for sock in sockets]
+        self.listening = [_Listener(self, sock) for sock in sockets]
         self._adopted = adopted
         if self.is_closed:  # already, by the constructor of a subclass
             for listener in self.listening:
-                listener.close()
+                listener.close(stop=False)
 
     def attach(self, target: EventTarget, connect_event: Callable[[TCPSocket], Event[Any]]) -> None:
         """Say whose the events are, before it runs.
@@ -141,12 +154,18 @@ class Acceptor:
         """
         self._target, self._connect_event = target, connect_event
 
+    def wait_by(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+
     # Life
 
     async def live(self) -> None:
-        for listener in self.listening:
-            if not self.is_closed:
-                self.dispatcher.spawn("accept loop", self._accept_from, listener)
+        try:
+            for listener in self.listening:
+                if not self.is_closed:
+                    listener.begin(self._waiting)
+        except OSError as exc:  # the system has no room for it
+            self._fail(exc)
         while self.dispatcher.busy or self.has_connections or not self.is_closed:
             await self.lifetime.change()
             if self.dispatcher.cancelled:
@@ -157,9 +176,7 @@ class Acceptor:
             self.lifetime.require_task(self, "close()")
             self.is_closed = True
             for listener in self.listening:
-                if not self._adopted:
-                    stop_listening(listener.socket)
-                listener.close()
+                listener.close(stop=not self._adopted)
             self.notify()
             if not self.lifetime.started:
                 self.end()
@@ -185,6 +202,9 @@ class Acceptor:
 
     def release(self) -> None:
         self.close()
+        for connection in tuple(self._connections):
+            if not connection.dispatcher.is_hosted:
+                self.finish(connection)
         self._warnings.close(self.face)
 
     @property
@@ -193,9 +213,15 @@ class Acceptor:
 
     def end(self) -> None:
         self._target = self._connect_event = None
+        self._waiting = by_tasks
+        for listener in self.listening:
+            listener.end()
 
     def notify(self) -> None:
         self.lifetime.notify()
+
+    looks = False
+    """It runs as a task, which does not look before it is told."""
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
@@ -225,19 +251,18 @@ class Acceptor:
 
     # Accepting
 
-    async def _accept_from(self, listener: Watched) -> None:
-        try:
-            while not self.is_closed:
-                if self._is_full():
-                    await self.lifetime.wait_until(lambda: self.is_closed or not self._is_full())
-                elif await self._accept_one(listener):
-                    await anyio.lowlevel.checkpoint()  # connections that come in masses wait for those that are there
-                else:
-                    await listener.wait_readable()
-        except anyio.ClosedResourceError:
-            pass
+    def accept_from(self, listener: _Listener) -> Found:
+        for _ in range(ACCEPTED_AT_ONCE):
+            if self.is_closed:  # by a handler
+                return Found.NOTHING
+            if self._is_full():
+                self._hold()
+                return Found.SOME
+            if not self._accept_one(listener):
+                return Found.NOTHING
+        return Found.MORE
 
-    async def _accept_one(self, listener: Watched) -> bool:
+    def _accept_one(self, listener: _Listener) -> bool:
         """:return: whether there may be another"""
         try:
             sock, peer = listener.socket.accept()
@@ -245,9 +270,11 @@ class Acceptor:
             return False
         except OSError as exc:
             if exc.errno in _NO_ROOM:
-                await self._wait_for_room(exc, listener)
-            elif exc.errno not in _LOST:
-                await self._fail(exc)
+                self._wait_for_room(exc, listener)
+                return False
+            if exc.errno not in _LOST:
+                self._fail(exc)
+                return False
         else:
             try:
                 self._welcome(sock, peer)
@@ -256,28 +283,42 @@ class Acceptor:
                 sock.close()
         return True
 
-    async def _wait_for_room(self, exc: OSError, listener: Watched) -> None:
+    def _wait_for_room(self, exc: OSError, listener: _Listener) -> None:
         """The system has none for another connection. There may be fewer descriptors than ``max_handshakes``: then the
         handshake that has waited longest gives way too, when somebody else has come.
         """
         self._warnings.error(
             self.face, "no room", "%r cannot accept, and tries again in %s s: %s", self.face, ACCEPT_PAUSE, exc
         )
-        if exc.errno not in _NO_DESCRIPTORS or not self._handshaking:
-            await anyio.sleep(ACCEPT_PAUSE)
-            return
-        await listener.wait_readable()
-        if self._handshaking:
-            oldest = self._give_up_oldest()
-            with anyio.move_on_after(ACCEPT_PAUSE):
-                await self.lifetime.wait_until(lambda: oldest not in self._connections)
+        if exc.errno in _NO_DESCRIPTORS and self._handshaking:
+            if not listener.is_readable():
+                return
+            self._give_up_oldest()
+        self._holds = True
+        listener.pause(ACCEPT_PAUSE)
 
-    async def _fail(self, exc: OSError) -> None:
+    def _hold(self) -> None:
+        """Accept nothing until :meth:`_go_on`."""
+        self._holds = True
+        for listener in self.listening:
+            listener.accept(False)
+
+    def _go_on(self) -> None:
+        """Accept again, if there may be room now."""
+        if self._holds and not self._is_full():
+            self._holds = False
+            for listener in self.listening:
+                listener.accept(True)
+
+    def _fail(self, exc: OSError) -> None:
         self.lifetime.fail(explain(exc))
         self.close()
         if self._listeners.has("error"):
             self.lifetime.tell_failure()
             self.dispatcher.wake()
+        self.dispatcher.spawn("failure", self._tell_failure)
+
+    async def _tell_failure(self) -> None:
         await self.lifetime.let_awaiters_know()
         if not self.lifetime.failure_told:
             self.dispatcher.cancel()  # for a scope to be told now, and not when the last connection ends
@@ -291,13 +332,21 @@ class Acceptor:
             Transport(sock).close()
             return
         connection = accepted(sock, peer, self.options, self, self._opening_event)
+        dispatcher = self.dispatcher
+        connection.lifetime.begin_accepted(
+            connection,
+            self.lifetime,
+            dispatcher.scopes,
+            dispatcher.context.copy(),
+            partial(dispatcher.spawn, "connection", self._serve, connection),
+        )
         self._connections.add(connection)
         if self.options.useSecureTransport or self.options.proxy_protocol:
             self._begin_handshake(connection)
         else:
             self._open.add(connection)
         try:
-            self.dispatcher.spawn("connection", self._serve, connection)
+            connection.begin(self._waiting)
         except BaseException:
             self._forget(connection)
             raise
@@ -307,12 +356,21 @@ class Acceptor:
         return self._listeners, self._connect_event(socket)
 
     async def _serve(self, connection: Connection) -> None:
+        """The task of a connection that needs one."""
+        leaving = None
         try:
-            leaving = await connection.lifetime.run_accepted(connection, *self.dispatcher.scopes)
-            if leaving is not None:
-                self.crashed(leaving, "a connection")
+            leaving = await connection.lifetime.run_accepted(connection)
         finally:
-            self._forget(connection)
+            self._ended(connection, leaving)
+
+    def finish(self, connection: Connection) -> None:
+        """End one that no task runs."""
+        self._ended(connection, connection.lifetime.end_accepted(connection))
+
+    def _ended(self, connection: Connection, leaving: BaseException | None) -> None:
+        if leaving is not None:
+            self.crashed(leaving, "a connection")
+        self._forget(connection)
 
     def _begin_handshake(self, connection: Connection) -> None:
         if len(self._handshaking) >= self.options.max_handshakes:
@@ -349,4 +407,100 @@ class Acceptor:
         self._queuing.pop(connection, None)
         self._open.discard(connection)
         self._admit_the_next()
-        self.notify()
+        self._go_on()
+        if self.is_closed:
+            self.notify()
+
+
+class _Listener:
+    """A listening socket of a server's.
+
+    :ivar socket: the socket itself
+    """
+
+    __slots__ = ("_acceptor", "_paused", "_registration", "_watched", "socket")
+
+    def __init__(self, acceptor: Acceptor, sock: socket.socket) -> None:
+        self._acceptor: Acceptor | None = acceptor
+        self.socket = sock
+        self._watched = Watched(sock)
+        self._registration: Registration | None = None
+        self._paused = False  # for a while
+
+    def begin(self, waiting: Waiting) -> None:
+        """Begin to accept."""
+        registration = waiting.register(self._watched)
+        registration.begin(self)
+        self._registration = registration
+        if waiting.takes_tasks:
+            self.spawn("accept loop", registration.run)
+        else:
+            registration.wake()  # to accept once: a socket that cannot accept at all need not be readable
+
+    def accept(self, wanted: bool) -> None:
+        """Accept from now on, or not. A pause ends, as something has changed."""
+        if self._registration is not None and not self._watched.closed:
+            self._paused = False
+            self._registration.read(wanted)
+
+    def pause(self, seconds: float) -> None:
+        """Accept no more for so long."""
+        assert self._registration is not None
+        self._paused = True
+        self._registration.read(False)
+        self._registration.limit(anyio.current_time() + seconds)
+
+    def is_readable(self) -> bool:
+        """Whether somebody waits to be accepted, as far as the system tells."""
+        if not hasattr(select, "poll"):  # pragma: no cover  (Windows)
+            return True
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self, *, stop: bool) -> None:
+        """:param stop: whether nobody else listens on it"""
+        if self._registration is not None:
+            self._registration.end()
+        if stop:
+            stop_listening(self.socket)
+        self._watched.close()
+        if self._registration is not None:
+            self._registration.wake()
+
+    def end(self) -> None:
+        """Refer to nobody any more."""
+        if self._registration is not None:
+            self._registration.detach()
+        self._acceptor = None
+
+    # What is told of it
+
+    def on_readable(self) -> Found:
+        assert self._acceptor is not None
+        return self._acceptor.accept_from(self)
+
+    def on_writable(self) -> bool:
+        return False
+
+    def on_hung_up(self) -> None:
+        pass
+
+    def on_woken(self) -> bool:
+        return False
+
+    def on_time(self) -> None:
+        if self._paused and self._registration is not None:
+            self._paused = False
+            self._registration.read(True)
+
+    def on_cancelled(self) -> None:
+        pass
+
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        assert self._acceptor is not None
+        self._acceptor.crashed(exc, where, when)
+
+    def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
+        assert self._acceptor is not None
+        self._acceptor.dispatcher.spawn(what, function, *args)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
+from collections.abc import Callable
 
+import anyio
 import anyio.lowlevel
 
-__all__ = ("is_being_cancelled",)
+__all__ = ("OwnCancellation", "is_being_cancelled")
 
 
 async def is_being_cancelled() -> bool:
@@ -22,3 +25,32 @@ async def is_being_cancelled() -> bool:
         return task is not None and task.cancelling() > 0
     await anyio.lowlevel.checkpoint()
     return False
+
+
+class OwnCancellation:
+    """Tells whether a function that the current task has called has cancelled that very task, by
+    :meth:`asyncio.Task.cancel`, and takes it back.
+    """
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        if sys.version_info >= (3, 11):
+            self.count: Callable[[], int] = task.cancelling
+        else:
+            self.count = lambda: int(task._must_cancel)  # type: ignore[attr-defined]  # it does not tell otherwise
+
+    async def take_back(self, before: int) -> None:
+        """
+        :param before: what :attr:`count` has said before
+        :raises asyncio.CancelledError: if the task is cancelled by others, too
+        """
+        if sys.version_info >= (3, 11):
+            while self._task.cancelling() > before:
+                self._task.uncancel()
+        try:
+            await anyio.lowlevel.checkpoint()  # before Python 3.13 it is raised in any case
+        except asyncio.CancelledError:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise

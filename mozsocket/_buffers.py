@@ -51,15 +51,17 @@ class SendBuffer:
     """What was given to ``send()`` and not yet handed to the operating system.
 
     :ivar amount: its size in bytes: ``bufferedAmount``
+    :ivar sole: all of it, where that is one chunk that nobody awaits, as most often it is; else None
     :ivar awaited: how many of these come first, up to the end of what was appended by :meth:`append_awaited`
     :ivar drain_owed: whether a drain is to come, or was until :meth:`drop`
     :ivar dropped: whether bytes were thrown away unsent
     """
 
-    __slots__ = ("_chunks", "_ended", "_limit", "_little", "amount", "awaited", "drain_owed", "dropped")
+    __slots__ = ("_chunks", "_ended", "_limit", "_little", "amount", "awaited", "drain_owed", "dropped", "sole")
 
     def __init__(self, limit: int | None = None) -> None:
-        self._chunks = _NO_CHUNKS
+        self._chunks = _NO_CHUNKS  # but for the sole one
+        self.sole: bytes | None = None
         self.drain_owed = False
         self._ended = False
         self._limit = limit
@@ -80,11 +82,20 @@ class SendBuffer:
         if amount > self._little:
             return self._append_to_more(data, amount)
         if data:
-            if self._chunks is _NO_CHUNKS:
-                self._chunks = deque()
-            self._chunks.append(data)
+            if not self.amount:
+                self.sole = data
+            else:
+                if self.sole is not None:
+                    self._keep_sole()
+                self._chunks.append(data)
             self.amount = amount
         return True
+
+    def _keep_sole(self) -> None:
+        """It is one of many."""
+        if self.sole is not None:
+            self._chunks = deque((self.sole,))
+            self.sole = None
 
     def _append_to_more(self, data: bytes, amount: int) -> bool:
         """Where it is not a little that is buffered, or some has to wait."""
@@ -93,6 +104,7 @@ class SendBuffer:
             raise BufferError(
                 f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
             )
+        self._keep_sole()
         if not self.amount:
             self._chunks = deque((data,))
             self._little = self._at_first_little()
@@ -121,9 +133,15 @@ class SendBuffer:
             chunks.append(tail)
         return tail
 
+    def sole_is_sent(self) -> None:
+        """The sole chunk was handed over as a whole."""
+        self.sole = None
+        self.amount = 0
+
     def append_awaited(self, data: bytes) -> None:
         """Take data whose sender waits until it is handed over: it counts to no limit, and no drain is owed for it."""
         if data and not self._ended:
+            self._keep_sole()
             self._chunks = self._chunks or deque()
             self._chunks.append(data)
             self.amount += len(data)
@@ -134,6 +152,7 @@ class SendBuffer:
 
         :param limit: how many bytes at most
         """
+        self._keep_sole()
         chunks = self._chunks
         if len(chunks) > 1 and len(chunks[0]) < _JOIN_BELOW:
             chunks.appendleft(b"".join(self._pop_small()))
@@ -155,11 +174,14 @@ class SendBuffer:
 
     def advance(self, count: int) -> None:
         """Count bytes as handed over: the first of what :meth:`next_write` gave."""
+        self._keep_sole()
         self.amount -= count
-        if self.amount:
-            self._little = 0  # what comes now has to wait
         if self.awaited:
             self.awaited = max(self.awaited - count, 0)
+        if not self.amount:
+            self._chunks = _NO_CHUNKS
+            return
+        self._little = 0  # what comes now has to wait
         chunks = self._chunks
         while count:
             chunk = chunks.popleft()
@@ -184,7 +206,7 @@ class SendBuffer:
         """Throw away what is buffered, and whatever comes: the connection is lost, or wanted no more."""
         self.dropped = self.dropped or self.amount > 0
         self._ended = True
-        self._chunks.clear()
+        self._chunks, self.sole = _NO_CHUNKS, None
         self.amount = self.awaited = 0
         self.drain_owed = False
 

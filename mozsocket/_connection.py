@@ -1,17 +1,25 @@
 """One connection: what its parts have to do with each other. Each of them is held, and knows nothing of the others.
 
-Three tasks, in the connection's own task group, each started with the first thing that only a task can do::
+Three tasks, in the connection's own task group::
 
     reader ──data──▶ memory-object channel ──▶ dispatcher ──▶ handlers
     writer ──drain─▶        (bounded)                         │ send()
       ▲──────────────── send buffer ◀─────────────────────────┘
 
-What may be read goes through :mod:`._readiness` (the reader's wait), here (:meth:`Connection.on_readable`),
+Each of them, and the group itself, is started with the first thing that only a task can do. Where a :mod:`._poller`
+waits for the sockets it is the reader and the writer of all of them, and a dispatcher's task is needed for asynchronous
+handlers only.
+
+What may be read goes through the wait in :mod:`._poller` or :mod:`._readiness`, here (:meth:`Connection.on_readable`),
 :mod:`._transport` (the bytes, of TLS by :mod:`._tls` and :mod:`._tls_engine`), and :mod:`._dispatch`, which calls the
 handlers in :mod:`._events`; where a handler runs, by way of the channel in :mod:`._buffers`. What a handler sends goes
 through :mod:`._socket` (the check), here (:meth:`Connection.send`), :mod:`._buffers` (the send buffer) and, when the
-handler has returned, by :meth:`Connection.flush` through :mod:`._transport` to the kernel; what that does not take
-waits for the writer in :mod:`._readiness`.
+handler has returned, by :meth:`Connection.flush` through :mod:`._transport` to the kernel; what that does not take goes
+when the same wait tells of room.
+
+As a rule nothing is out of the ordinary: the connection is open, without TLS, and its handler of data is a function.
+Then both go a short way (:meth:`Connection.on_readable`, :meth:`Connection.flush`), which does the same and looks at
+less.
 
 What is due to the program, and what is to be done with the socket, :mod:`._machine` says: after whatever has happened,
 :meth:`Connection.advance` does what is to be done, as far as goes at once. :mod:`._lifetime` is who runs all this, and
@@ -25,8 +33,8 @@ import math
 import socket
 import ssl
 import sys
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -35,7 +43,7 @@ from . import _log
 from ._addresses import display, printable
 from ._buffers import QUEUED_READ_SIZE, Inbox, SendBuffer
 from ._connect import connect
-from ._dispatch import Dispatcher, turn
+from ._dispatch import Dispatcher
 from ._errors import InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
@@ -44,9 +52,15 @@ from ._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, R
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
 from ._raised import sort_out, without_task
-from ._readiness import Found, Registration
+from ._readiness import Found, Registration, Waiting, by_tasks
 from ._tls import TLSTransport, tls_over
 from ._transport import Transport, configure
+from ._turn import turn
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import ExceptionGroup
@@ -59,7 +73,10 @@ _CLOSED = ReadyState.CLOSED
 _OWN_SIDE_OPEN = OwnSide.OPEN
 _NOT_FAILED = Failed.NO
 _DATA = Due.DATA
+_SOME = Found.SOME
+_NOTHING = Found.NOTHING
 
+LEAN_READ_SIZE = Transport.read_size
 READ_AT_ONCE = 245_760
 """Bytes to read before other tasks run. More than an ``ondrain`` sends in its turn, so that a transfer within a process
 is read while it is in the processor's cache, and does not pile up (measured: 2.4 times as fast).
@@ -79,6 +96,9 @@ class Host(Protocol):
 
     def warn(self, kind: str, message: str, *args: object) -> None: ...
 
+    def finish(self, connection: Connection) -> None:
+        """It is over, and no task runs it."""
+
 
 class Connection:
     """What is inside of a :class:`TCPSocket`.
@@ -94,14 +114,15 @@ class Connection:
     :ivar transport: its bytes; None until it is connected
     :ivar attempt: to connect, while that lasts
     :ivar server_side: its role in TLS; None if the context decides
-    :ivar put: what takes more to be sent, while what was sent is yet to be looked at: then there is nothing to be
-        checked or done. None for :meth:`send`
+    :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that
     """
 
     __slots__ = (
         "_data_event",
+        "_finished",
         "_flush_scheduled",
         "_header",
+        "_lean",
         "_limits",
         "_listeners",
         "_name",
@@ -111,7 +132,9 @@ class Connection:
         "_stalled",
         "_target",
         "_tls",
+        "_waiting",
         "attempt",
+        "buffers",
         "dispatcher",
         "host",
         "inbox",
@@ -120,7 +143,6 @@ class Connection:
         "options",
         "outgoing",
         "port",
-        "put",
         "server_side",
         "transport",
     )
@@ -138,15 +160,20 @@ class Connection:
         self.transport: Transport | TLSTransport | None = None
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
-        self.put: Callable[[bytes], bool] | None = None
+        self.buffers = False
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, once TLS is wanted
-        self._registration: Registration | None = None
+        self._waiting: Waiting = by_tasks
+        self._registration: Registration | None = None  # from when it waits for its socket
         self._server: Host | None = None  # which has accepted it
         self._target: EventTarget | None = None  # whose events they are, while it runs
         self._data_event: DataEvent = _nobodys
         self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = None  # None for ``open``
         self._flush_scheduled = False  # whether someone will look at the send buffer
+        self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
+        self._lean = (
+            False  # whether nothing is out of the ordinary, as far as has been looked: then there is a short way
+        )
         self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
         self._header = b""  # what there is of the PROXY protocol's
         self._limits: Limits | None = None  # while there are any
@@ -179,23 +206,18 @@ class Connection:
         self.host, self.port = host, port
         self.server_side = None
         self.options = AdoptOptions(sock, **{**shared(self.options, ClientOptions), "ssl_context": context})
-        self.adopt(transport := Transport(sock))
+        self.transport = Transport(sock)
         if self.lifetime.over:  # closed already, by the constructor of a subclass
-            transport.close()
+            self.transport.close()
         elif self.options.useSecureTransport:
             self.make_tls()  # to raise here what it may raise
-
-    def adopt(self, transport: Transport) -> None:
-        """Take a connection that others have made."""
-        self.transport = transport
-        self._registration = Registration(transport.watched)
 
     def accept(self, transport: Transport, server: Host, opening: Callable[[], tuple[Listeners, Event[Any]]]) -> None:
         """Take one that a server has accepted.
 
         :param opening: what makes the event that tells of it, and who listens to that
         """
-        self.adopt(transport)
+        self.transport = transport
         self.server_side = True
         self._server = server
         self._opening_event = opening
@@ -210,6 +232,9 @@ class Connection:
         """
         self._target, self._data_event = target, data_event
 
+    def wait_by(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+
     # Life
 
     async def live(self) -> None:
@@ -222,22 +247,54 @@ class Connection:
             if passing is not None:
                 raise
             self._shut()
+        if self.looks:
+            self._finished = finished = anyio.Event()
+            self.notify()
+            await finished.wait()
+            return
         self.dispatcher.pump()
         while self.dispatcher.busy or not self.machine.is_over():
             await self.lifetime.change()
             self.dispatcher.pump()  # what a suspended program had yet to be told, and now closes
 
     async def _connect_and_read(self) -> None:
-        if self.transport is None:
-            if self.machine.ready is _CONNECTING:
-                await self._connect()
-        elif not self.transport.closed:  # which others have made
-            configure(self.transport.watched.socket)
-        if self._registration is None or self.machine.gone:  # it failed, or was closed meanwhile
+        if self.transport is None and self.machine.ready is _CONNECTING:
+            await self._connect()
+        if self._registration is None:  # else it was begun before there was a task for it
+            self.start()
+        if self._registration is not None:
+            await self._registration.run()
+
+    def begin(self, waiting: Waiting) -> None:
+        """Begin, when a server has accepted it: with no task of its own, if there is another way to wait."""
+        self._waiting = waiting
+        if waiting.takes_tasks:
+            self.dispatcher.be_hosted()
+            return
+        try:
+            self.start()
+        except BaseException as exc:  # of the program's, such as its SSLContext's
+            self.crashed(without_task(exc), "the connection")
+            self._shut()
+        if not self.looks:
+            self.dispatcher.pump()
+        self._finish_if_over()
+
+    def start(self) -> None:
+        """Go on with a connection that there is."""
+        if self.transport is None or self.machine.gone:  # it failed, or was closed meanwhile
             self._shut()
             return
-        self._open_after(Opening.CONNECT)
-        await self._registration.run(self)
+        if not self.transport.closed:
+            configure(self.transport.watched.socket)
+        registration = self._waiting.register(self.transport.watched)
+        try:
+            registration.begin(self)
+        except OSError as exc:  # the system has no room for it
+            self.lose(exc)
+        else:
+            self._registration = registration
+            self._open_after(Opening.CONNECT)
 
     def release(self) -> None:
         self.machine.release()
@@ -255,6 +312,8 @@ class Connection:
         return self._target or self
 
     def end(self) -> None:
+        if self._registration is not None:
+            self._registration.detach()
         self._target = self._opening_event = None
         self._data_event = _nobodys
 
@@ -263,8 +322,19 @@ class Connection:
 
     def notify(self) -> None:
         self.lifetime.notify()
+        if self.looks:
+            assert self._registration is not None
+            self._registration.wake()
+
+    @property
+    def looks(self) -> bool:
+        return not self._waiting.takes_tasks and self._registration is not None
+
+    def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
+        self.dispatcher.spawn(what, function, *args)
 
     def cancel_handlers(self) -> None:
+        self._lean = False
         self.dispatcher.cancel_handlers()
 
     def is_in_handler(self) -> bool:
@@ -278,12 +348,16 @@ class Connection:
 
     def _state_changed(self) -> None:
         """Have those look who wait for what may have changed."""
-        self.put = None
+        self.buffers = False
+        self._lean = False
         if self._registration is not None:
             self._watch_reading()
             if self.machine.streams and self.transport is not None:
                 self.transport.watched.interrupt()  # the stream's caller
-        self.lifetime.notify()
+        if self.machine.shut:
+            self.notify()  # as the last events may be due
+        else:
+            self.lifetime.notify()
 
     # Opening
 
@@ -301,8 +375,7 @@ class Connection:
                 except (OSError, UnicodeError, ExceptionGroup) as exc:
                     self.lose(exc)
                 else:
-                    configure(sock)
-                    self.adopt(Transport(sock))
+                    self.transport = Transport(sock)
             is_over = self.attempt.cancelled_caught
         finally:
             self.attempt = None
@@ -335,7 +408,6 @@ class Connection:
         self.machine.announce()
         self._state_changed()
         self.dispatcher.pump()
-        self.dispatcher.keep_context()  # with what a handler of open, or connect, has set
 
     def admitted(self) -> None:
         """It may be open: its server has room."""
@@ -370,7 +442,7 @@ class Connection:
                 self.inbox.put(self._header[header.size :])
             self._header = b""
             self._open_after(Opening.HEADER)
-        return Found.MORE
+        return Found.PENDING
 
     # TLS
 
@@ -438,6 +510,8 @@ class Connection:
             lifetime.fail(explain(exc, self.peer, shown))
         assert lifetime.failure is not None
         self.machine.fail(Failed.NETWORK if lifetime.failure.message == "Network" else Failed.TLS)
+        if self._tls is not None and self._tls.plaintext:
+            self.machine.lose()  # what goes before TLS is cut off: nothing that TLS says can follow
         self._state_changed()
 
     def lose(self, exc: BaseException) -> None:
@@ -458,11 +532,12 @@ class Connection:
         """Close the transport, whatever is still to be told."""
         if self.machine.shut:
             return
+        if self._registration is not None:
+            self._registration.end()
         if self.transport is not None:
             self.transport.close()
         self.machine.end()
         if self._registration is not None:
-            self._registration.limit(math.inf)
             self._registration.wake()
         self._state_changed()
 
@@ -489,22 +564,27 @@ class Connection:
         self.lifetime.require_task(self, what)
 
     def send(self, data: bytes) -> bool:
+        if not self._lean:
+            self._check_may_send()
+        if not self._flush_scheduled:
+            self._schedule_flush()
+        self.buffers = True
+        return self.outgoing.append(data)
+
+    def _check_may_send(self) -> None:
         machine = self.machine
         if machine.ready is not _OPEN:
             raise self.not_open("send()")
         if machine.own_side is not _OWN_SIDE_OPEN and machine.has_finished():
             raise InvalidStateError("send() after send_eof(): the peer has been told that no more will come")
-        if not self._flush_scheduled:
-            self._schedule_flush()
-        self.put = put = self.outgoing.append
-        return put(data)
 
     def send_eof(self) -> None:
         if self.machine.ready is not _OPEN:
             raise self.not_open("send_eof()")
         self.require_task("send_eof()")
         self.machine.finish()
-        self.put = None
+        self.buffers = False
+        self._lean = False
         if self.machine.have_both_ended():
             self.close()
         elif not self._flush_scheduled:
@@ -512,6 +592,7 @@ class Connection:
 
     def suspend(self) -> None:
         self.machine.suspend()
+        self._lean = False
 
     def resume(self) -> None:
         if self.inbox.used or self.machine.peer_side is PeerSide.ENDED:
@@ -528,8 +609,8 @@ class Connection:
         elif self.machine.ready is _OPEN:
             if not self._flush_scheduled:
                 self._schedule_flush()
-            elif self.transport is not None:
-                self.transport.watched.interrupt()  # who waits for what TLS answers by itself to be taken
+            elif self._registration is not None:
+                self._registration.write()  # to limit the time for what TLS answers by itself to be taken
             self.machine.close()
             self._state_changed()
 
@@ -602,12 +683,12 @@ class Connection:
                 if data:
                     return self._listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
-                self.put = None
+                self.buffers = False
                 self.advance()
             else:
                 return self._event(due)
         if machine.shut and machine.is_over():
-            self.lifetime.notify()
+            self.notify()
         return None
 
     def _event(self, due: Due) -> tuple[Listeners, Event[Any]]:
@@ -631,24 +712,72 @@ class Connection:
 
     def on_readable(self) -> Found:
         """Read what there is, and deliver it."""
+        if not (self._lean or self._is_lean()) or self.dispatcher.busy or "data" in self._listeners.async_types:
+            return self._read_anyhow(READ_AT_ONCE)
+        transport = self.transport
+        try:
+            data = transport.receive(LEAN_READ_SIZE)  # type: ignore[union-attr]
+        except OSError as exc:
+            self.lose(exc)
+            self.dispatcher.pump()
+            return _NOTHING
+        if data:
+            self.dispatcher.deliver(self._data_event("data", self._target, data))
+            if not self._lean or self.outgoing.drain_owed:  # else nothing is due
+                self.dispatcher.pump(behind_handler=True)
+            if len(data) < LEAN_READ_SIZE:
+                return _SOME
+            return self._read_anyhow(READ_AT_ONCE - LEAN_READ_SIZE) if self._lean else Found.MORE
+        if data is not None:
+            self._peer_ended()
+            self.dispatcher.pump()
+        return _NOTHING
+
+    def _is_lean(self) -> bool:
+        """Whether there is the short way: to a handler that is a function, from what was received without TLS, and from
+        what that sends to the operating system.
+        """
+        machine = self.machine
+        self._lean = (
+            machine.ready is _OPEN
+            and machine.failed is _NOT_FAILED
+            and machine.opening is Opening.DONE
+            and machine.own_side is _OWN_SIDE_OPEN
+            and machine.peer_side is PeerSide.OPEN
+            and not (machine.suspensions or machine.streams or self.inbox.count or self.dispatcher.cancelled)
+            and self._tls is None
+            and self._limits is None
+            and self.transport is not None
+            and machine.due() is None
+        )
+        return self._lean
+
+    def _read_anyhow(self, left: int) -> Found:
+        """:param left: how many bytes may be read"""
         transport = self.transport
         assert transport is not None
         try:
             if self.machine.opening is Opening.HEADER:
                 assert isinstance(transport, Transport)
                 return self._read_header(transport)
-            return self._read(transport)
+            return self._read(transport, left)
         except OSError as exc:
             self.lose(exc)
         self.dispatcher.pump()
         return Found.NOTHING
 
-    def _read(self, transport: Transport | TLSTransport) -> Found:
+    def _read(self, transport: Transport | TLSTransport, left: int) -> Found:
         machine, dispatcher, async_types = self.machine, self.dispatcher, self._listeners.async_types
-        left = READ_AT_ONCE
         found = Found.NOTHING
         while True:
-            direct = not (dispatcher.busy or machine.suspensions or machine.streams or "data" in async_types)
+            direct = not (
+                dispatcher.busy
+                or machine.suspensions
+                or machine.streams
+                or self.inbox.count
+                or dispatcher.cancelled
+                or "data" in async_types
+            )
             size = transport.read_size if direct else QUEUED_READ_SIZE
             data = transport.receive(size)
             if self._tls is not None:
@@ -659,23 +788,25 @@ class Connection:
             if machine.ready is not _OPEN:
                 pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
             elif direct and not dispatcher.busy:
-                dispatcher.pump(self._data_event("data", self._target, data))
+                dispatcher.deliver(self._data_event("data", self._target, data))
+                dispatcher.pump(behind_handler=True)
             else:
                 self._queue(data)
             left -= size
             full = len(data) == size  # so there may be more
             if self.transport is not transport:  # upgradeToSecure() has replaced it
-                return Found.MORE
+                return Found.PENDING
             if not full or left < size or not machine.reads():
-                return Found.MORE if full or transport.pending else found
+                return Found.PENDING if transport.pending else Found.MORE if full else found
             async_types = self._listeners.async_types
         if data is not None:
             self._peer_ended()
             dispatcher.pump()
-        return Found.MORE if transport.pending else found
+        return Found.PENDING if transport.pending else found
 
     def _queue(self, data: bytes) -> None:
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
+        self._lean = False
         self.inbox.put(data)
         if self.machine.takes_data():
             self.dispatcher.wake()
@@ -700,30 +831,74 @@ class Connection:
 
     def on_woken(self) -> bool:
         self._open_if_admitted()
+        if self.looks:
+            self.dispatcher.pump()
+            self._finish_if_over()
         return self.machine.reads() and not self.inbox.has_room
 
+    def _finish_if_over(self) -> None:
+        dispatcher = self.dispatcher
+        if dispatcher.busy or not self.machine.is_over():
+            return
+        if self._finished is not None:
+            self._finished.set()
+        elif dispatcher.is_hosted:
+            pass  # by a task that has yet to begin, and then looks
+        elif self.lifetime.is_awaited:
+            dispatcher.be_hosted()  # to let them know
+        else:
+            assert self._server is not None
+            self._server.finish(self)
+
     def on_hung_up(self) -> None:
-        self.inbox.make_room()
-        self._watch_reading()
+        if self.machine.reads():
+            self.inbox.make_room()
+            self._watch_reading()
+
+    def on_cancelled(self) -> None:
+        self.close_immediately()
 
     # Sending
 
     def _schedule_flush(self) -> None:
-        """Have what is buffered sent: when the running handler returns, or else by the writer."""
+        """Have what is buffered sent: when the running handler returns, or else soon."""
         if turn.written is not None:
             turn.written.append(self.flush)
         else:
             self.require_task("sending")
-            self._await_room()
+            self._write_soon()
         self._flush_scheduled = True
 
     def _await_room(self) -> None:
-        """Have the writer send what it can."""
+        """Have the rest sent when there is room."""
         if self.dispatcher.runs and self._registration is not None:  # and not closed before it began
-            self._registration.write(self.dispatcher.spawn, self)
+            self._registration.await_room()
+
+    def _write_soon(self) -> None:
+        if self.dispatcher.runs and self._registration is not None:
+            self._registration.write()
 
     def flush(self) -> None:
         """Send what a handler has written, when it has returned, be it one of another connection."""
+        outgoing = self.outgoing
+        sole = outgoing.sole
+        if sole is not None and self._lean and not outgoing.drain_owed:
+            try:
+                count = self.transport.send_one(sole)  # type: ignore[union-attr]
+            except OSError as exc:
+                self._fail(exc)
+            else:
+                if count == len(sole):
+                    self.buffers = False
+                    self._flush_scheduled = False
+                    outgoing.sole_is_sent()
+                    if self.lifetime.changed is not None:
+                        self.lifetime.notify()
+                    return
+                outgoing.advance(count)
+        self._flush_anyhow()
+
+    def _flush_anyhow(self) -> None:
         try:
             self.advance()
         except BaseException as exc:  # of the program's, such as its SSLContext's: no trouble of who runs this
@@ -765,7 +940,7 @@ class Connection:
         """:param done: whether there is nothing to wait for"""
         self._flush_scheduled = not done
         if done:
-            self.put = None
+            self.buffers = False
             if self._tls is not None:
                 self.let_read()  # as what it has answered is taken
         elif transport.blocked:

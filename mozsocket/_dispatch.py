@@ -1,16 +1,18 @@
 """One event at a time: who calls the handlers.
 
-A handler that is a plain function is called by the task that has something to tell, with no task switch. The events
-of an asynchronous one are left to the dispatcher's task, which is started when it is first needed: it awaits the
-handler and delivers what has become due meanwhile. So reading and writing go on beside a slow handler. What a plain
-function gives to be awaited, which nobody can foresee, is handed to it too.
+A handler that is a plain function is called by the task that has something to tell, with no task switch, in the
+context of its connection. The events of an asynchronous one are left to the dispatcher's task, which is started when it
+is first needed: it awaits the handler and delivers what has become due meanwhile. So reading and writing go on beside a
+slow handler. What a plain function gives to be awaited, which nobody can foresee, is handed to it too.
+
+The task group for that task, and for others of the connection's own, is opened when there is the first: a connection
+whose handlers are functions may live and end without.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,37 +20,27 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._events import Event, Listeners, Rest
+from ._events import Event, Listeners, Rest, rest_of
 from ._raised import is_cancelled, is_cancelled_by_loop, sort_out, stray, without_task
 from ._tasks import Signal
+from ._turn import flush, turn
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
 
     Ts = TypeVarTuple("Ts")
 
-__all__ = ("Dispatcher", "Source", "turn")
+__all__ = ("Dispatcher", "Source")
 
 PUMPED = 2
-"""Events that are delivered at once before other tasks run. With each, 128 KiB may be sent, for which those wait."""
+"""Events that are delivered at once before other tasks, or sockets, have their turn. With each, 128 KiB may be sent,
+for which those wait."""
 
 
 DISPATCHED = 4
 """The same of data that was queued. It has to be more than the reader queues meanwhile, which goes on doing so while it
 finds the dispatcher busy: else a transfer that once had to wait for a handler would be slow to its end.
 """
-
-
-class _Turn(threading.local):
-    """What is written to while a handler runs in this thread: it is flushed when the handler returns.
-
-    :ivar written: what flushes those sockets, or None while no handler runs
-    """
-
-    written: list[Callable[[], None]] | None = None
-
-
-turn = _Turn()
 
 
 class Source(Protocol):
@@ -59,6 +51,10 @@ class Source(Protocol):
 
     def is_due(self) -> bool:
         """Whether there may be such an event."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it calls :meth:`Dispatcher.pump` soon after :meth:`notify`, so that no task is needed for that."""
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         """Called with what a handler, or one of the tasks, has raised."""
@@ -73,14 +69,17 @@ class Dispatcher:
     It refers to the source between :meth:`begin` and :meth:`end` only, so that both are gone when they are over.
 
     :param listeners: what listens to them, as a rule
-    :ivar busy: while a handler runs, or the dispatcher has been told to deliver what is due
+    :ivar busy: while a handler runs, or the dispatcher's task has been told to deliver what is due
     :ivar cancelled: whether asynchronous handlers are: functions are called still
     """
 
     __slots__ = (
         "_context",
         "_due",
+        "_has_ended",
+        "_host",
         "_listeners",
+        "_pending",
         "_rest",
         "_scope",
         "_scopes",
@@ -95,10 +94,13 @@ class Dispatcher:
     def __init__(self, listeners: Listeners) -> None:
         self._listeners = listeners
         self._source: Source | None = None
-        self._tasks: TaskGroup | None = None  # of the tasks of the source, while it runs
+        self._host: Callable[[], object] | None = None  # starts the task with the task group; None if that has been
+        self._tasks: TaskGroup | None = None  # while it is open
+        self._pending: list[Callable[[TaskGroup], None]] | None = None  # the tasks that wait for it
         self._spawned = False  # whether there has been one
+        self._has_ended = False  # whether none is started any more
         self._scopes: tuple[anyio.CancelScope, ...] = ()  # the source's own, and its owners'
-        self._context: Context | None = None  # what its tasks begin with, whichever task starts them
+        self._context: Context | None = None  # what functions run in, and tasks begin with
         self._rest: Rest | None = None  # of the running handler, for the task to await
         self._due: Signal | None = None  # made with the task
         self._task: int | None = None
@@ -108,34 +110,44 @@ class Dispatcher:
 
     # Its life
 
-    def begin(self, source: Source, tasks: TaskGroup, scopes: tuple[anyio.CancelScope, ...]) -> None:
+    def begin(
+        self,
+        source: Source,
+        scopes: tuple[anyio.CancelScope, ...],
+        context: Context,
+        host: Callable[[], object] | None = None,
+    ) -> None:
         """
-        :param tasks: of the source's own
         :param scopes: once one of them is cancelled, no handler runs any more
+        :param context: what its functions run in
+        :param host: what starts the task that calls :meth:`open_tasks`; None if that is about to
         """
-        self._source, self._tasks, self._scopes = source, tasks, scopes
-        self.keep_context()
+        self._source, self._scopes, self._context, self._host = source, scopes, context, host
 
-    def keep_context(self) -> None:
-        """Have the tasks that are started from now on begin with the current context: handlers of one connection see
-        what it has set, and not what another's has that sends to it.
+    def open_tasks(self, tasks: TaskGroup) -> None:
         """
-        self._context = copy_context()
+        :param tasks: a task group for the source's own
+        """
+        self._tasks = tasks
+        pending, self._pending = self._pending, None
+        for start in pending or ():
+            start(tasks)
 
     def end_tasks(self) -> None:
         """Those that wait for more to do."""
         if self._spawned and self._tasks is not None:
             self._tasks.cancel_scope.cancel()
-        self._tasks = None  # none is started any more, while it is waited for these
+        self._has_ended = True  # none is started any more, while it is waited for these
 
     def cancel(self) -> None:
         """Cancel all that belongs to the source, itself included."""
-        assert self._tasks is not None
-        self._tasks.cancel_scope.cancel()
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
 
     def end(self) -> None:
         self._drop_rest()
-        self._source = self._tasks = None
+        self._has_ended = True
+        self._source = self._tasks = self._host = self._pending = None
         self._scopes = ()
 
     @property
@@ -144,16 +156,43 @@ class Dispatcher:
         return self._scopes
 
     @property
+    def context(self) -> Context:
+        """What its functions run in, while it runs."""
+        assert self._context is not None
+        return self._context
+
+    @property
     def runs(self) -> bool:
         """Whether tasks can be started."""
-        return self._tasks is not None
+        return self._source is not None and not self._has_ended
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether there is a task for its tasks, or soon will be."""
+        return self._host is None
+
+    def be_hosted(self) -> None:
+        """Have the task for the others started, if it has not been."""
+        if self._host is not None:
+            self._host()
+            self._host = None
 
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         """Start a task of the source's own, which ends with it."""
-        assert self._tasks is not None and self._context is not None
-        name = f"{what} of {self._source!r}"
-        start = partial(self._tasks.start_soon, self._guard, what, partial(function, *args), name=name)
-        self._context.run(start)
+        start = partial(self._start_task, f"{what} of {self._source!r}", what, partial(function, *args))
+        if self._tasks is not None:
+            start(self._tasks)
+            return
+        if self._pending is None:
+            self._pending = []
+        self._pending.append(start)
+        self.be_hosted()
+
+    def _start_task(
+        self, name: str, what: str, function: Callable[[], Coroutine[Any, Any, None]], tasks: TaskGroup
+    ) -> None:
+        assert self._context is not None
+        self._context.copy().run(partial(tasks.start_soon, self._guard, what, function, name=name))
         self._spawned = True
 
     async def _guard(self, what: str, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -180,20 +219,56 @@ class Dispatcher:
 
     # Delivering
 
-    def pump(self, event: Event[Any] | None = None) -> None:
+    def pump(self, *, behind_handler: bool = False) -> None:
         """Deliver what is due, here and now; to be called from a task of the source's own, never by its user.
 
-        :param event: an event to deliver before what is due; only while not busy, and if its handlers are functions
+        :param behind_handler: whether a handler has run just now
         """
         if self.busy or self._source is None:
-            assert event is None
             return  # what is due will be seen to after the running handler
         self.busy = True
         if self.cancelled:
             self._deliver_without_tasks()
+        elif not self._source.is_due():
+            self.busy = False
+        else:
+            self._deliver_due(behind_handler=behind_handler)
+
+    def deliver(self, event: Event[Any]) -> None:
+        """Deliver an event before what is due; only while not busy, and if its handlers are functions."""
+        written = turn.written
+        if written is None:  # it is a task of the source's own that runs this
+            turn.written = []
+            try:
+                self.deliver(event)
+            finally:
+                turn.written = None
             return
-        rest = self._deliver(self._listeners, event) if event is not None else None
-        source = self._source
+        self.busy = True
+        for scope in self._scopes:
+            if scope.cancel_called:
+                return
+        listeners, rest = self._listeners, None
+        try:
+            if listeners.added is None:  # as a rule
+                handler = listeners.handlers.get(event.type)
+                result = None if handler is None else self._context.run(handler, event)  # type: ignore[union-attr]
+                if result is not None:
+                    rest = rest_of(result, event)
+            else:
+                rest = self._context.run(listeners.call, event)  # type: ignore[union-attr]
+        except BaseException as exc:
+            self._handler_raised(without_task(exc), event)
+        if written:
+            flush(written)
+        if rest is None:
+            self.busy = False
+        elif self._source is not None:
+            self._start(rest)
+
+    def _deliver_due(self, *, behind_handler: bool) -> None:
+        source, rest = self._source, None
+        assert source is not None
         for _ in range(PUMPED):
             if rest is not None or (self._listeners.async_types and source.is_due()):
                 break  # the task takes it, so that an asynchronous handler begins while it is still so
@@ -201,11 +276,17 @@ class Dispatcher:
             if found is None:
                 self.busy = False
                 return
-            if event is not None and is_cancelled():
+            if behind_handler and is_cancelled():
                 return  # by a handler, before any checkpoint could tell
-            listeners, event = found
-            rest = self._deliver(listeners, event)
-        self._start(rest)
+            behind_handler = True
+            rest = self._deliver(*found)
+            if source.looks and found[1].type == "drain":
+                break  # the reader has its turn, which may be in this process: what it reads is in the cache then
+        if rest is None and source.looks and not self._listeners.async_types:
+            self.busy = False
+            source.notify()
+        else:
+            self._start(rest)
 
     def _deliver_without_tasks(self) -> None:
         assert self._source is not None
@@ -232,18 +313,27 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Have what is due delivered soon; may be called from anywhere."""
+        source = self._source
         if self.cancelled:
-            if self._source is not None:
-                self._source.notify()
-        elif not self.busy:
-            self._start(None)
-            self.busy = True
+            if source is not None:
+                source.notify()
+        elif not self.busy and source is not None:
+            if source.looks and not self._listeners.async_types:
+                source.notify()
+            else:
+                self._start(None)
+                self.busy = True
 
     def _start(self, rest: Rest | None) -> None:
         self._rest = rest
         if self._due is None:
             due = Signal()
-            self.spawn("dispatcher", self._run, due)
+            try:
+                self.spawn("dispatcher", self._run, due)
+            except BaseException:
+                self.cancelled, self.busy = True, False  # asynchronous handlers are out of the question
+                self._drop_rest()
+                raise
             self._due = due
         self._due.set()
 
@@ -331,19 +421,19 @@ class Dispatcher:
         for scope in self._scopes:
             if scope.cancel_called:
                 return None
-        written: list[Callable[[], None]] = []
-        turn.written = written
+        outer = turn.written
+        turn.written = written = [] if outer is None else outer
+        assert self._context is not None
         try:
-            rest = listeners.call(event)
+            rest = self._context.run(listeners.call, event)
         except BaseException as exc:
             self._handler_raised(without_task(exc), event)
             return None
         else:
             return rest
         finally:
-            turn.written = None
-            for flush in written:
-                flush()
+            turn.written = outer
+            flush(written)
 
     def _handler_raised(self, exc: BaseException, event: Event[Any]) -> None:
         assert self._source is not None

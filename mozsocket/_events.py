@@ -24,6 +24,10 @@ __all__ = (
     "Listeners",
     "Rest",
     "TCPSocketErrorEvent",
+    "rest_of",
+    "set_target",
+    "set_type",
+    "setter_of",
     "types_of",
 )
 
@@ -31,7 +35,7 @@ TargetT = TypeVar("TargetT", bound="EventTarget", covariant=True)
 EventT = TypeVar("EventT", bound="Event[Any]")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class Event(Referable, Generic[TargetT]):
     """Something that happened to a socket. Immutable.
 
@@ -43,6 +47,10 @@ class Event(Referable, Generic[TargetT]):
     type: str
     target: TargetT
 
+    def __init__(self, type: str, target: TargetT) -> None:  # that of dataclasses takes three times as long
+        set_type(self, type)
+        set_target(self, target)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.type}{self._details()}, {self.target!r}>"
 
@@ -50,7 +58,17 @@ class Event(Referable, Generic[TargetT]):
         return ""
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+def setter_of(slot: Any) -> Callable[[Any, Any], None]:
+    """What sets a slot of an immutable object: for the constructor of its class."""
+    setter: Callable[[Any, Any], None] = slot.__set__
+    return setter
+
+
+set_type = setter_of(Event.__dict__["type"])
+set_target = setter_of(Event.__dict__["target"])
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class TCPSocketErrorEvent(Event[TargetT]):
     """``error``: a connection failed or was lost, or a server cannot go on.
 
@@ -58,6 +76,11 @@ class TCPSocketErrorEvent(Event[TargetT]):
     """
 
     error: TCPSocketError
+
+    def __init__(self, type: str, target: TargetT, error: TCPSocketError) -> None:
+        set_type(self, type)
+        set_target(self, target)
+        _set_error(self, error)
 
     @property
     def name(self) -> str:
@@ -76,6 +99,9 @@ class TCPSocketErrorEvent(Event[TargetT]):
 
     def _details(self) -> str:
         return f" {self.error}"
+
+
+_set_error = setter_of(TCPSocketErrorEvent.__dict__["error"])
 
 
 class EventHandler(Generic[EventT]):
@@ -121,14 +147,15 @@ class Listeners:
     """What listens to the events of one object: one handler of each type, then the listeners in order of adding.
 
     :ivar handlers: the handlers, by the type
+    :ivar added: the listeners, by the type; None if there never was one
     :ivar async_types: the types which an ``async def`` function listens to, so that it takes a task to deliver them
     """
 
-    __slots__ = ("_added", "async_types", "handlers")
+    __slots__ = ("added", "async_types", "handlers")
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[[Any], object]] = {}
-        self._added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
+        self.added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
         self.async_types: frozenset[str] = frozenset()
 
     def handle(self, type: str, handler: Callable[[Any], object] | None) -> None:
@@ -140,33 +167,32 @@ class Listeners:
         self._note_async(type)
 
     def add(self, type: str, listener: Callable[[Any], object], once: bool) -> None:
-        if self._added is None:
-            self._added = {}
-        listeners = self._added.setdefault(type, [])
+        if self.added is None:
+            self.added = {}
+        listeners = self.added.setdefault(type, [])
         if not any(entry.call == listener for entry in listeners):
             listeners.append(_Listener(listener, once))
             self._note_async(type)
 
     def remove(self, type: str, listener: Callable[[Any], object]) -> None:
-        if self._added is not None:
-            for entry in tuple(self._added.get(type, ())):
+        if self.added is not None:
+            for entry in tuple(self.added.get(type, ())):
                 if entry.call == listener:
                     self._remove(type, entry)
 
     def has(self, type: str) -> bool:
         """Whether anything listens to events of a type."""
-        return type in self.handlers or bool(self._added and self._added.get(type))
+        return type in self.handlers or bool(self.added and self.added.get(type))
 
     def call(self, event: Event[Any]) -> Rest | None:
         """Call what listens, in order.
 
         :return: None when all of it has returned; else what is left, where a handler was asynchronous
         """
-        if self._added is None:  # as a rule: no generator is needed
+        if self.added is None:  # as a rule
             handler = self.handlers.get(event.type)
-            pending: Iterator[Callable[[Any], object]] = iter(() if handler is None else (handler,))
-        else:
-            pending = self._callbacks(event.type, self._added)
+            return None if handler is None else rest_of(handler(event), event)
+        pending = self._callbacks(event.type, self.added)
         for callback in pending:
             result = callback(event)
             if result is not None and not isinstance(result, bool) and isawaitable(result):
@@ -186,12 +212,12 @@ class Listeners:
                 yield entry.call
 
     def _remove(self, type: str, entry: _Listener) -> None:
-        assert self._added is not None
-        self._added[type] = [other for other in self._added[type] if other is not entry]
+        assert self.added is not None
+        self.added[type] = [other for other in self.added[type] if other is not entry]
         self._note_async(type)
 
     def _note_async(self, type: str) -> None:
-        calls = [entry.call for entry in (self._added or {}).get(type, ())]
+        calls = [entry.call for entry in (self.added or {}).get(type, ())]
         if type in self.handlers:
             calls.append(self.handlers[type])
         if any(map(_is_async, calls)):
@@ -205,6 +231,8 @@ class EventTarget(Unique, Strict, Referable):
 
     __slots__ = ("_listeners",)
 
+    _listeners: Listeners
+
     _types: ClassVar[tuple[str, ...]] = ()  # those that happen to it
 
     def __init_subclass__(cls) -> None:
@@ -216,7 +244,7 @@ class EventTarget(Unique, Strict, Referable):
                 raise TypeError(f"{cls.__name__}.{name} would hide the attribute: assign {name} in __init__() instead")
 
     def __init__(self) -> None:
-        self._listeners = Listeners()
+        set_listeners(self, Listeners())
 
     def _what_there_is(self) -> str:
         return f"; its handlers are {', '.join(f'on{type_}' for type_ in self._types)}"
@@ -256,6 +284,9 @@ def types_of(target: EventTarget) -> tuple[str, ...]:
     return target._types
 
 
+set_listeners = setter_of(EventTarget.__dict__["_listeners"])
+
+
 class Rest:
     """What is left of calling the listeners of an event: what one of them gave to be awaited, and those after it.
 
@@ -290,6 +321,13 @@ class Rest:
         self.drop()
         for callback in self._pending:
             _drop(callback(self.event))
+
+
+def rest_of(result: object, event: Event[Any]) -> Rest | None:
+    """What is left of an event when its only handler has returned something."""
+    if result is None or isinstance(result, bool) or not isawaitable(result):
+        return None
+    return Rest(result, event, iter(()))
 
 
 def _drop(result: object) -> None:

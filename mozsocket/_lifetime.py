@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from typing import Protocol
 
 import anyio
@@ -13,7 +14,9 @@ from anyio.abc import TaskGroup
 from . import _log
 from ._dispatch import Dispatcher, Source
 from ._errors import InvalidStateError, TCPSocketError
+from ._poller import way_to_wait
 from ._raised import exit_in, is_cancelled, is_of_cancellation, log_displaced, shown, sort_out
+from ._readiness import Waiting
 from ._tasks import current_loop, ended, require_task
 
 __all__ = ("Lifetime", "Member")
@@ -31,6 +34,9 @@ class Member(Source, Protocol):
     @property
     def face(self) -> object:
         """The public object that it is the inside of, for the log."""
+
+    def wait_by(self, waiting: Waiting) -> None:
+        """Have its sockets waited for in that way: called before it runs."""
 
     def close(self) -> None: ...
 
@@ -69,17 +75,18 @@ class Lifetime:
     :ivar failure: why the member failed, if it did
     :ivar started: whether it runs, or did
     :ivar over: whether it does no more
+    :ivar changed: what those wait for who wait for the next change; None while nobody does
     """
 
     __slots__ = (
         "_awaiting",
         "_blocks",
-        "_changed",
         "_crash",
         "_crashed_in",
         "_failure_told",
         "_is_contained",
         "_loop",
+        "changed",
         "failure",
         "over",
         "started",
@@ -95,7 +102,7 @@ class Lifetime:
         self._loop: object = None  # the mark of the one that it runs in
         self._is_contained = False  # whether that is nobody's trouble but its own
         self._awaiting = 0  # how many tasks would be told of a failure
-        self._changed: anyio.Event | None = None  # what they wait for; None while nobody does
+        self.changed: anyio.Event | None = None
         # Those entered by each task, outermost first. None if it was never entered.
         self._blocks: dict[int, list[TaskGroup | None]] | None = None  # with the task group of one of its own
 
@@ -132,14 +139,49 @@ class Lifetime:
             raise found
         self._raise_untold(member)
 
-    async def run_accepted(self, member: Member, *scopes: anyio.CancelScope) -> KeyboardInterrupt | SystemExit | None:
-        """For a server: one connection's trouble is logged, and is no trouble of the others.
+    def begin_accepted(
+        self,
+        member: Member,
+        server: Lifetime,
+        scopes: tuple[anyio.CancelScope, ...],
+        context: Context,
+        host: Callable[[], object],
+    ) -> None:
+        """For a server: one connection's trouble is logged, and is no trouble of the others. No task runs it, before
+        there is something that only a task can do.
+
+        :param server: of the server
+        :param scopes: its cancel scopes
+        :param context: what the handlers run in
+        :param host: what starts a task with :meth:`run_accepted`
+        """
+        self._is_contained = True
+        self._loop = server._loop
+        member.dispatcher.begin(member, scopes, context, host)
+
+    def end_accepted(self, member: Member) -> KeyboardInterrupt | SystemExit | None:
+        """The end of one that no task runs, without waiting for anybody.
 
         :return: what is to end the program, if a handler has raised that
         """
-        self._is_contained = True
+        member.release()
+        member.dispatcher.end()
+        self.over = True
+        self.notify()
+        found = self._take_exit()
+        self._log_untold(member)
+        member.end()
+        return found
+
+    async def run_accepted(self, member: Member) -> KeyboardInterrupt | SystemExit | None:
+        """The task of such a connection, until its end.
+
+        :return: what is to end the program, if a handler has raised that
+        """
+        if self.over:
+            return None
         try:
-            await self._run(member, *scopes)
+            await self._run(member)
         except Exception as exc:
             self.crashed(member, exc, "the end")
         except anyio.get_cancelled_exc_class():
@@ -161,8 +203,10 @@ class Lifetime:
         dispatcher = member.dispatcher
         try:
             async with anyio.create_task_group() as tasks:
-                self._loop = current_loop()
-                dispatcher.begin(member, tasks, (tasks.cancel_scope, *owners))
+                if not dispatcher.runs:  # else it was accepted
+                    self._loop = current_loop()
+                    dispatcher.begin(member, owners, copy_context())
+                dispatcher.open_tasks(tasks)
                 try:
                     await member.live()
                 finally:
@@ -190,6 +234,7 @@ class Lifetime:
         else:
             self.begin()
             own = await anyio.create_task_group().__aenter__()
+            member.wait_by(way_to_wait(own.start_soon, own.cancel_scope.cancel))
             own.start_soon(self._run_beside_body, member, own.cancel_scope, name=repr(member))
         self._blocks.setdefault(anyio.get_current_task().id, []).append(own)
 
@@ -325,6 +370,11 @@ class Lifetime:
             _log.error("%s of %r raised %s%s", where, member.face, shown(crash), when, exc_info=crash)
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether a task waits that would be told of a failure."""
+        return self._awaiting > 0
+
+    @property
     def failure_told(self) -> bool:
         """Whether the program knows of it."""
         return self._failure_told
@@ -333,9 +383,9 @@ class Lifetime:
 
     def notify(self) -> None:
         """Have those who wait look again."""
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        if self.changed is not None:
+            self.changed.set()
+            self.changed = None
 
     async def reach(self, member: Member, what: str, reached: Callable[[], bool], missed: Callable[[], bool]) -> None:
         """Wait until something is so, for a program that is told of a failure by it.
@@ -368,9 +418,9 @@ class Lifetime:
 
     async def change(self) -> None:
         """Wait for the next :meth:`notify`."""
-        if self._changed is None:
-            self._changed = anyio.Event()
-        await self._changed.wait()
+        if self.changed is None:
+            self.changed = anyio.Event()
+        await self.changed.wait()
 
     async def wait_until(self, reached: Callable[[], bool]) -> None:
         while not reached():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import TYPE_CHECKING
 
 import anyio
 
 from . import _log
 from ._errors import InvalidStateError
+
+if TYPE_CHECKING:
+    from ._asyncio import OwnCancellation
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
@@ -19,6 +23,7 @@ __all__ = (
     "is_cancelled_by_loop",
     "is_of_cancellation",
     "log_displaced",
+    "own_cancellation",
     "shown",
     "sort_out",
     "stray",
@@ -38,6 +43,15 @@ async def is_cancelled_by_loop(exc: BaseException) -> bool:
     from ._asyncio import is_being_cancelled
 
     return await is_being_cancelled() or is_cancelled()
+
+
+def own_cancellation() -> OwnCancellation | None:
+    """What tells whether the current task cancels itself; None where tasks cannot, as on Trio."""
+    if not anyio.get_cancelled_exc_class().__module__.startswith("asyncio"):
+        return None
+    from ._asyncio import OwnCancellation
+
+    return OwnCancellation()
 
 
 def is_of_cancellation(exc: BaseException | None) -> bool:

@@ -1,7 +1,9 @@
-"""The seam for waiting: whatever waits for a socket does so here, by tasks and AnyIO.
+"""The seam for waiting: how the package learns that a socket can be read or written.
 
-:func:`wait_writable` is for a socket that is connecting, :class:`Watched` for who waits in a task of his own, as
-a listener, a stream or a test does, and :class:`Registration` for who is to be told, as a connection is.
+:func:`wait_writable` is for a socket that is connecting, :class:`Watched` for a task that waits by itself, as that of a
+stream or a test does, and :class:`Registration` for a :class:`Watcher` that is to be told, as a connection or a
+listening socket is. Of the last there are two kinds: :class:`TaskRegistration` has tasks that wait by AnyIO, and works
+everywhere; that of :mod:`._poller` has one task for many sockets, where the system has epoll.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -19,7 +21,12 @@ import anyio.lowlevel
 from ._eagerness import Eagerness
 from ._tasks import Signal
 
-__all__ = ("Found", "Registration", "Watched", "Watcher", "wait_writable")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
+
+__all__ = ("Found", "Registration", "TaskRegistration", "Waiting", "Watched", "Watcher", "by_tasks", "wait_writable")
 
 WATCH_AFTER = 0.1
 """Seconds that nothing is read before a connection is watched for its end: it may be lost meanwhile."""
@@ -129,11 +136,13 @@ class Found(Enum):
     NOTHING = 1
     SOME = 2
     MORE = 3
-    """And there may be more, without waiting for it."""
+    """And there may be more, which the operating system tells."""
+    PENDING = 4
+    """And there is more, of which the operating system knows nothing: it is decrypted already, or on the way to it."""
 
 
 class Watcher(Protocol):
-    """Who is told. Each of these is called in a task of the watcher's own."""
+    """What is told of a socket. Its methods are called in a task, one at a time."""
 
     def on_readable(self) -> Found:
         """There may be something to read."""
@@ -148,26 +157,97 @@ class Watcher(Protocol):
         """While nothing is to be read: the connection is lost, or both sides have ended it."""
 
     def on_woken(self) -> bool:
-        """While nothing is to be read: see :meth:`Registration.wake`.
+        """After :meth:`Registration.wake`, and by tasks whenever nothing is to be read any more.
 
-        :return: whether the end is watched for meanwhile
+        :return: whether the end is watched for while nothing is read
         """
 
     def on_time(self) -> None:
         """The time that :meth:`Registration.limit` has set is over, or was."""
 
+    def on_cancelled(self) -> None:
+        """One of the others, by a handler of the program's, has cancelled the task that called it, which is many's."""
 
-class Registration:
-    """Tells a watcher of a socket, from the connect to the end: :meth:`run` is the reader, and :meth:`run_writer` the
-    writer, for what the operating system would not take at once.
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        """Called with what one of the others has raised."""
+
+    def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
+        """Start a task of the watcher's own."""
+
+
+class Registration(Protocol):
+    """Tells a watcher of a socket, from :meth:`begin` to :meth:`end`."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether the watcher is told what can be read."""
+        ...
+
+    def begin(self, watcher: Watcher) -> None:
+        """Begin to tell it."""
+
+    async def run(self) -> None:
+        """What takes a task, until the socket is closed; returns at once if nothing does."""
+
+    def read(self, wanted: bool) -> None:
+        """Have the watcher told what can be read, or not."""
+
+    def write(self) -> None:
+        """Have :meth:`Watcher.on_writable` called soon."""
+
+    def await_room(self) -> None:
+        """Have :meth:`Watcher.on_writable` called when there is room, of which there is none."""
+
+    def wake(self) -> None:
+        """Have the watcher look again, soon, at what there is to do."""
+
+    def limit(self, deadline: float) -> None:
+        """Have :meth:`Watcher.on_time` called.
+
+        :param deadline: when, by the event loop's clock; infinite for never
+        """
+
+    def end(self) -> None:
+        """Tell nothing more of the socket, which is about to be closed. :meth:`wake` still works."""
+
+    def detach(self) -> None:
+        """Refer to the watcher no more: it is over."""
+
+
+class Waiting(Protocol):
+    """A way to wait for the sockets of one owner."""
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether each watcher has to give a task to :meth:`Registration.run`."""
+        ...
+
+    def register(self, watched: Watched) -> Registration: ...
+
+
+class TaskRegistration:
+    """Waits by tasks: :meth:`run` is the reader; another is the writer, for what the operating system would not take at
+    once.
 
     :ivar reading: whether the watcher is told what can be read
     """
 
-    __slots__ = ("_begins_anew", "_deadline", "_is_waiting", "_news", "_scope", "_watched", "_write_due", "reading")
+    __slots__ = (
+        "_awaits_room",
+        "_begins_anew",
+        "_deadline",
+        "_is_waiting",
+        "_news",
+        "_scope",
+        "_watched",
+        "_watcher",
+        "_write_due",
+        "reading",
+    )
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
+        self._watcher: Watcher | None = None
         self.reading = True
         self._is_waiting = False  # whether the reader waits for something to read
         self._news: anyio.Event | None = None  # what it waits for else
@@ -175,15 +255,17 @@ class Registration:
         self._scope: anyio.CancelScope | None = None  # while there is a deadline
         self._begins_anew = False  # whether there is to be one, or none
         self._write_due: Signal | None = None  # made with the writer
+        self._awaits_room = False  # whether that waits for room
+
+    def begin(self, watcher: Watcher) -> None:
+        self._watcher = watcher
 
     def read(self, wanted: bool) -> None:
-        """Have the watcher told what can be read, or not."""
         if wanted is not self.reading:
             self.reading = wanted
             self.wake()
 
     def wake(self) -> None:
-        """Have the reader look again at what is wanted."""
         if self._news is not None:
             self._news.set()
             self._news = None
@@ -191,10 +273,6 @@ class Registration:
             self._watched.interrupt()
 
     def limit(self, deadline: float) -> None:
-        """Have :meth:`Watcher.on_time` called.
-
-        :param deadline: when, by the event loop's clock; infinite for never
-        """
         self._deadline = deadline
         if self._scope is not None:
             self._scope.deadline = deadline
@@ -203,8 +281,15 @@ class Registration:
             if self._scope is None:
                 self.wake()
 
-    async def run(self, watcher: Watcher) -> None:
-        """The reader: until the socket is closed."""
+    def end(self) -> None:
+        self.limit(math.inf)
+
+    def detach(self) -> None:
+        self._watcher = None
+
+    async def run(self) -> None:
+        watcher = self._watcher
+        assert watcher is not None
         while not self._watched.closed:
             self._begins_anew = False
             if self._deadline == math.inf:  # as a rule: a scope takes memory
@@ -214,6 +299,7 @@ class Registration:
                 await self._read(watcher)
             scope, self._scope = self._scope, None
             if scope.cancelled_caught and not self._watched.closed:
+                self._deadline = math.inf
                 watcher.on_time()
 
     async def _read(self, watcher: Watcher) -> None:
@@ -227,7 +313,7 @@ class Registration:
                 eagerness.found()
             if watched.closed or self._begins_anew or not self.reading:
                 continue
-            if eagerness.look() or found is Found.MORE:
+            if eagerness.look() or found is Found.MORE or found is Found.PENDING:
                 await anyio.lowlevel.checkpoint()
             else:
                 self._is_waiting = True
@@ -258,14 +344,19 @@ class Registration:
         await self._watched.wait_hung_up()
         watcher.on_hung_up()
 
-    def write(self, spawn: Callable[..., None], watcher: Watcher) -> None:
-        """Have the watcher told that something may be sent.
+    def write(self) -> None:
+        if self._awaits_room:
+            self._watched.interrupt()
+        else:
+            self.await_room()
 
-        :param spawn: what starts a task of the watcher's: see :meth:`Dispatcher.spawn`
-        """
+    def await_room(self) -> None:
+        """The writer tries once more at its next turn, as there may be room by then."""
+        if self._watcher is None:
+            return
         if self._write_due is None:
             due = Signal()
-            spawn("writer", self._run_writer, due, watcher)
+            self._watcher.spawn("writer", self._run_writer, due, self._watcher)
             self._write_due = due
         self._write_due.set()
 
@@ -275,7 +366,22 @@ class Registration:
             while watcher.on_writable():
                 await anyio.lowlevel.checkpoint()  # as for reading: there may be room by then, see Eagerness
                 if watcher.on_writable():
+                    self._awaits_room = True
                     try:
                         await self._watched.wait_writable()
                     except anyio.ClosedResourceError:
                         return
+                    finally:
+                        self._awaits_room = False
+
+
+class _ByTasks:
+    """The portable way: each socket is waited for by tasks of its own."""
+
+    takes_tasks = True
+
+    def register(self, watched: Watched) -> Registration:
+        return TaskRegistration(watched)
+
+
+by_tasks: Waiting = _ByTasks()

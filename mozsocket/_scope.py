@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -10,7 +14,9 @@ from anyio.abc import TaskGroup
 
 from ._lifetime import Member
 from ._options import check_flag, takes
+from ._poller import way_to_wait
 from ._raised import is_of_cancellation, log_displaced
+from ._readiness import Waiting
 from ._server import TCPServerSocket, acceptor_of
 from ._socket import TCPSocket, connection_of
 from ._tasks import current_loop, ended, require_task
@@ -34,7 +40,7 @@ class MozTCPSocket(Unique, Strict, Referable):
     :raises TypeError: if it is not a bool
     """
 
-    __slots__ = ("_certified", "_exit", "_loop", "_members", "_tasks")
+    __slots__ = ("_certified", "_context", "_exit", "_loop", "_members", "_tasks", "_waiting")
 
     def __init__(self, *, certified: bool = False) -> None:
         check_flag("certified", certified)
@@ -43,6 +49,8 @@ class MozTCPSocket(Unique, Strict, Referable):
         self._loop: object = None
         self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
         self._members: set[Member] = set()
+        self._waiting: Waiting | None = None  # for all of them, while it runs
+        self._context: Context | None = None  # what it was entered in
 
     def _what_there_is(self) -> str:
         return ", and no events: those happen to what open() and listen() give"
@@ -111,6 +119,8 @@ class MozTCPSocket(Unique, Strict, Referable):
         return tasks
 
     def _run(self, member: Member, tasks: TaskGroup) -> None:
+        assert self._waiting is not None
+        member.wait_by(self._waiting)
         try:
             tasks.start_soon(self._run_member, member, tasks.cancel_scope, name=repr(member))
         except BaseException:
@@ -134,7 +144,14 @@ class MozTCPSocket(Unique, Strict, Referable):
             raise RuntimeError("this MozTCPSocket has been entered already")
         self._tasks = await anyio.create_task_group().__aenter__()
         self._loop = current_loop()
+        self._context = copy_context()
+        self._waiting = way_to_wait(self._start_poller, self._tasks.cancel_scope.cancel)
         return self
+
+    def _start_poller(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """In the context of the block, and not that of who has opened the first socket."""
+        assert self._tasks is not None and self._context is not None
+        self._context.copy().run(partial(self._tasks.start_soon, run, name=f"poller of {self!r}"))
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -150,7 +167,7 @@ class MozTCPSocket(Unique, Strict, Referable):
                 raise
             left = raised
         finally:
-            self._tasks = None
+            self._tasks = self._waiting = self._context = None
             found, self._exit = self._exit, None
         if found is not None:
             if left is not found:

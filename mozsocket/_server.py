@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ._acceptor import Acceptor
-from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
+from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent, set_target, set_type, setter_of
 from ._options import AdoptListenerOptions, ListenOptions, ServerOptions, documents, shared, takes
 from ._socket import TCPSocket
 
@@ -17,7 +17,7 @@ __all__ = ("TCPServerSocket", "TCPServerSocketEvent", "acceptor_of")
 SelfT = TypeVar("SelfT", bound="TCPServerSocket")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class TCPServerSocketEvent(Event["TCPServerSocket"]):
     """``connect``: a server has accepted a connection.
 
@@ -26,8 +26,16 @@ class TCPServerSocketEvent(Event["TCPServerSocket"]):
 
     socket: TCPSocket
 
+    def __init__(self, type: str, target: TCPServerSocket, socket: TCPSocket) -> None:
+        set_type(self, type)
+        set_target(self, target)
+        _set_socket(self, socket)
+
     def _details(self) -> str:
         return f" {self.socket!r}"
+
+
+_set_socket = setter_of(TCPServerSocketEvent.__dict__["socket"])
 
 
 @documents(ListenOptions)

@@ -16,7 +16,16 @@ from anyio.abc import ByteStream
 from ._addresses import host_and_port
 from ._buffers import octets
 from ._connection import Connection, Host
-from ._events import Event, EventHandler, EventTarget, Listeners, TCPSocketErrorEvent
+from ._events import (
+    Event,
+    EventHandler,
+    EventTarget,
+    Listeners,
+    TCPSocketErrorEvent,
+    set_target,
+    set_type,
+    setter_of,
+)
 from ._machine import ReadyState
 from ._options import (
     AdoptOptions,
@@ -44,7 +53,7 @@ SelfT = TypeVar("SelfT", bound="TCPSocket")
 _NO_DEFAULT: Any = object()
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class TCPSocketEvent(Event["TCPSocket"]):
     """``data``: bytes have arrived.
 
@@ -54,9 +63,17 @@ class TCPSocketEvent(Event["TCPSocket"]):
 
     data: Any
 
+    def __init__(self, type: str, target: TCPSocket, data: Any) -> None:
+        set_type(self, type)
+        set_target(self, target)
+        _set_data(self, data)
+
     def _details(self) -> str:
         start = self.data[:20]
         return f" {len(self.data)} B {start!a}{'...' if len(self.data) > len(start) else ''}"
+
+
+_set_data = setter_of(TCPSocketEvent.__dict__["data"])
 
 
 @documents(ConnectOptions)
@@ -77,6 +94,9 @@ class TCPSocket(EventTarget):
     """
 
     __slots__ = ("_connection", "_stream")
+
+    _connection: Connection
+    _stream: SocketStream | None
 
     onopen: EventHandler[Event[TCPSocket]] = EventHandler(
         "The connection is open. Not for accepted sockets, which are open from the start."
@@ -102,9 +122,10 @@ class TCPSocket(EventTarget):
 
     def _set_up(self, host: str, port: int, options: SocketOptions) -> Connection:
         super().__init__()
-        self._connection = Connection(type(self).__name__, host, port, options, self._listeners)
-        self._stream: SocketStream | None = None
-        return self._connection
+        connection = Connection(type(self).__name__, host, port, options, self._listeners)
+        _set_connection(self, connection)
+        _set_stream(self, None)
+        return connection
 
     @classmethod
     @takes(AdoptOptions)
@@ -184,8 +205,8 @@ class TCPSocket(EventTarget):
         """
         if type(data) is not bytes or byteOffset != 0 or byteLength is not None:
             data = octets(data, byteOffset, byteLength)
-        put = self._connection.put
-        return self._connection.send(data) if put is None else put(data)
+        connection = self._connection
+        return connection.outgoing.append(data) if connection.buffers else connection.send(data)
 
     def suspend(self) -> None:
         """Stop ``data`` events, and through TCP the peer. Suspensions count. Allowed while connecting.
@@ -343,6 +364,10 @@ class TCPSocket(EventTarget):
         if default is _NO_DEFAULT:
             raise TypedAttributeLookupError("Attribute not found")
         return default
+
+
+_set_connection = setter_of(TCPSocket.__dict__["_connection"])
+_set_stream = setter_of(TCPSocket.__dict__["_stream"])
 
 
 def connection_of(socket: TCPSocket) -> Connection:

@@ -1,7 +1,7 @@
 """A connection as an AnyIO stream: what ``receive()`` and ``send()`` do in place of the handlers.
 
 Whoever calls them does the reading and writing, with no task switch. What the operating system would not take at once
-is left to the writer, as for the handlers.
+is sent when there is room, as for the handlers.
 """
 
 from __future__ import annotations

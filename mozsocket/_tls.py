@@ -1,6 +1,6 @@
 """TLS over a plain transport: what carries the records of a :class:`TLSEngine` to and from it.
 
-It knows nothing of tasks, and waits for nothing: the reader and the writer drive it as they drive a plain transport.
+It waits for nothing: it is driven as a plain transport is.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ class TLSTransport:
         if nothing is there yet, or the peer does not take what it is answered. A call that takes a step of the
         handshake gives None.
 
-        It reads at most once: further reads have to wait for the event loop's next turn, whatever the peer sends.
+        It reads ``size`` bytes at most: further reads have to wait for the event loop's next turn, whatever the peer
+        sends.
 
         What TLS answers meanwhile is handed over, as far as there is room; the rest, and a failure of that, is for the
         next :meth:`flush`, and the transport :attr:`blocked` until then.
@@ -132,7 +133,7 @@ class TLSTransport:
             if engine.pending:
                 data = engine.open(size)
             if data is None and not engine.pending:
-                arrived = self._transport.receive(max(size, READ_SIZE))
+                arrived = self._receive_records(max(size, READ_SIZE))
                 if arrived is not None:
                     engine.feed(arrived)
                     data = engine.open(size)
@@ -140,6 +141,19 @@ class TLSTransport:
         finally:
             if engine.outgoing.pending:
                 self._answer()
+
+    def _receive_records(self, size: int) -> bytes | None:
+        """What has arrived, in reads no larger than what a plain transport reads best."""
+        transport = self._transport
+        at_once = transport.read_size
+        first = transport.receive(min(size, at_once))
+        if first is None or len(first) < at_once or size <= at_once:
+            return first
+        try:
+            more = transport.receive(size - at_once)
+        except OSError:
+            return first  # and then the transport tells once more, as it does of an end
+        return first + more if more else first
 
     def _answer(self) -> None:
         try:

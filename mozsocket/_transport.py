@@ -27,11 +27,10 @@ __all__ = ("ByteTransport", "Transport", "configure", "has_ended")
 def configure(sock: socket.socket) -> None:
     """Make a connected socket as ours are: never blocking, and nothing held back to be sent with later bytes."""
     sock.setblocking(False)
-    if sock.family in (socket.AF_INET, getattr(socket, "AF_INET6", None)):
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError:  # pragma: no cover  (macOS: the peer has reset it already, which the first read will tell)
-            pass
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:  # it is not of TCP; or, on macOS, the peer has reset it already, which the first read will tell
+        pass
 
 
 _TCP_INFO = struct.Struct("68xI48xQQ")  # of linux/tcp.h: a round trip's time, bytes acknowledged, bytes received
@@ -202,20 +201,34 @@ class Transport:
         :return: how many of them it took; 0 if there was no room
         :raises OSError: if the connection was lost
         """
+        if len(chunks) == 1:
+            return self.send_one(chunks[0])
         try:
-            if len(chunks) == 1:
-                return self.socket.send(chunks[0])
             if hasattr(self.socket, "sendmsg"):
                 return self.socket.sendmsg(chunks)
             return self.socket.send(b"".join(chunks))  # pragma: no cover  (Windows)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
-            # Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the
-            # peer had ended. If it really had before it was lost, the error is EPIPE (Linux).
-            if exc.errno != errno.EPIPE:
-                self._lost = exc.args
+            self._note_loss(exc)
             raise
+
+    def send_one(self, chunk: Chunk) -> int:
+        """The same of one chunk."""
+        try:
+            return self.socket.send(chunk)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as exc:
+            self._note_loss(exc)
+            raise
+
+    def _note_loss(self, exc: OSError) -> None:
+        """Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the peer
+        had ended. If it really had before it was lost, the error is EPIPE (Linux).
+        """
+        if exc.errno != errno.EPIPE:
+            self._lost = exc.args
 
     def flush(self) -> bool:
         """Hand over what the transport has to send besides: nothing.

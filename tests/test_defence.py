@@ -336,6 +336,10 @@ async def test_a_server_outlives_anything_of_a_logging_handler(
         logging.getLogger("mozsocket").removeHandler(handler)
 
 
+async def echo_later(event: Any) -> None:
+    echo_to(event)
+
+
 @pytest.mark.filterwarnings("ignore:coroutine")  # which older AnyIO leaves to be collected
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_connection_whose_task_cannot_be_started_counts_no_more(
@@ -353,7 +357,7 @@ async def test_a_connection_whose_task_cannot_be_started_counts_no_more(
 
     with anyio.fail_after(PROMPTLY):
         async with TCPServerSocket(0, host="127.0.0.1", max_connections=1) as server:
-            server.onconnect = echo_to
+            server.onconnect = echo_later
             await all_blocked()
             loop.set_task_factory(factory)
             try:

@@ -82,6 +82,7 @@ async def test_a_peer_that_fills_every_read_leaves_turns_to_others(monkeypatch: 
     monkeypatch.setattr(Transport, "receive", lambda self, size: None if done.is_set() else bytes(size))
     ours, peer = socket.socketpair()
     with peer:
+        peer.sendall(b"x")  # which is there to be read for good
         async with TCPSocket.from_socket(ours, linger=0) as tcp:
             tcp.ondata = count
             while not done.is_set():

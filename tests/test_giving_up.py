@@ -443,7 +443,7 @@ async def test_no_descriptor_is_left_of_an_attempt(
             before |= {number: name for number, name in open_descriptors().items() if number == peer.fileno()}
         with anyio.CancelScope(shield=True):
             await (stream.aclose() if way == "in order" else WAYS[way](stream))
-        assert set(open_descriptors().items()) <= set(before.items())
+        assert {entry for entry in open_descriptors().items() if "eventpoll" not in entry[1]} <= set(before.items())
         if state == "shaking hands":
             peer.close()
 

@@ -721,12 +721,13 @@ async def test_under_a_text_stream(role: str, listener: socket.socket) -> None:
 async def test_under_anyio_s_tls(role: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         sock, _, peer = await connected(tcp, role, listener)
+        stream = sock.stream()  # before anything can arrive
         context = client_context() if role == "client" else server_context()
         tls: dict[str, TLSStream] = {}
 
         async def wrap() -> None:
             tls["ours"] = await TLSStream.wrap(
-                sock.stream(),
+                stream,
                 hostname="localhost" if role == "client" else None,
                 ssl_context=context,
                 server_side=role == "server",

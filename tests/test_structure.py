@@ -35,7 +35,9 @@ LAYERS = [
     "_raised.py",  # cancellations, and what the program raises
     "_tasks.py",  # task groups and signals
     "_buffers.py",  # what is to be sent, and what came, in a queue of AnyIO's
-    "_readiness.py",  # the only place where sockets are waited for
+    "_readiness.py",  # the only place where sockets are waited for, by tasks
+    "_turn.py",  # what is written while handlers run
+    "_poller.py",  # and this, by one task for many
     "_connect.py",  # from a host and a port to a connected socket
     "_transport.py",  # bytes over a socket
     "_tls.py",  # bytes over TLS over a socket
@@ -71,6 +73,7 @@ WITHOUT_ANYIO = LAYERS[: LAYERS.index("_asyncio.py")]
 """The layers that do not wait."""
 
 UNDERSCORES = {
+    "_asyncio.py": {"_must_cancel"},  # of a task: before Python 3.11 there is no other that tells of its cancellation
     "_tls_engine.py": {"_sslobj"},  # of an ssl.SSLObject: before Python 3.13 its get_unverified_chain() is not public
     "cli/__init__.py": {"_exit"},  # of os: that is its public name
 }
@@ -81,6 +84,7 @@ LOOPS = {"_asyncio.py": {"asyncio"}}
 
 WAITING = {
     "_readiness.py": {"wait_readable", "wait_writable", "notify_closing"},
+    "_poller.py": {"wait_readable", "notify_closing"},
     "cli/_console.py": {"wait_readable"},  # for the thread that reads standard input
 }
 """Which of AnyIO's functions that wait for a socket a module uses."""

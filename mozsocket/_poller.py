@@ -1,0 +1,482 @@
+"""One task waits for many sockets, by epoll: each is registered once, and no task is switched to for a message.
+
+AnyIO's ``wait_readable()`` registers a descriptor with the event loop at each wait, and wakes one task for one socket.
+Here the task of an owner awaits the descriptor of an epoll of its own instead, which has all the sockets of that owner,
+and then calls the watcher of each socket that is ready. That works on every event loop, and under load a wake-up serves
+many sockets.
+
+What is called may take its time, so the rest of the program gets its turn after so much work (:data:`WORK_AT_ONCE`). An
+epoll tells the same again as long as it is so: nothing has to be remembered of what was left.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from ._eagerness import Eagerness
+from ._raised import own_cancellation, without_task
+from ._readiness import Found, Registration, Waiting, Watched, Watcher, by_tasks
+from ._turn import flush, turn
+
+__all__ = ("Poller", "way_to_wait")
+
+VARIABLE = "MOZSOCKET_WAITING"
+"""The environment variable that chooses how sockets are waited for, to look for errors: ``epoll`` or ``tasks``."""
+
+WORK_AT_ONCE = 128
+"""Sockets that are seen to before other tasks run, each once or more often; a message takes some microseconds. If one
+has as much as is read at once, they run after those that were ready with it.
+"""
+
+BATCH = 64
+"""Sockets that the epoll tells of at once. Those that come in a later batch may be closed by then."""
+
+_STALE_TIMERS = 64
+"""How many entries for times that do not matter any more may be kept, beside as many as do."""
+
+# For what is called often.
+_IN = select.EPOLLIN if hasattr(select, "epoll") else 0
+_OUT = select.EPOLLOUT if hasattr(select, "epoll") else 0
+_ENDED = select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
+_IN_OR_ENDED = _IN | _ENDED
+_OUT_OR_ENDED = _OUT | _ENDED
+_ONLY_ONCE = select.EPOLLET if hasattr(select, "epoll") else 0  # a connection's end, which an epoll tells in any case
+_NOTHING = Found.NOTHING
+_MORE = Found.MORE
+_PENDING = Found.PENDING
+
+
+class Polled:
+    """A socket that a poller waits for.
+
+    :ivar fd: its descriptor; -1 before the beginning
+    :ivar watcher: what is told of it
+    :ivar reading: whether the watcher is told what can be read
+    :ivar writing: whether it is told when there is room
+    :ivar deadline: when it is told that its time is over
+    :ivar is_queued: whether the poller will call :meth:`see_to`
+    :ivar timed_at: for when the poller has an entry; infinite if for never
+    """
+
+    __slots__ = (
+        "_mask",
+        "_poller",
+        "_wake_due",
+        "_watched",
+        "_write_due",
+        "deadline",
+        "fd",
+        "is_queued",
+        "reading",
+        "timed_at",
+        "watcher",
+        "writing",
+    )
+
+    def __init__(self, watched: Watched, poller: Poller) -> None:
+        self._watched = watched
+        self._poller = poller
+        self._mask: int | None = None  # what the epoll has; None while it has not the socket
+        self.fd = -1
+        self.watcher: Watcher | None = None
+        self.reading = True
+        self.writing = False
+        self.deadline = self.timed_at = math.inf
+        self.is_queued = self._wake_due = self._write_due = False
+
+    def begin(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self.fd = self._watched.socket.fileno()
+        self._mask = self._wanted
+        self._poller.add(self, self._mask)
+
+    async def run(self) -> None:
+        """There is nothing to be run."""
+
+    @property
+    def _wanted(self) -> int:
+        return (_IN if self.reading else 0) | (_OUT if self.writing else 0) or _ONLY_ONCE
+
+    def read(self, wanted: bool) -> None:
+        if wanted is not self.reading:
+            self.reading = wanted
+            self._poller.change(self)
+
+    def await_room(self) -> None:
+        if not self.writing:
+            self.writing = True
+            self._poller.change(self)
+
+    def has_room(self) -> None:
+        """There is enough."""
+        if self.writing:
+            self.writing = False
+            self._poller.change(self)
+
+    def apply(self, epoll: select.epoll) -> None:
+        """Have the epoll tell what is wanted now."""
+        wanted = self._wanted
+        if self._mask is not None and wanted != self._mask:
+            self._mask = wanted
+            try:
+                epoll.modify(self.fd, wanted)
+            except OSError:  # the program has closed it, which reading tells
+                self.wake()
+
+    def see_to_rest(self, watcher: Watcher, mask: int) -> Found:
+        """Tell the watcher of what the epoll tells: of anything but that there is something to read."""
+        found = _NOTHING
+        if self.reading:
+            if mask & _IN_OR_ENDED:
+                found = watcher.on_readable()
+        elif mask & _ENDED:  # and not what was there before it read no more, of which the epoll is yet to know
+            watcher.on_hung_up()
+        if mask & _OUT_OR_ENDED and self.writing and not watcher.on_writable():
+            self.has_room()
+        return found
+
+    def see_to(self) -> bool:
+        """Do what is due beside what the epoll tells of.
+
+        :return: whether it had as much as is read at once, and others have their turn
+        """
+        watcher = self.watcher
+        assert watcher is not None
+        if self._write_due:
+            self._write_due = False
+            if watcher.on_writable():
+                self.await_room()
+        if self._wake_due:
+            self._wake_due = False
+            watcher.on_woken()
+            if self.reading:
+                had = watcher.on_readable()
+                if had is _PENDING:
+                    self.wake()
+                return had is _PENDING or had is _MORE
+        return False
+
+    def write(self) -> None:
+        self._write_due = True
+        self._poller.queue(self)
+
+    def wake(self) -> None:
+        self._wake_due = True
+        self._poller.queue(self)
+
+    def limit(self, deadline: float) -> None:
+        self.deadline = deadline
+        if deadline < self.timed_at:
+            self._poller.time(self)
+
+    def end(self) -> None:
+        self.deadline = math.inf
+        self.reading = self.writing = self._write_due = False
+        if self._mask is not None:
+            self._mask = None
+            self._poller.remove(self)
+
+    def detach(self) -> None:
+        self.watcher = None
+
+
+class Poller:
+    """Waits for the sockets of one owner, in one task, which runs while there are any.
+
+    :param start: what starts a task of the owner's
+    :param fail: called if the poller fails, or its task alone is cancelled: nobody waits for the sockets then
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_changed",
+        "_count",
+        "_dead_timers",
+        "_epoll",
+        "_fail",
+        "_has_failed",
+        "_queued",
+        "_registrations",
+        "_runs",
+        "_skipped",
+        "_start",
+        "_timers",
+        "_turns",
+        "_waits",
+    )
+
+    takes_tasks = False
+    """Its own is enough."""
+
+    def __init__(
+        self, start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object], fail: Callable[[], object]
+    ) -> None:
+        self._start = start
+        self._fail = fail
+        self._epoll: select.epoll | None = None  # from the first socket on, while the task runs
+        self._registrations: dict[int, Polled] = {}  # by the descriptor
+        self._queued: list[Polled] = []  # those to be seen to, whatever the epoll tells
+        self._changed: list[Polled] = []  # those of which the epoll is to tell something else, after this batch
+        self._skipped: set[int] = set()  # the descriptors of which what the epoll tells now counts for nothing
+        self._timers: list[tuple[float, int, Polled]] = []  # a heap; an entry may be too early, which is seen then
+        self._dead_timers = 0  # how many entries are of sockets that have ended
+        self._count = count()  # orders entries of the same time
+        self._runs = False  # whether the task has been started
+        self._has_failed = False  # so that it is never started again: its owner ends
+        self._turns = False  # whether it calls the watchers just now
+        self._waits = False  # whether it waits, and has to be woken
+        self._cancelled: Callable[[], int] | None = None  # how often the task was, on asyncio
+
+    # What the registrations tell
+
+    def register(self, watched: Watched) -> Registration:
+        return Polled(watched, self)
+
+    def add(self, polled: Polled, mask: int) -> None:
+        if self._epoll is None:
+            self._epoll = select.epoll()
+        self._epoll.register(polled.fd, mask)
+        self._registrations[polled.fd] = polled
+        self._ensure_task()
+
+    def change(self, polled: Polled) -> None:
+        """It wants to be told something else."""
+        if self._turns:
+            self._changed.append(polled)  # as it may change again, or end, before the epoll is asked
+        elif self._epoll is not None:
+            polled.apply(self._epoll)
+
+    def queue(self, polled: Polled) -> None:
+        """It is to be seen to soon."""
+        if not (polled.is_queued or self._has_failed):
+            polled.is_queued = True
+            self._queued.append(polled)
+            self._ensure_task()
+            self._wake()
+
+    def time(self, polled: Polled) -> None:
+        """It has a deadline that is earlier than its entry, if it has one."""
+        if polled.timed_at != math.inf:
+            self._dead_timers += 1
+        polled.timed_at = polled.deadline
+        heappush(self._timers, (polled.deadline, next(self._count), polled))
+        if self._timers[0][2] is polled:
+            self._wake()
+
+    def remove(self, polled: Polled) -> None:
+        """Its descriptor is about to be closed. A forked child may have it too: then the epoll would go on telling."""
+        if self._registrations.get(polled.fd) is polled and self._epoll is not None:
+            del self._registrations[polled.fd]
+            with suppress(OSError):  # the program may have closed it
+                self._epoll.unregister(polled.fd)
+        if self._turns:
+            self._skipped.add(polled.fd)  # which may be another's before the batch is over
+        if polled.timed_at != math.inf:
+            self._forget_timer(polled)
+
+    def _forget_timer(self, polled: Polled) -> None:
+        polled.timed_at = math.inf
+        self._dead_timers += 1
+        if self._dead_timers > _STALE_TIMERS and 2 * self._dead_timers > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].timed_at == entry[0]]
+            heapify(self._timers)
+            self._dead_timers = 0
+
+    # The task
+
+    def _ensure_task(self) -> None:
+        if not self._runs:
+            self._runs = True
+            try:
+                self._start(self._run)
+            except BaseException:
+                self._runs = False
+                raise
+
+    def _wake(self) -> None:
+        if self._waits:
+            self._waits = False
+            assert self._epoll is not None
+            anyio.notify_closing(self._epoll)
+
+    async def _run(self) -> None:
+        try:
+            await self._poll()
+        except BaseException:
+            self._has_failed = True
+            self._fail()
+            raise
+        finally:
+            self._runs = self._waits = self._turns = False
+            for left in (self._registrations, self._queued, self._changed, self._timers):
+                left.clear()
+            self._dead_timers = 0
+            epoll, self._epoll = self._epoll, None
+            if epoll is not None:
+                epoll.close()
+
+    async def _poll(self) -> None:
+        eagerness, own = Eagerness(), own_cancellation()
+        self._cancelled = None if own is None else own.count
+        while self._registrations or self._queued:
+            before = 0 if own is None else own.count()
+            was_busy = self._see_to_all()
+            if own is not None and own.count() != before:
+                await own.take_back(before)
+            elif was_busy:
+                eagerness.found()
+                await anyio.lowlevel.checkpoint()
+            elif eagerness.look():
+                await anyio.lowlevel.checkpoint()
+            elif self._epoll is not None:
+                await self._wait(self._epoll)
+
+    async def _wait(self, epoll: select.epoll) -> None:
+        self._waits = True
+        try:
+            if self._timers:
+                with anyio.CancelScope(deadline=self._timers[0][0]):
+                    await anyio.wait_readable(epoll)
+            else:
+                await anyio.wait_readable(epoll)
+        except anyio.ClosedResourceError:
+            pass  # it was woken, as there is something else to see to
+        finally:
+            self._waits = False
+
+    def _see_to_all(self) -> bool:
+        """See to what is ready, for a while.
+
+        :return: whether anything was
+        """
+        work = WORK_AT_ONCE
+        self._turns = True
+        self._skipped.clear()
+        turn.written = []
+        try:
+            if self._timers:
+                work -= self._see_to_timers()
+            while work > 0:
+                queued = self._queued
+                if queued:
+                    self._queued = []
+                    work -= self._see_to_queued(queued)
+                found = self._epoll.poll(0, BATCH) if self._epoll is not None else None
+                if found:
+                    work -= self._see_to_ready(found)
+                elif not queued:
+                    break
+                if self._changed:
+                    self._apply_changes()
+        finally:
+            written, turn.written = turn.written, None
+            flush(written or [])
+            self._turns = False
+            self._apply_changes()
+        return work < WORK_AT_ONCE
+
+    def _see_to_ready(self, found: list[tuple[int, int]]) -> int:
+        """:return: how much work that was"""
+        work = len(found)
+        registrations, skipped, cancelled = self._registrations, self._skipped, self._cancelled
+        before = 0 if cancelled is None else cancelled()
+        for fd, mask in found:
+            if skipped and fd in skipped:
+                continue
+            polled = registrations[fd]
+            watcher = polled.watcher
+            assert watcher is not None  # nothing is registered by then whose watcher is gone
+            try:
+                if mask == _IN and polled.reading:  # noqa: SIM108  (as a rule)
+                    had = watcher.on_readable()
+                else:
+                    had = polled.see_to_rest(watcher, mask)
+            except BaseException as exc:
+                watcher.crashed(without_task(exc), "the poller")
+            else:
+                if had is _MORE or had is _PENDING:
+                    work = WORK_AT_ONCE
+                    if had is _PENDING:
+                        polled.wake()
+            if cancelled is not None and cancelled() != before:
+                before = cancelled()
+                watcher.on_cancelled()
+        skipped.clear()
+        return work
+
+    def _see_to_queued(self, queued: list[Polled]) -> int:
+        """:return: how much work that was"""
+        work = len(queued)
+        had_much = set()
+        for polled in queued:
+            polled.is_queued = False
+            if polled.watcher is not None and self._call(polled.watcher, polled.see_to):
+                work = WORK_AT_ONCE
+                had_much.add(polled.fd)
+        self._skipped = had_much
+        return work
+
+    def _see_to_timers(self) -> int:
+        """:return: how many were over"""
+        over, now = 0, anyio.current_time()
+        while self._timers and self._timers[0][0] <= now:
+            at, _, polled = heappop(self._timers)
+            if at != polled.timed_at:
+                self._dead_timers -= 1
+                continue
+            polled.timed_at = math.inf
+            if polled.deadline > now:
+                if polled.deadline != math.inf:
+                    self.time(polled)
+                continue
+            over += 1
+            polled.deadline = math.inf
+            if polled.watcher is not None:
+                self._call(polled.watcher, polled.watcher.on_time)
+        return over
+
+    def _call(self, watcher: Watcher, function: Callable[[], bool | None]) -> bool | None:
+        """Call one of a watcher's, whose trouble is no trouble of others."""
+        cancelled = self._cancelled
+        before = 0 if cancelled is None else cancelled()
+        try:
+            return function()
+        except BaseException as exc:
+            watcher.crashed(without_task(exc), "the poller")
+            return None
+        finally:
+            if cancelled is not None and cancelled() != before:
+                watcher.on_cancelled()
+
+    def _apply_changes(self) -> None:
+        changed, self._changed = self._changed, []
+        for polled in changed:
+            if self._epoll is not None:
+                polled.apply(self._epoll)
+
+
+def way_to_wait(
+    start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object], fail: Callable[[], object]
+) -> Waiting:
+    """How the sockets of an owner are waited for: by a poller, where there is epoll.
+
+    :param start: as of :class:`Poller`
+    :param fail: likewise
+    :raises ValueError: if the environment asks for what there is not
+    """
+    chosen = os.environ.get(VARIABLE) or ("epoll" if hasattr(select, "epoll") else "tasks")
+    if chosen == "epoll" and hasattr(select, "epoll"):
+        return Poller(start, fail)
+    if chosen == "tasks":
+        return by_tasks
+    raise ValueError(f"{VARIABLE} is {chosen!r}: it must be epoll, where the system has that, or tasks")
