@@ -12,9 +12,9 @@ from .report import plot, print_tables, write_markdown
 from .results import Key, Results
 from .runner import plan, run
 from .scenarios import SCENARIOS
-from .subjects import SUBJECTS
+from .subjects import LOOPS, SUBJECTS
 
-BACKENDS = ("asyncio", "uvloop", "trio")
+BACKENDS = tuple(LOOPS)
 QUICK = 0.05
 HERE = Path(__file__).parent
 

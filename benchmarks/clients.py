@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import subprocess
 import sys
@@ -52,6 +53,10 @@ class Clients:
         """Seconds for an echo through one of them."""
         return float(await self._tell("echo_one"))
 
+    async def drive(self, rounds: int) -> float:
+        """Seconds in which a message goes to and fro so often, on each of them at once."""
+        return float(await self._tell(f"drive {rounds}"))
+
     async def visit(self, count: int, repeats: int) -> None:
         """Make so many connections at once, have a message echoed on each, and close them; and again."""
         await self._tell(f"visit {count} {repeats}")
@@ -89,6 +94,25 @@ class Connections:
         begun = time.perf_counter()
         _echo(self._open[len(self._open) // 2])
         return time.perf_counter() - begun
+
+    def drive(self, rounds: str) -> float:
+        left = dict.fromkeys(self._open, int(rounds))
+        with selectors.DefaultSelector() as selector:
+            for sock in left:
+                sock.settimeout(None)  # with a limit, each call would first wait for what the selector has told already
+                selector.register(sock, selectors.EVENT_READ, sock)
+            begun = time.perf_counter()
+            for sock in left:
+                sock.sendall(MESSAGE)
+            while left:
+                for (_, _, _, sock), _ in selector.select():
+                    _check(sock)
+                    if left[sock] > 1:
+                        left[sock] -= 1
+                        sock.sendall(MESSAGE)
+                    else:
+                        del left[sock]
+            return time.perf_counter() - begun
 
     def visit(self, count: str, repeats: str) -> None:
         for _ in range(int(repeats)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from .results import Key, Outcome, Results, Series
 from .scenarios import SCENARIOS, Figure
-from .subjects import SUBJECTS
+from .subjects import LOOPS
 from .targets import TARGETS
 
 __all__ = ("plot", "print_tables", "write_markdown")
@@ -22,10 +21,10 @@ INTRODUCTION = """\
 # Results
 
 Made by `python -m benchmarks --results`. Medians of all rounds; the spread is from the least to the most. `mozsocket
-is` compares with mozsocket on the same event loop. Both ends of a connection are in one process, but for idle
-connections and what one costs. Every process has freed a large block of memory before, as programs have that ran for a
-while: until then glibc maps and unmaps the buffer of each read of 128 KiB and more, which makes asyncio's protocols
-less than half as fast.
+is` compares with mozsocket on the same event loop. Both ends of a connection are in one process, but for a server under
+load, Redis, idle connections and what one costs: there the clients are in another. Every process has freed a large
+block of memory before, as programs have that ran for a while: until then glibc maps and unmaps the buffer of each read
+of 128 KiB and more, which makes asyncio's protocols less than half as fast.
 """
 
 HEADINGS = ("", "median", "spread", "mozsocket is")
@@ -60,17 +59,17 @@ def write_markdown(results: Results, path: Path, plot_path: Path) -> None:
 
 
 def summary(results: Results) -> list[str]:
-    """A table of mozsocket's ratios to the peers that the targets are about, for the README."""
-    lines = ["| mozsocket's | on asyncio | on uvloop | on Trio |", "|---|---|---|---|"]
-    for (scenario, name, subject), targets in groupby(TARGETS, lambda each: (each.scenario, each.figure, each.subject)):
-        ratios = [
-            (results.ratio(scenario, name, target.backend, target.peer, subject), SUBJECTS[target.peer].label)
-            for target in targets
-        ]
-        cells = ["" if ratio is None else f"{ratio:.2f} × {peer}" for ratio, peer in ratios]
+    """A table of what mozsocket reaches of that which the targets are about, for the README."""
+    lines = [f"| mozsocket's | {' | '.join(f'on {loop}' for loop in LOOPS.values())} |", "|---|---|---|---|"]
+    for scenario, name, subject in dict.fromkeys((each.scenario, each.figure, each.subject) for each in TARGETS):
+        cells: dict[str, list[str]] = {backend: [] for backend in LOOPS}
+        for target in TARGETS:
+            reached = results.reached(target)
+            if (target.scenario, target.figure, target.subject) == (scenario, name, subject) and reached is not None:
+                cells[target.backend].append(f"{reached:.2f} {target.unit}")
         figure = next(figure for figure in SCENARIOS[scenario].figures if figure.name == name)
         how = "" if subject == "mozsocket" else "`stream()`: "
-        lines.append(f"| {how}{_title(scenario, figure)} | {' | '.join(cells)} |")
+        lines.append(f"| {how}{_title(scenario, figure)} | {' | '.join(map('; '.join, cells.values()))} |")
     return lines
 
 
@@ -113,7 +112,7 @@ def _rows(results: Results, figure: Figure, found: dict[Key, Series]) -> Iterato
 
 
 def _reached(outcome: Outcome) -> str:
-    return "not measured" if outcome.ratio is None else f"{outcome.ratio:.2f}"
+    return "not measured" if outcome.reached is None else f"{outcome.reached:.2f}"
 
 
 def _number(value: float) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .scenarios import SCENARIOS, Figure
-from .subjects import SUBJECTS
-from .targets import GROWTH_LIMIT, TARGETS
+from .subjects import LOOPS, SUBJECTS
+from .targets import TARGETS, Limit, Target
 
 __all__ = ("Key", "Outcome", "Results", "Series")
 
@@ -35,8 +35,7 @@ class Key(NamedTuple):
     @property
     def label(self) -> str:
         label = SUBJECTS[self.subject].label
-        loop = "Trio" if self.backend == "trio" else self.backend
-        return label if loop == "none" else f"{label} on {loop}"
+        return f"{label} on {LOOPS[self.backend]}" if self.backend in LOOPS else label
 
 
 class Series(NamedTuple):
@@ -54,11 +53,11 @@ class Outcome(NamedTuple):
     """What became of a target.
 
     :ivar text: what was to be reached
-    :ivar ratio: what was reached; None if a measurement failed
+    :ivar reached: the ratio, or the value; None if a measurement failed
     """
 
     text: str
-    ratio: float | None
+    reached: float | None
     met: bool
 
 
@@ -95,34 +94,37 @@ class Results:
 
     def ratio(self, scenario: str, figure: str, backend: str, peer: str, subject: str = "mozsocket") -> float | None:
         """Of mozsocket's median to a peer's on the same event loop; None if one of them was not measured."""
-        ours = self.median(Key(scenario, backend, subject), figure)
-        theirs = self.median(Key(scenario, backend, peer), figure)
-        return ours / theirs if ours is not None and theirs else None
+        return self._quotient(figure, Key(scenario, backend, subject), figure, Key(scenario, backend, peer))
 
-    def has_failed(self, scenario: str, backend: str, *subjects: str) -> bool:
-        """Whether one of them could not be measured."""
-        return any(Key(scenario, backend, subject) in self.failures for subject in subjects)
+    def _quotient(self, figure: str, key: Key, other_figure: str, other: Key) -> float | None:
+        dividend, divisor = self.median(key, figure), self.median(other, other_figure)
+        return dividend / divisor if dividend is not None and divisor else None
+
+    def reached(self, target: Target | Limit) -> float | None:
+        """What is to be within the bound; None if it was not measured."""
+        key = Key(target.scenario, target.backend, target.subject)
+        if target.reference is None:
+            return self.median(key, target.figure)
+        backend, subject, figure = target.reference
+        return self._quotient(target.figure, key, figure, Key(target.scenario, backend, subject))
+
+    def has_failed(self, target: Target | Limit) -> bool:
+        """Whether something that it is about could not be measured."""
+        sides = [target, target.reference] if target.reference else [target]
+        return any(Key(target.scenario, side.backend, side.subject) in self.failures for side in sides)
 
     def outcomes(self) -> list[Outcome]:
         """Of the targets of what was tried; one that could not be measured is missed."""
         outcomes = []
         for target in TARGETS:
-            ratio = self.ratio(target.scenario, target.figure, target.backend, target.peer, target.subject)
-            if ratio is not None or self.has_failed(target.scenario, target.backend, target.subject, target.peer):
-                scenario = SCENARIOS[target.scenario]
-                more = next(figure.more_is_better for figure in scenario.figures if figure.name == target.figure)
-                met = ratio is not None and (ratio >= target.ratio if more else ratio <= target.ratio)
-                peer = Key(target.scenario, target.backend, target.peer).label
+            reached = self.reached(target)
+            if reached is not None or self.has_failed(target):
+                figures = SCENARIOS[target.scenario].figures
+                more = next(figure.more_is_better for figure in figures if figure.name == target.figure)
+                met = reached is not None and (reached >= target.bound if more else reached <= target.bound)
                 how = "" if target.subject == "mozsocket" else f", {SUBJECTS[target.subject].label}"
-                text = f"{target.scenario}{how}: {'≥' if more else '≤'} {target.ratio:g} × {peer}"
-                outcomes.append(Outcome(text, ratio, met))
-        for backend in ("asyncio", "uvloop", "trio"):
-            key = Key("growth", backend, "mozsocket")
-            among_many, among_few = self.median(key, "10000"), self.median(key, "100")
-            if (among_many and among_few) or self.has_failed(*key):
-                ratio = among_many / among_few if among_many and among_few else None
-                text = f"growth: a connection among 10,000 ≤ {GROWTH_LIMIT:g} × among 100, on {backend}"
-                outcomes.append(Outcome(text, ratio, ratio is not None and ratio <= GROWTH_LIMIT))
+                text = f"{target.scenario}{how} on {LOOPS[target.backend]}"
+                outcomes.append(Outcome(f"{text}: {'≥' if more else '≤'} {target.bound:g} {target.unit}", reached, met))
         return outcomes
 
     def write_json(self, path: Path) -> None:
@@ -174,8 +176,10 @@ def _environment() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             pass
-    if shutil.which("node"):
-        found["Node"] = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
+    for name, program in (("Node", "node"), ("Redis", "redis-benchmark")):
+        if shutil.which(program):
+            version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+            found[name] = version.split()[-1]
     return found
 
 

@@ -28,11 +28,12 @@ def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[s
     return [
         Key(scenario, backend, subject)
         for scenario in scenarios
+        if SCENARIOS[scenario].is_available()
         for backend in (*backends, "none")
         for subject in subjects
         if backend in SUBJECTS[subject].backends
         and SUBJECTS[subject].is_available()
-        and not (SUBJECTS[subject].has_threads and SCENARIOS[scenario].many_connections)
+        and SCENARIOS[scenario].suits(SUBJECTS[subject])
     ]
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gc
+import os
+import shutil
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +15,17 @@ import anyio
 import psutil
 
 from .clients import Clients
-from .subjects.base import Arrival, Foreign, Subject, client_context, server_context, stamp
+from .subjects import Entry
+from .subjects.base import (
+    HOST,
+    Arrival,
+    Foreign,
+    RedisServer,
+    Subject,
+    client_context,
+    server_context,
+    stamp,
+)
 
 __all__ = ("SCENARIOS", "Figure", "Scenario")
 
@@ -34,7 +48,9 @@ class Scenario(NamedTuple):
     """One, which is run with a number that scales it: 1 for the full size.
 
     :ivar small_messages: whether the subjects that are slow with those get less of them
-    :ivar many_connections: whether there are thousands at once
+    :ivar many_connections: whether there are hundreds at once, or thousands
+    :ivar redis: whether it takes a Redis server, which not all subjects have
+    :ivar needs: the program without which it is left out
     """
 
     title: str
@@ -42,6 +58,14 @@ class Scenario(NamedTuple):
     run: Callable[[AnySubject, float], Awaitable[dict[str, float]]]
     small_messages: bool = False
     many_connections: bool = False
+    redis: bool = False
+    needs: str = ""
+
+    def is_available(self) -> bool:
+        return not self.needs or shutil.which(self.needs) is not None
+
+    def suits(self, subject: Entry) -> bool:
+        return not (subject.has_threads and self.many_connections) and (subject.serves_redis or not self.redis)
 
 
 def times(number: float, scale: float) -> int:
@@ -152,32 +176,75 @@ async def idle_figures(subject: AnySubject, scale: float) -> dict[str, float]:
         return {"memory": memory / 1024, "answer": 1e6 * await clients.echo_one()}
 
 
-async def growth_figures(subject: AnySubject, scale: float) -> dict[str, float]:
-    """Processor time of the server for a connection that is accepted, has one message echoed and is closed."""
+async def load_figures(subject: AnySubject, scale: float, *, connections: int) -> dict[str, float]:
+    rounds = times(60_000 / connections, scale)
     async with subject.echoing() as port, Clients(port) as clients:
-        process = psutil.Process(subject.pid)
+        await clients.open(connections)
+        await clients.drive(times(300 / connections, 1))
+        gc.collect()
+        before = processor_time(subject)
+        taken = await clients.drive(rounds)
+        spent = processor_time(subject) - before
+    trips = connections * rounds
+    return {"rate": trips / taken / 1e3, "processor": 1e6 * spent / trips}
+
+
+async def visit_cost(subject: AnySubject, clients: Clients, at_once: int, repeats: int) -> float:
+    """Processor time of the server, in µs, for a connection that is accepted, has one message echoed and is closed."""
+    gc.collect()
+    before = processor_time(subject)
+    await clients.visit(at_once, repeats)
+    return 1e6 * (processor_time(subject) - before) / (at_once * repeats)
+
+
+async def visit_figures(subject: AnySubject, scale: float) -> dict[str, float]:
+    async with subject.echoing() as port, Clients(port) as clients:
+        await visit_cost(subject, clients, 20, 1)
+        return {"processor": await visit_cost(subject, clients, 20, times(200, scale))}
+
+
+async def growth_figures(subject: AnySubject, scale: float) -> dict[str, float]:
+    async with subject.echoing() as port, Clients(port) as clients:
 
         async def cost(count: int) -> float:
-            repeats = times(2000 / count, scale)
-            gc.collect()
-            before = _processor_time(process)
-            await clients.visit(count, repeats)
-            return 1e6 * (_processor_time(process) - before) / (count * repeats)
+            return await visit_cost(subject, clients, count, times(2000 / count, scale))
 
         await cost(times(100, scale))
         largest = times(20_000, scale)
         return {str(count): await cost(min(count, largest)) for count in GROWTH}
 
 
-def _processor_time(process: psutil.Process) -> float:
-    spent = process.cpu_times()
+def processor_time(subject: AnySubject) -> float:
+    """Seconds that the process of its servers has had so far."""
+    if subject.pid == os.getpid():
+        return time.process_time()  # psutil's is in steps of 10 ms
+    spent = psutil.Process(subject.pid).cpu_times()
     return float(spent.user + spent.system)
 
+
+async def redis_figures(subject: AnySubject, scale: float, *, count: int, pipelined: int) -> dict[str, float]:
+    """The rate of as many SETs as GETs: the harmonic mean of the two."""
+    assert isinstance(subject, RedisServer)
+    async with subject.serving_redis() as port:
+        gc.collect()
+        count = max(1000, times(count, scale))  # redis-benchmark counts in milliseconds
+        options = f"-h {HOST} -p {port} -t set,get -c 50 -n {count} -P {pipelined} -q --csv"
+        with anyio.fail_after(REDIS_LIMIT):
+            done = await anyio.run_process(["redis-benchmark", *options.split()])
+    rates = {row[0]: float(row[1]) for row in csv.reader(done.stdout.decode().splitlines()) if row[0] != "test"}
+    return {"rate": 2 / (1 / rates["SET"] + 1 / rates["GET"]) / 1e3}
+
+
+REDIS_LIMIT = 100
+"""Seconds after which ``redis-benchmark`` is stopped: it asks for ever where there is no answer."""
 
 GROWTH = (1, 10, 100, 1000, 10_000)
 
 RATE = (Figure("rate", "MB/s"),)
 TRIPS = (Figure("rate", "thousand round trips/s"),)
+PROCESSOR = Figure("processor", "µs of the server's processor time", False)
+LOAD = (*TRIPS, PROCESSOR)
+REQUESTS = (Figure("rate", "thousand requests/s"),)
 
 SCENARIOS = {
     "bulk": Scenario("One way, sends of 64 KiB", RATE, partial(bulk_figures, count=32_768, tls=False)),
@@ -200,6 +267,26 @@ SCENARIOS = {
     "tls-echo-100": Scenario(
         "TLS, echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=15_000, tls=True)
     ),
+    "load-1": Scenario("Server under load, 1 connection", LOAD, partial(load_figures, connections=1)),
+    "load-50": Scenario("Server under load, 50 connections", LOAD, partial(load_figures, connections=50)),
+    "load-500": Scenario(
+        "Server under load, 500 connections", LOAD, partial(load_figures, connections=500), many_connections=True
+    ),
+    "redis": Scenario(
+        "Redis server, 50 clients",
+        REQUESTS,
+        partial(redis_figures, count=100_000, pipelined=1),
+        redis=True,
+        needs="redis-benchmark",
+    ),
+    "redis-pipelined": Scenario(
+        "Redis server, 50 clients, 16 requests at once",
+        REQUESTS,
+        partial(redis_figures, count=500_000, pipelined=16),
+        redis=True,
+        needs="redis-benchmark",
+    ),
+    "visits": Scenario("Short connections, 20 at once", (PROCESSOR,), visit_figures),
     "short": Scenario("Short connections: connect, one echo, close", (Figure("rate", "connections/s"),), churn_figures),
     "idle": Scenario(
         "10,000 idle connections",

@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 from .base import Foreign, Subject
 
-__all__ = ("SUBJECTS", "Entry", "make")
+__all__ = ("LOOPS", "SUBJECTS", "Entry", "make")
+
+LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "trio": "Trio"}
+"""The event loops, and what people call them."""
 
 
 class Entry(NamedTuple):
@@ -20,7 +23,8 @@ class Entry(NamedTuple):
     :ivar backends: the event loops it runs on; ``"none"``: it brings its own, or needs none
     :ivar needs: the module, or the program, without which it is left out
     :ivar per_message: how many of the small messages it is given, for one of the fastest; it takes a task switch each
-    :ivar has_threads: one for each connection, so that it is left out where there are thousands
+    :ivar has_threads: one for each connection, so that it is left out where there are hundreds
+    :ivar serves_redis: whether it is a :class:`~benchmarks.subjects.base.RedisServer`
     """
 
     label: str
@@ -29,17 +33,20 @@ class Entry(NamedTuple):
     needs: str
     per_message: float = 1
     has_threads: bool = False
+    serves_redis: bool = False
 
     def is_available(self) -> bool:
         return bool(importlib.util.find_spec(self.needs) or shutil.which(self.needs))
 
 
 SUBJECTS = {
-    "mozsocket": Entry("mozsocket", "mozsocket_handlers", ("asyncio", "uvloop", "trio"), "mozsocket"),
+    "mozsocket": Entry(
+        "mozsocket", "mozsocket_handlers", ("asyncio", "uvloop", "trio"), "mozsocket", serves_redis=True
+    ),
     "mozsocket-stream": Entry(
         "mozsocket's stream()", "mozsocket_stream", ("asyncio", "uvloop", "trio"), "mozsocket", 0.05
     ),
-    "protocol": Entry("asyncio.Protocol", "asyncio_protocol", ("asyncio", "uvloop"), "asyncio", 0.5),
+    "protocol": Entry("asyncio.Protocol", "asyncio_protocol", ("asyncio", "uvloop"), "asyncio", 0.5, serves_redis=True),
     "streams": Entry("asyncio streams", "asyncio_streams", ("asyncio", "uvloop"), "asyncio", 0.2),
     "anyio": Entry("AnyIO streams", "anyio_streams", ("asyncio", "uvloop", "trio"), "anyio", 0.05),
     "trio": Entry("Trio streams", "trio_streams", ("trio",), "trio", 0.05),

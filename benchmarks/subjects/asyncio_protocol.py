@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
+from .. import redis
 from . import base
 from .base import HOST, Arrival, check_echo, stamp
 
@@ -18,6 +19,17 @@ class Echo(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(data)
+
+
+class Redis(asyncio.Protocol):
+    def __init__(self, store: redis.Store) -> None:
+        self._answer = redis.Session(store).answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(self._answer(data))
 
 
 class Receiver(asyncio.Protocol):
@@ -107,7 +119,7 @@ class Churn(asyncio.Protocol):
         self.lost.set_result(None)
 
 
-class Subject(base.Subject):
+class Subject(base.RedisServer):
     @asynccontextmanager
     async def echoing(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
         async with _serving(Echo, tls) as port:
@@ -120,6 +132,12 @@ class Subject(base.Subject):
         done = asyncio.Event()
         async with _serving(lambda: Receiver(arrival, done), tls) as port:
             yield port, done.wait
+
+    @asynccontextmanager
+    async def serving_redis(self) -> AsyncIterator[int]:
+        store: redis.Store = {}
+        async with _serving(lambda: Redis(store), None) as port:
+            yield port
 
     async def connect(self, port: int, tls: ssl.SSLContext | None = None) -> Client:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ __all__ = (
     "Arrival",
     "Client",
     "Foreign",
+    "RedisServer",
     "Subject",
     "check_echo",
     "client_context",
@@ -114,6 +115,14 @@ class Foreign(ABC):
     @abstractmethod
     async def run(self, scenario: str, **parameters: Any) -> Any:
         """What the function of that name in :mod:`benchmarks.scenarios` gives."""
+
+
+class RedisServer(Subject):
+    """A subject that has a Redis server too."""
+
+    @abstractmethod
+    def serving_redis(self) -> AbstractAsyncContextManager[int]:
+        """A server that answers as :mod:`benchmarks.redis` has it, with one store for all connections; its port."""
 
 
 def server_context() -> ssl.SSLContext:

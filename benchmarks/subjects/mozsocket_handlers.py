@@ -12,6 +12,7 @@ import anyio
 
 from mozsocket import MozTCPSocket, TCPSocket, TCPSocketEvent
 
+from .. import redis
 from . import base
 from .base import HOST, Arrival, check_echo, stamp
 
@@ -60,7 +61,7 @@ class Client(base.Client):
         await self._socket.closed()
 
 
-class Subject(base.Subject):
+class Subject(base.RedisServer):
     _tcp: MozTCPSocket
 
     @asynccontextmanager
@@ -87,6 +88,17 @@ class Subject(base.Subject):
 
         async with self._serving(on_connect, tls) as port:
             yield port, done.wait
+
+    @asynccontextmanager
+    async def serving_redis(self) -> AsyncIterator[int]:
+        store: redis.Store = {}
+
+        def on_connect(event: Any) -> None:
+            answer = redis.Session(store).answer
+            event.socket.ondata = lambda event: event.target.send(answer(event.data))
+
+        async with self._serving(on_connect, None) as port:
+            yield port
 
     @asynccontextmanager
     async def _serving(self, on_connect: Callable[[Any], None], tls: ssl.SSLContext | None) -> AsyncIterator[int]:
