@@ -490,11 +490,11 @@ class Connection:
     def _secured(self) -> None:
         self.machine.end_handshake()
         self._state_changed()
-        self.advance()
         if self.machine.opening is Opening.HANDSHAKE:
             self._open_after(Opening.HANDSHAKE)
         else:
             self.dispatcher.pump()
+        self.advance()  # with what the handlers have written, the end of the handshake goes in one piece
 
     # Failing, and the end
 

@@ -120,7 +120,8 @@ class TLSTransport:
         sends.
 
         What TLS answers meanwhile is handed over, as far as there is room; the rest, and a failure of that, is for the
-        next :meth:`flush`, and the transport :attr:`blocked` until then.
+        next :meth:`flush`, and the transport :attr:`blocked` until then. So is the end of a handshake, as what the
+        program has to say then can go with it.
 
         :raises ssl.SSLError: if TLS fails; after that, what still comes is discarded
         :raises OSError: if the connection was lost
@@ -128,7 +129,7 @@ class TLSTransport:
         engine = self._engine
         if engine.choked:
             return None
-        data = None
+        data, was_established = None, engine.established
         try:
             if engine.pending:
                 data = engine.open(size)
@@ -139,7 +140,7 @@ class TLSTransport:
                     data = engine.open(size)
             return data
         finally:
-            if engine.outgoing.pending:
+            if engine.outgoing.pending and engine.established is was_established:
                 self._answer()
 
     def _receive_records(self, size: int) -> bytes | None:

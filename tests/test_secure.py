@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -605,3 +606,32 @@ async def test_what_is_added_while_records_wait_for_room_is_sent_behind_them(
             assert await blocking(read_exactly, peer, 8) == b"somemore"
             socket_.close()
             assert await blocking(read_all, peer) == b""
+
+
+async def test_the_end_of_a_handshake_goes_with_what_the_handlers_send(
+    version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one piece: the client's in TLS 1.3, and the server's in TLS 1.2, are the last to end it."""
+    sent: dict[str, int] = {"client": 0, "server": 0}
+    real_send = Transport.send
+
+    def send(self: Transport, chunks: Sequence[Any]) -> int:
+        sent["server" if self.socket.getsockname()[1] == server.localPort else "client"] += 1
+        return real_send(self, chunks)
+
+    monkeypatch.setattr(Transport, "send", send)
+    context = client_context()
+    context.maximum_version = version
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context())
+        server.onconnect = lambda event: event.socket.send(b"hello") and None
+        client = tcp.open("localhost", server.localPort, useSecureTransport=True, ssl_context=context)
+        client.onopen = lambda event: client.send(b"hello") and None
+        recorder = EventRecorder(client)
+        assert (await recorder.next("data")).data == b"hello"
+        await client.drained()
+        expected = {"client": 2, "server": 2}  # its hello, and the rest
+        if version is ssl.TLSVersion.TLSv1_2:
+            expected["client"] += 1  # it cannot send before the server has ended the handshake
+        assert sent == expected
+        tcp.close()
