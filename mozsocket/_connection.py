@@ -261,6 +261,7 @@ class Connection:
         if self.transport is None and self.machine.ready is _CONNECTING:
             await self._connect()
         if self._registration is None:  # else it was begun before there was a task for it
+            await anyio.lowlevel.checkpoint_if_cancelled()  # as no handler runs if a scope around the owner's is
             self.start()
         if self._registration is not None:
             await self._registration.run()
