@@ -25,9 +25,7 @@ __all__ = (
     "Rest",
     "TCPSocketErrorEvent",
     "rest_of",
-    "set_target",
-    "set_type",
-    "setter_of",
+    "setters_of",
     "types_of",
 )
 
@@ -48,8 +46,8 @@ class Event(Referable, Generic[TargetT]):
     target: TargetT
 
     def __init__(self, type: str, target: TargetT) -> None:  # that of dataclasses takes three times as long
-        set_type(self, type)
-        set_target(self, target)
+        _set_type(self, type)
+        _set_target(self, target)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.type}{self._details()}, {self.target!r}>"
@@ -58,14 +56,14 @@ class Event(Referable, Generic[TargetT]):
         return ""
 
 
-def setter_of(slot: Any) -> Callable[[Any, Any], None]:
-    """What sets a slot of an immutable object: for the constructor of its class."""
-    setter: Callable[[Any, Any], None] = slot.__set__
-    return setter
+def setters_of(owner: type, *names: str) -> list[Callable[[Any, Any], None]]:
+    """What sets slots of an immutable object: for the constructor of just that class, as dataclasses of Python 3.10
+    have the slots of their bases once more.
+    """
+    return [getattr(owner, name).__set__ for name in names]
 
 
-set_type = setter_of(Event.__dict__["type"])
-set_target = setter_of(Event.__dict__["target"])
+_set_type, _set_target = setters_of(Event, "type", "target")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
@@ -78,8 +76,8 @@ class TCPSocketErrorEvent(Event[TargetT]):
     error: TCPSocketError
 
     def __init__(self, type: str, target: TargetT, error: TCPSocketError) -> None:
-        set_type(self, type)
-        set_target(self, target)
+        _set_error_type(self, type)
+        _set_error_target(self, target)
         _set_error(self, error)
 
     @property
@@ -101,7 +99,7 @@ class TCPSocketErrorEvent(Event[TargetT]):
         return f" {self.error}"
 
 
-_set_error = setter_of(TCPSocketErrorEvent.__dict__["error"])
+_set_error_type, _set_error_target, _set_error = setters_of(TCPSocketErrorEvent, "type", "target", "error")
 
 
 class EventHandler(Generic[EventT]):
@@ -244,7 +242,7 @@ class EventTarget(Unique, Strict, Referable):
                 raise TypeError(f"{cls.__name__}.{name} would hide the attribute: assign {name} in __init__() instead")
 
     def __init__(self) -> None:
-        set_listeners(self, Listeners())
+        _set_listeners(self, Listeners())
 
     def _what_there_is(self) -> str:
         return f"; its handlers are {', '.join(f'on{type_}' for type_ in self._types)}"
@@ -284,7 +282,7 @@ def types_of(target: EventTarget) -> tuple[str, ...]:
     return target._types
 
 
-set_listeners = setter_of(EventTarget.__dict__["_listeners"])
+(_set_listeners,) = setters_of(EventTarget, "_listeners")
 
 
 class Rest:

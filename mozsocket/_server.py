@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ._acceptor import Acceptor
-from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent, set_target, set_type, setter_of
+from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent, setters_of
 from ._options import AdoptListenerOptions, ListenOptions, ServerOptions, documents, shared, takes
 from ._socket import TCPSocket
 
@@ -27,15 +27,15 @@ class TCPServerSocketEvent(Event["TCPServerSocket"]):
     socket: TCPSocket
 
     def __init__(self, type: str, target: TCPServerSocket, socket: TCPSocket) -> None:
-        set_type(self, type)
-        set_target(self, target)
+        _set_type(self, type)
+        _set_target(self, target)
         _set_socket(self, socket)
 
     def _details(self) -> str:
         return f" {self.socket!r}"
 
 
-_set_socket = setter_of(TCPServerSocketEvent.__dict__["socket"])
+_set_type, _set_target, _set_socket = setters_of(TCPServerSocketEvent, "type", "target", "socket")
 
 
 @documents(ListenOptions)

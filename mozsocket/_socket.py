@@ -22,9 +22,7 @@ from ._events import (
     EventTarget,
     Listeners,
     TCPSocketErrorEvent,
-    set_target,
-    set_type,
-    setter_of,
+    setters_of,
 )
 from ._machine import ReadyState
 from ._options import (
@@ -64,8 +62,8 @@ class TCPSocketEvent(Event["TCPSocket"]):
     data: Any
 
     def __init__(self, type: str, target: TCPSocket, data: Any) -> None:
-        set_type(self, type)
-        set_target(self, target)
+        _set_type(self, type)
+        _set_target(self, target)
         _set_data(self, data)
 
     def _details(self) -> str:
@@ -73,7 +71,7 @@ class TCPSocketEvent(Event["TCPSocket"]):
         return f" {len(self.data)} B {start!a}{'...' if len(self.data) > len(start) else ''}"
 
 
-_set_data = setter_of(TCPSocketEvent.__dict__["data"])
+_set_type, _set_target, _set_data = setters_of(TCPSocketEvent, "type", "target", "data")
 
 
 @documents(ConnectOptions)
@@ -366,8 +364,7 @@ class TCPSocket(EventTarget):
         return default
 
 
-_set_connection = setter_of(TCPSocket.__dict__["_connection"])
-_set_stream = setter_of(TCPSocket.__dict__["_stream"])
+_set_connection, _set_stream = setters_of(TCPSocket, "_connection", "_stream")
 
 
 def connection_of(socket: TCPSocket) -> Connection:
