@@ -728,7 +728,9 @@ class Connection:
                 self.dispatcher.pump(behind_handler=True)
             if len(data) < LEAN_READ_SIZE:
                 return _SOME
-            return self._read_anyhow(READ_AT_ONCE - LEAN_READ_SIZE) if self._lean else Found.MORE
+            if self._lean and self._read_anyhow(READ_AT_ONCE - LEAN_READ_SIZE) is Found.PENDING:
+                return Found.PENDING
+            return Found.MORE  # even if that was the rest: it was much, and others have their turn
         if data is not None:
             self._peer_ended()
             self.dispatcher.pump()
@@ -909,7 +911,10 @@ class Connection:
 
     def on_writable(self) -> bool:
         self.advance()
-        self.dispatcher.pump()
+        if self.looks:
+            self.notify()  # the peer, which may be in this process, has its turn before a drain fills what it has read
+        else:
+            self.dispatcher.pump()
         return self._flush_scheduled and not self._stalled and not self.machine.shut
 
     def advance(self) -> None:

@@ -34,9 +34,10 @@ VARIABLE = "MOZSOCKET_WAITING"
 """The environment variable that chooses how sockets are waited for, to look for errors: ``epoll`` or ``tasks``."""
 
 WORK_AT_ONCE = 128
-"""Sockets that are seen to before other tasks run, each once or more often; a message takes some microseconds. If one
-has as much as is read at once, they run after those that were ready with it.
-"""
+"""Sockets that are seen to before other tasks run, each once or more often; a message takes some microseconds."""
+
+WORK_OF_MUCH = WORK_AT_ONCE // 2
+"""As how many of these one counts that had as much as is read at once, which takes some tens of microseconds."""
 
 BATCH = 64
 """Sockets that the epoll tells of at once. Those that come in a later batch may be closed by then."""
@@ -404,10 +405,11 @@ class Poller:
             except BaseException as exc:
                 watcher.crashed(without_task(exc), "the poller")
             else:
-                if had is _MORE or had is _PENDING:
-                    work = WORK_AT_ONCE
-                    if had is _PENDING:
-                        polled.wake()
+                if had is _MORE:
+                    work += WORK_OF_MUCH
+                elif had is _PENDING:
+                    work += WORK_AT_ONCE
+                    polled.wake()
             if cancelled is not None and cancelled() != before:
                 before = cancelled()
                 watcher.on_cancelled()

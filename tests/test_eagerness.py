@@ -89,5 +89,6 @@ async def test_a_peer_that_fills_every_read_leaves_turns_to_others(monkeypatch: 
                 await anyio.lowlevel.checkpoint()
                 turn += 1
             tcp.closeImmediately()
-    # Trio runs the tasks of a turn in any order: the reader may be the last in one and the first in the next.
-    assert READ_AT_ONCE <= max(reads.values()) <= 2 * READ_AT_ONCE
+    # A poller reads so much twice in a turn. And Trio runs the tasks of one in any order: what reads may be the last in
+    # one and the first in the next.
+    assert READ_AT_ONCE <= max(reads.values()) <= 4 * READ_AT_ONCE
