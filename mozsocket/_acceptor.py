@@ -377,11 +377,10 @@ class Acceptor:
             self._give_up_oldest()
         self._handshaking[connection] = None
 
-    def _give_up_oldest(self) -> Connection:
+    def _give_up_oldest(self) -> None:
         oldest = next(iter(self._handshaking))
         del self._handshaking[oldest]
         oldest.give_way()
-        return oldest
 
     def admit(self, connection: Connection) -> None:
         """Count a connection as open when its handshake is done, and when it may be: those that wait come in turn."""

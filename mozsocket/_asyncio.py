@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from collections.abc import Callable
 
-import anyio
 import anyio.lowlevel
 
 __all__ = ("OwnCancellation", "is_being_cancelled")
@@ -41,16 +39,11 @@ class OwnCancellation:
         else:
             self.count = lambda: int(task._must_cancel)  # type: ignore[attr-defined]  # it does not tell otherwise
 
-    async def take_back(self, before: int) -> None:
-        """
+    def take_back(self, before: int) -> None:
+        """Before Python 3.13 it is raised at the next checkpoint nevertheless.
+
         :param before: what :attr:`count` has said before
-        :raises asyncio.CancelledError: if the task is cancelled by others, too
         """
         if sys.version_info >= (3, 11):
             while self._task.cancelling() > before:
                 self._task.uncancel()
-        try:
-            await anyio.lowlevel.checkpoint()  # before Python 3.13 it is raised in any case
-        except asyncio.CancelledError:
-            if anyio.current_effective_deadline() == -math.inf:
-                raise

@@ -171,9 +171,7 @@ class Connection:
         self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = None  # None for ``open``
         self._flush_scheduled = False  # whether someone will look at the send buffer
         self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
-        self._lean = (
-            False  # whether nothing is out of the ordinary, as far as has been looked: then there is a short way
-        )
+        self._lean = False  # whether nothing is known to be out of the ordinary: see _is_lean()
         self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
         self._header = b""  # what there is of the PROXY protocol's
         self._limits: Limits | None = None  # while there are any

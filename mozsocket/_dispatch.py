@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._events import Event, Listeners, Rest, rest_of
+from ._events import Event, Listeners, Rest
 from ._raised import is_cancelled, is_cancelled_by_loop, sort_out, stray, without_task
 from ._tasks import Signal
 from ._turn import flush, turn
@@ -99,7 +99,7 @@ class Dispatcher:
         self._pending: list[Callable[[TaskGroup], None]] | None = None  # the tasks that wait for it
         self._spawned = False  # whether there has been one
         self._has_ended = False  # whether none is started any more
-        self._scopes: tuple[anyio.CancelScope, ...] = ()  # the source's own, and its owners'
+        self._scopes: tuple[anyio.CancelScope, ...] = ()  # of its owners
         self._context: Context | None = None  # what functions run in, and tasks begin with
         self._rest: Rest | None = None  # of the running handler, for the task to await
         self._due: Signal | None = None  # made with the task
@@ -152,7 +152,7 @@ class Dispatcher:
 
     @property
     def scopes(self) -> tuple[anyio.CancelScope, ...]:
-        """The cancel scopes of the source and its owners, while it runs."""
+        """The cancel scopes of its owners, while it runs."""
         return self._scopes
 
     @property
@@ -236,31 +236,8 @@ class Dispatcher:
 
     def deliver(self, event: Event[Any]) -> None:
         """Deliver an event before what is due; only while not busy, and if its handlers are functions."""
-        written = turn.written
-        if written is None:  # it is a task of the source's own that runs this
-            turn.written = []
-            try:
-                self.deliver(event)
-            finally:
-                turn.written = None
-            return
         self.busy = True
-        for scope in self._scopes:
-            if scope.cancel_called:
-                return
-        listeners, rest = self._listeners, None
-        try:
-            if listeners.added is None:  # as a rule
-                handler = listeners.handlers.get(event.type)
-                result = None if handler is None else self._context.run(handler, event)  # type: ignore[union-attr]
-                if result is not None:
-                    rest = rest_of(result, event)
-            else:
-                rest = self._context.run(listeners.call, event)  # type: ignore[union-attr]
-        except BaseException as exc:
-            self._handler_raised(without_task(exc), event)
-        if written:
-            flush(written)
+        rest = self._deliver(self._listeners, event)
         if rest is None:
             self.busy = False
         elif self._source is not None:
@@ -421,19 +398,22 @@ class Dispatcher:
         for scope in self._scopes:
             if scope.cancel_called:
                 return None
-        outer = turn.written
-        turn.written = written = [] if outer is None else outer
+        written = turn.written
+        if written is None:  # it is a task of the source's own that runs this
+            turn.written = []
+            try:
+                return self._deliver(listeners, event)
+            finally:
+                turn.written = None
         assert self._context is not None
         try:
-            rest = self._context.run(listeners.call, event)
+            return self._context.run(listeners.call, event)
         except BaseException as exc:
             self._handler_raised(without_task(exc), event)
             return None
-        else:
-            return rest
         finally:
-            turn.written = outer
-            flush(written)
+            if written:
+                flush(written)
 
     def _handler_raised(self, exc: BaseException, event: Event[Any]) -> None:
         assert self._source is not None

@@ -24,7 +24,6 @@ __all__ = (
     "Listeners",
     "Rest",
     "TCPSocketErrorEvent",
-    "rest_of",
     "setters_of",
     "types_of",
 )
@@ -145,15 +144,14 @@ class Listeners:
     """What listens to the events of one object: one handler of each type, then the listeners in order of adding.
 
     :ivar handlers: the handlers, by the type
-    :ivar added: the listeners, by the type; None if there never was one
     :ivar async_types: the types which an ``async def`` function listens to, so that it takes a task to deliver them
     """
 
-    __slots__ = ("added", "async_types", "handlers")
+    __slots__ = ("_added", "async_types", "handlers")
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[[Any], object]] = {}
-        self.added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
+        self._added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
         self.async_types: frozenset[str] = frozenset()
 
     def handle(self, type: str, handler: Callable[[Any], object] | None) -> None:
@@ -165,32 +163,33 @@ class Listeners:
         self._note_async(type)
 
     def add(self, type: str, listener: Callable[[Any], object], once: bool) -> None:
-        if self.added is None:
-            self.added = {}
-        listeners = self.added.setdefault(type, [])
+        if self._added is None:
+            self._added = {}
+        listeners = self._added.setdefault(type, [])
         if not any(entry.call == listener for entry in listeners):
             listeners.append(_Listener(listener, once))
             self._note_async(type)
 
     def remove(self, type: str, listener: Callable[[Any], object]) -> None:
-        if self.added is not None:
-            for entry in tuple(self.added.get(type, ())):
+        if self._added is not None:
+            for entry in tuple(self._added.get(type, ())):
                 if entry.call == listener:
                     self._remove(type, entry)
 
     def has(self, type: str) -> bool:
         """Whether anything listens to events of a type."""
-        return type in self.handlers or bool(self.added and self.added.get(type))
+        return type in self.handlers or bool(self._added and self._added.get(type))
 
     def call(self, event: Event[Any]) -> Rest | None:
         """Call what listens, in order.
 
         :return: None when all of it has returned; else what is left, where a handler was asynchronous
         """
-        if self.added is None:  # as a rule
+        if self._added is None:  # as a rule
             handler = self.handlers.get(event.type)
-            return None if handler is None else rest_of(handler(event), event)
-        pending = self._callbacks(event.type, self.added)
+            result = None if handler is None else handler(event)
+            return None if result is None else _rest_of(result, event)
+        pending = self._callbacks(event.type, self._added)
         for callback in pending:
             result = callback(event)
             if result is not None and not isinstance(result, bool) and isawaitable(result):
@@ -210,12 +209,12 @@ class Listeners:
                 yield entry.call
 
     def _remove(self, type: str, entry: _Listener) -> None:
-        assert self.added is not None
-        self.added[type] = [other for other in self.added[type] if other is not entry]
+        assert self._added is not None
+        self._added[type] = [other for other in self._added[type] if other is not entry]
         self._note_async(type)
 
     def _note_async(self, type: str) -> None:
-        calls = [entry.call for entry in (self.added or {}).get(type, ())]
+        calls = [entry.call for entry in (self._added or {}).get(type, ())]
         if type in self.handlers:
             calls.append(self.handlers[type])
         if any(map(_is_async, calls)):
@@ -321,9 +320,9 @@ class Rest:
             _drop(callback(self.event))
 
 
-def rest_of(result: object, event: Event[Any]) -> Rest | None:
+def _rest_of(result: object, event: Event[Any]) -> Rest | None:
     """What is left of an event when its only handler has returned something."""
-    if result is None or isinstance(result, bool) or not isawaitable(result):
+    if isinstance(result, bool) or not isawaitable(result):
         return None
     return Rest(result, event, iter(()))
 

@@ -18,17 +18,19 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from ._eagerness import Eagerness
-from ._raised import own_cancellation, without_task
+from ._raised import is_cancelled, own_cancellation, without_task
 from ._readiness import Found, Registration, Waiting, Watched, Watcher, by_tasks
 from ._turn import flush, turn
 
 __all__ = ("Poller", "way_to_wait")
+
+T = TypeVar("T")
 
 VARIABLE = "MOZSOCKET_WAITING"
 """The environment variable that chooses how sockets are waited for, to look for errors: ``epoll`` or ``tasks``."""
@@ -46,12 +48,12 @@ _STALE_TIMERS = 64
 """How many entries for times that do not matter any more may be kept, beside as many as do."""
 
 # For what is called often.
-_IN = select.EPOLLIN if hasattr(select, "epoll") else 0
-_OUT = select.EPOLLOUT if hasattr(select, "epoll") else 0
-_ENDED = select.EPOLLHUP | select.EPOLLERR if hasattr(select, "epoll") else 0
+_IN: int = getattr(select, "EPOLLIN", 0)
+_OUT: int = getattr(select, "EPOLLOUT", 0)
+_ENDED: int = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 _IN_OR_ENDED = _IN | _ENDED
 _OUT_OR_ENDED = _OUT | _ENDED
-_ONLY_ONCE = select.EPOLLET if hasattr(select, "epoll") else 0  # a connection's end, which an epoll tells in any case
+_ONLY_ONCE: int = getattr(select, "EPOLLET", 0)  # a connection's end, which an epoll tells in any case
 _NOTHING = Found.NOTHING
 _MORE = Found.MORE
 _PENDING = Found.PENDING
@@ -60,7 +62,7 @@ _PENDING = Found.PENDING
 class Polled:
     """A socket that a poller waits for.
 
-    :ivar fd: its descriptor; -1 before the beginning
+    :ivar fd: its descriptor
     :ivar watcher: what is told of it
     :ivar reading: whether the watcher is told what can be read
     :ivar writing: whether it is told when there is room
@@ -73,7 +75,6 @@ class Polled:
         "_mask",
         "_poller",
         "_wake_due",
-        "_watched",
         "_write_due",
         "deadline",
         "fd",
@@ -84,11 +85,10 @@ class Polled:
         "writing",
     )
 
-    def __init__(self, watched: Watched, poller: Poller) -> None:
-        self._watched = watched
+    def __init__(self, fd: int, poller: Poller) -> None:
         self._poller = poller
         self._mask: int | None = None  # what the epoll has; None while it has not the socket
-        self.fd = -1
+        self.fd = fd
         self.watcher: Watcher | None = None
         self.reading = True
         self.writing = False
@@ -97,7 +97,6 @@ class Polled:
 
     def begin(self, watcher: Watcher) -> None:
         self.watcher = watcher
-        self.fd = self._watched.socket.fileno()
         self._mask = self._wanted
         self._poller.add(self, self._mask)
 
@@ -146,11 +145,8 @@ class Polled:
             self.has_room()
         return found
 
-    def see_to(self) -> bool:
-        """Do what is due beside what the epoll tells of.
-
-        :return: whether it had as much as is read at once, and others have their turn
-        """
+    def see_to(self) -> Found:
+        """Do what is due beside what the epoll tells of."""
         watcher = self.watcher
         assert watcher is not None
         if self._write_due:
@@ -161,11 +157,8 @@ class Polled:
             self._wake_due = False
             watcher.on_woken()
             if self.reading:
-                had = watcher.on_readable()
-                if had is _PENDING:
-                    self.wake()
-                return had is _PENDING or had is _MORE
-        return False
+                return watcher.on_readable()
+        return _NOTHING
 
     def write(self) -> None:
         self._write_due = True
@@ -241,7 +234,7 @@ class Poller:
     # What the registrations tell
 
     def register(self, watched: Watched) -> Registration:
-        return Polled(watched, self)
+        return Polled(watched.socket.fileno(), self)
 
     def add(self, polled: Polled, mask: int) -> None:
         if self._epoll is None:
@@ -333,7 +326,8 @@ class Poller:
             before = 0 if own is None else own.count()
             was_busy = self._see_to_all()
             if own is not None and own.count() != before:
-                await own.take_back(before)
+                own.take_back(before)
+                await self._pass_over_cancellation()
             elif was_busy:
                 eagerness.found()
                 await anyio.lowlevel.checkpoint()
@@ -341,6 +335,14 @@ class Poller:
                 await anyio.lowlevel.checkpoint()
             elif self._epoll is not None:
                 await self._wait(self._epoll)
+
+    async def _pass_over_cancellation(self) -> None:
+        """It was a handler that has cancelled this task, which its connection has been told."""
+        try:
+            await anyio.lowlevel.checkpoint()
+        except anyio.get_cancelled_exc_class():
+            if is_cancelled():  # by its owner, too
+                raise
 
     async def _wait(self, epoll: select.epoll) -> None:
         self._waits = True
@@ -405,11 +407,8 @@ class Poller:
             except BaseException as exc:
                 watcher.crashed(without_task(exc), "the poller")
             else:
-                if had is _MORE:
-                    work += WORK_OF_MUCH
-                elif had is _PENDING:
-                    work += WORK_AT_ONCE
-                    polled.wake()
+                if had is _MORE or had is _PENDING:
+                    work += _work_of_much(polled, had)
             if cancelled is not None and cancelled() != before:
                 before = cancelled()
                 watcher.on_cancelled()
@@ -422,8 +421,9 @@ class Poller:
         had_much = set()
         for polled in queued:
             polled.is_queued = False
-            if polled.watcher is not None and self._call(polled.watcher, polled.see_to):
-                work = WORK_AT_ONCE
+            had = None if polled.watcher is None else self._call(polled.watcher, polled.see_to)
+            if had is _MORE or had is _PENDING:
+                work += _work_of_much(polled, had)
                 had_much.add(polled.fd)
         self._skipped = had_much
         return work
@@ -447,7 +447,7 @@ class Poller:
                 self._call(polled.watcher, polled.watcher.on_time)
         return over
 
-    def _call(self, watcher: Watcher, function: Callable[[], bool | None]) -> bool | None:
+    def _call(self, watcher: Watcher, function: Callable[[], T]) -> T | None:
         """Call one of a watcher's, whose trouble is no trouble of others."""
         cancelled = self._cancelled
         before = 0 if cancelled is None else cancelled()
@@ -465,6 +465,16 @@ class Poller:
         for polled in changed:
             if self._epoll is not None:
                 polled.apply(self._epoll)
+
+
+def _work_of_much(polled: Polled, had: Found) -> int:
+    """How much work it counts as that a socket had as much as is read at once; what the epoll does not tell of is left
+    for the next turn.
+    """
+    if had is _PENDING:
+        polled.wake()
+        return WORK_AT_ONCE
+    return WORK_OF_MUCH
 
 
 def way_to_wait(
