@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import anyio.lowlevel
 
@@ -37,7 +38,7 @@ class OwnCancellation:
         if sys.version_info >= (3, 11):
             self.count: Callable[[], int] = task.cancelling
         else:
-            self.count = lambda: int(task._must_cancel)  # type: ignore[attr-defined]  # it does not tell otherwise
+            self.count = partial(getattr, task, "_must_cancel")  # it does not tell otherwise
 
     def take_back(self, before: int) -> None:
         """Before Python 3.13 it is raised at the next checkpoint nevertheless.

@@ -73,7 +73,6 @@ WITHOUT_ANYIO = LAYERS[: LAYERS.index("_asyncio.py")]
 """The layers that do not wait."""
 
 UNDERSCORES = {
-    "_asyncio.py": {"_must_cancel"},  # of a task: before Python 3.11 there is no other that tells of its cancellation
     "_tls_engine.py": {"_sslobj"},  # of an ssl.SSLObject: before Python 3.13 its get_unverified_chain() is not public
     "cli/__init__.py": {"_exit"},  # of os: that is its public name
 }
