@@ -626,6 +626,15 @@ class Connection:
             self._state_changed()
             self.advance()
 
+    def reset(self) -> None:
+        """Close immediately, by cutting the connection off."""
+        self.require_task("reset()")
+        if self.transport is not None:
+            if self._registration is not None:
+                self._registration.end()  # before the descriptor is closed
+            self.transport.reset()
+        self.close_immediately()
+
     def close_all(self) -> None:
         self.close()
 

@@ -249,6 +249,16 @@ class TCPSocket(EventTarget):
         """
         self._connection.close_immediately()
 
+    def reset(self) -> None:
+        """Close the connection at once by a reset (RST), as a proxy does that passes one on; ``close`` fires.
+
+        What is buffered is dropped. The peer is told that the connection was cut off, and may lose what it has not yet
+        read. A UNIX-domain socket cannot be reset: its peer finds it closed. Nor is the peer told while another
+        process, such as a forked child, has the socket too. Doing it to a closed socket does no harm. (RFC 9293,
+        section 3.10.5: ABORT)
+        """
+        self._connection.reset()
+
     def upgradeToSecure(
         self,
         *,

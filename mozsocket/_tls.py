@@ -242,6 +242,10 @@ class TLSTransport:
         """
         self._transport.close(tell=tell)
 
+    def reset(self) -> None:
+        """Reset the transport below: TLS has nothing to say for that."""
+        self._transport.reset()
+
     # What has been agreed
 
     def shown_certificates(self) -> tuple[bytes, ...]:

@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from anyio.abc import SocketAttribute
@@ -32,6 +33,8 @@ def configure(sock: socket.socket) -> None:
     except OSError:  # it is not of TCP; or, on macOS, the peer has reset it already, which the first read will tell
         pass
 
+
+_NO_LINGER = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # struct linger: on, for 0 seconds
 
 _TCP_INFO = struct.Struct("68xI48xQQ")  # of linux/tcp.h: a round trip's time, bytes acknowledged, bytes received
 
@@ -138,6 +141,10 @@ class ByteTransport(Protocol):
 
         :param tell: whether the peer is to be told even while another process, such as a child, has the socket too
         """
+        ...
+
+    def reset(self) -> None:
+        """Close it so that the peer learns that the connection was cut off."""
         ...
 
 
@@ -269,6 +276,17 @@ class Transport:
         if tell and not (self.closed or (self._eof_sent and self._peer_ended)):
             self._shutdown(socket.SHUT_RDWR)
         self.watched.close()
+
+    def reset(self) -> None:
+        """Close the socket with a RST (RFC 9293, section 3.10.5: ABORT), whatever is yet to be sent or read. A
+        UNIX-domain socket knows none: the peer finds it closed.
+        """
+        if not self.closed and self.socket.family in (socket.AF_INET, socket.AF_INET6):
+            with suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self.close(tell=False)  # a FIN would go before it
+        else:
+            self.close()
 
     @property
     def attributes(self) -> dict[Any, Callable[[], Any]]:

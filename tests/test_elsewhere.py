@@ -69,6 +69,7 @@ CALLS: dict[str, Callable[[TCPSocket], Any]] = {
     "send": lambda socket: socket.send(b"elsewhere"),
     "close": lambda socket: socket.close(),
     "closeImmediately": lambda socket: socket.closeImmediately(),
+    "reset": lambda socket: socket.reset(),
     "send_eof": lambda socket: socket.send_eof(),
     "stream": lambda socket: socket.stream(),
 }
