@@ -47,7 +47,7 @@ from ._dispatch import Dispatcher
 from ._errors import InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
-from ._limits import Limits, timeout
+from ._limits import Idleness, Limits, timeout
 from ._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
@@ -116,6 +116,7 @@ class Connection:
     :ivar transport: its bytes; None until it is connected
     :ivar attempt: to connect, while that lasts
     :ivar server_side: its role in TLS; None if the context decides
+    :ivar bytes_received: how many bytes the program was given so far
     :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that
     """
 
@@ -124,6 +125,7 @@ class Connection:
         "_finished",
         "_flush_scheduled",
         "_header",
+        "_idleness",
         "_lean",
         "_limits",
         "_listeners",
@@ -138,6 +140,7 @@ class Connection:
         "_waiting",
         "attempt",
         "buffers",
+        "bytes_received",
         "dispatcher",
         "host",
         "inbox",
@@ -164,6 +167,7 @@ class Connection:
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
         self.buffers = False
+        self.bytes_received = 0
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, once TLS is wanted
         self._waiting: Waiting = by_tasks
@@ -179,6 +183,7 @@ class Connection:
         self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
         self._header = b""  # what there is of the PROXY protocol's
         self._limits: Limits | None = None  # while there are any
+        self._idleness: Idleness | None = None  # if that is limited
 
     def __repr__(self) -> str:
         return f"<{self._name} {self.peer} {self.machine.ready}>"
@@ -289,7 +294,7 @@ class Connection:
             self._shut()
             return
         if not self.transport.closed:
-            configure(self.transport.watched.socket)
+            configure(self.transport.watched.socket, self.options.keep_alive)
         registration = self._waiting.register(self.transport.watched)
         try:
             registration.begin(self)
@@ -297,6 +302,9 @@ class Connection:
             self.lose(exc)
         else:
             self._registration = registration
+            if self.options.idle_timeout is not None:
+                self._idleness = Idleness(self.options.idle_timeout, anyio.current_time())
+                self._await_time()
             self._open_after(Opening.CONNECT)
 
     def release(self) -> None:
@@ -374,7 +382,7 @@ class Connection:
                 if self._limits is not None:
                     self.attempt.deadline = self._limits.deadline
                 try:
-                    sock = await connect(self.host, self.port, options.local_host, failures)
+                    sock = await connect(self.host, self.port, options.local_host, options.local_port, failures)
                 except (OSError, UnicodeError, ExceptionGroup) as exc:
                     self.lose(exc)
                 else:
@@ -693,6 +701,7 @@ class Connection:
                 data = self.inbox.take()
                 self.let_read()
                 if data:
+                    self.bytes_received += len(data)
                     return self._listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
                 self.buffers = False
@@ -734,6 +743,7 @@ class Connection:
             self.dispatcher.pump()
             return _NOTHING
         if data:
+            self.bytes_received += len(data)
             self.dispatcher.deliver(self._data_event("data", self._target, data))
             if not self._lean or self.outgoing.drain_owed:  # else nothing is due
                 self.dispatcher.pump(behind_handler=True)
@@ -802,6 +812,7 @@ class Connection:
             if machine.ready is not _OPEN:
                 pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
             elif direct and not dispatcher.busy:
+                self.bytes_received += len(data)
                 dispatcher.deliver(self._data_event("data", self._target, data))
                 dispatcher.pump(behind_handler=True)
             else:
@@ -1032,8 +1043,13 @@ class Connection:
 
     def _set_limit(self, limits: Limits, limit: Limit | None) -> None:
         limits.begin(limit, anyio.current_time(), self._plaintext)
+        self._await_time()
+
+    def _await_time(self) -> None:
+        """Have :meth:`on_time` called when the first of all limits is over."""
         if self._registration is not None and not self.machine.shut:
-            self._registration.limit(math.inf if self._limits is None else limits.deadline)
+            limits = math.inf if self._limits is None else self._limits.deadline
+            self._registration.limit(limits if self._idleness is None else min(limits, self._idleness.deadline))
 
     @property
     def _plaintext(self) -> int:
@@ -1041,8 +1057,21 @@ class Connection:
         return 0 if self._tls is None else self._tls.plaintext
 
     def on_time(self) -> None:
+        now = anyio.current_time()
+        self._keep_limits(now)
+        if self._idleness is not None and not self.machine.shut:
+            self._keep_idleness(self._idleness, now)
+        self.dispatcher.pump()
+
+    def _keep_idleness(self, idleness: Idleness, now: float) -> None:
+        assert self.transport is not None
+        if now >= idleness.deadline and idleness.look(self.transport.moved, now):
+            self.lose(idleness.error)
+        self._await_time()
+
+    def _keep_limits(self, now: float) -> None:
         limits = self._limits
-        limit = None if limits is None else limits.over(anyio.current_time())
+        limit = None if limits is None else limits.over(now)
         if limits is not None and limit is not None:
             if limit in (Limit.LINGER, Limit.FAILURE, Limit.ALERT):
                 self.machine.lose()
@@ -1051,7 +1080,6 @@ class Connection:
                 self._set_limit(limits, limit)
             else:
                 self.lose(limits.error(limit))
-        self.dispatcher.pump()
 
     # A stream in place of the handlers
 
@@ -1067,6 +1095,7 @@ class Connection:
         """
         data = self.inbox.take(size)
         if data is not None:
+            self.bytes_received += len(data)
             self.let_read()
             return data
         if self.machine.peer_side is not PeerSide.OPEN:
@@ -1075,9 +1104,16 @@ class Connection:
         data = self.transport.receive(size)
         if self._tls is not None:
             self._look_at_tls(self._tls)
-        if data == b"":
+        if data:
+            self.bytes_received += len(data)
+        elif data is not None:
             self._peer_ended()
         return data
+
+    def give_back(self, data: bytes) -> None:
+        """Give back some of what was received last: it comes first again."""
+        self.bytes_received -= len(data)
+        self.inbox.put_back(data)
 
     async def wait_readable(self) -> None:
         """Wait until there may be something for the stream."""
@@ -1112,6 +1148,7 @@ class Connection:
             self._fail(exc)
             self.advance()
         if count == len(data):
+            outgoing.sent += count
             return True
         outgoing.append_awaited(data)
         outgoing.advance(count)
