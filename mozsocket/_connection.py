@@ -577,9 +577,12 @@ class Connection:
     def send(self, data: bytes) -> bool:
         if not self._lean:
             self._check_may_send()
+        written = turn.written
+        if written is None:
+            self.require_task("send()")
         if not self._flush_scheduled:
-            self._schedule_flush()
-        self.buffers = True
+            self._schedule_flush(written)
+        self.buffers = written is not None  # else it has to be asked again whether it is a task that sends
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -599,15 +602,15 @@ class Connection:
         if self.machine.have_both_ended():
             self.close()
         elif not self._flush_scheduled:
-            self._schedule_flush()
+            self._schedule_flush(turn.written)
 
     def suspend(self) -> None:
+        self.require_task("suspend()")
         self.machine.suspend()
         self._lean = False
 
     def resume(self) -> None:
-        if self.inbox.used or self.machine.peer_side is PeerSide.ENDED:
-            self.require_task("resume()")
+        self.require_task("resume()")
         if not self.machine.resume():
             raise InvalidStateError("resume() without suspend(): the socket is not suspended")
         if self.dispatcher.runs and not self.machine.suspensions and self.machine.due() is not None:
@@ -619,7 +622,7 @@ class Connection:
             self._abandon()
         elif self.machine.ready is _OPEN:
             if not self._flush_scheduled:
-                self._schedule_flush()
+                self._schedule_flush(turn.written)
             elif self._registration is not None:
                 self._registration.write()  # to limit the time for what TLS answers by itself to be taken
             self.machine.close()
@@ -657,7 +660,7 @@ class Connection:
         if self._tls is None:
             self._begin_tls(self.make_tls(context, server_hostname), leftover)
             if not self._flush_scheduled:
-                self._schedule_flush()
+                self._schedule_flush(turn.written)
             self._limit_time()
             if self._registration is not None:
                 self._registration.wake()  # there may be something to read of what is here already
@@ -885,12 +888,14 @@ class Connection:
 
     # Sending
 
-    def _schedule_flush(self) -> None:
-        """Have what is buffered sent: when the running handler returns, or else soon."""
-        if turn.written is not None:
-            turn.written.append(self.flush)
+    def _schedule_flush(self, written: list[Callable[[], None]] | None) -> None:
+        """Have what is buffered sent: when the running handler returns, or else soon.
+
+        :param written: of :data:`turn`
+        """
+        if written is not None:
+            written.append(self.flush)
         else:
-            self.require_task("sending")
             self._write_soon()
         self._flush_scheduled = True
 

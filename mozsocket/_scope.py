@@ -19,7 +19,7 @@ from ._raised import is_of_cancellation, log_displaced
 from ._readiness import Waiting
 from ._server import TCPServerSocket, acceptor_of
 from ._socket import TCPSocket, connection_of
-from ._tasks import current_loop, ended, require_task
+from ._tasks import Loop, current_loop, ended, require_task
 from ._unique import Referable, Strict, Unique
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class MozTCPSocket(Unique, Strict, Referable):
         check_flag("certified", certified)
         self._certified = certified
         self._tasks: TaskGroup | None = None
-        self._loop: object = None
+        self._loop: Loop | None = None
         self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
         self._members: set[Member] = set()
         self._waiting: Waiting | None = None  # for all of them, while it runs
@@ -127,7 +127,7 @@ class MozTCPSocket(Unique, Strict, Referable):
     def close(self) -> None:
         """Close every socket and every server of the scope, and the sockets that the servers have accepted."""
         if self._members:
-            require_task("close()", self._loop)
+            require_task("close()", self, self._loop)
         for member in tuple(self._members):
             member.close_all()
 
@@ -139,7 +139,7 @@ class MozTCPSocket(Unique, Strict, Referable):
     def _ready_to_start(self, what: str) -> TaskGroup:
         """:raises RuntimeError: outside the block, or where AnyIO can start no task"""
         tasks = self._running(what)
-        require_task(what, self._loop)
+        require_task(what, self, self._loop)
         return tasks
 
     def _run(self, member: Member, tasks: TaskGroup) -> None:
