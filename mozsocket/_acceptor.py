@@ -19,7 +19,7 @@ from . import _log
 from ._addresses import display, host_and_port, printable
 from ._connection import Connection
 from ._dispatch import Dispatcher
-from ._errors import explain
+from ._errors import InvalidStateError, explain
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
 from ._listen import listen, stop_listening
@@ -235,6 +235,9 @@ class Acceptor:
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
+
+    def gone(self, words: str) -> InvalidStateError:
+        return InvalidStateError(words)
 
     def warn(self, kind: str, message: str, *args: object) -> None:
         self._warnings.warn(self.face, kind, message, *args)

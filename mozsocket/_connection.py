@@ -44,11 +44,11 @@ from ._addresses import display, printable
 from ._buffers import QUEUED_READ_SIZE, Inbox, SendBuffer
 from ._connect import connect
 from ._dispatch import Dispatcher
-from ._errors import InvalidStateError, explain, tells_more
+from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
 from ._limits import Idleness, Limits, timeout
-from ._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
+from ._machine import ClosedBy, Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
 from ._raised import sort_out, without_task
@@ -86,6 +86,15 @@ is read while it is in the processor's cache, and does not pile up (measured: 2.
 
 DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
 """Of the type, the target and the data."""
+
+_WHY_CLOSED: dict[ClosedBy | None, str] = {
+    None: "",
+    ClosedBy.PROGRAM: "it was closed here",
+    ClosedBy.PEER: "the peer has ended it",
+    ClosedBy.OWNER: "its block was cancelled, or has ended",
+}
+
+_ADVICE = "set its ondata, or use stream(), before something arrives"
 
 _TYPES = {Due.SECURE: "secure", Due.DRAIN: "drain", Due.END: "end", Due.CLOSE: "close"}
 
@@ -138,6 +147,7 @@ class Connection:
         "_target",
         "_tls",
         "_waiting",
+        "_warned_unheard",
         "attempt",
         "buffers",
         "bytes_received",
@@ -180,6 +190,7 @@ class Connection:
         self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
         self._read_size = LEAN_READ_SIZE  # the next time, on the short way
         self._lean = False  # whether nothing is known to be out of the ordinary: see _is_lean()
+        self._warned_unheard = False  # that nothing listens to an event
         self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
         self._header = b""  # what there is of the PROXY protocol's
         self._limits: Limits | None = None  # while there are any
@@ -567,9 +578,22 @@ class Connection:
     # What the program calls
 
     def not_open(self, what: str) -> InvalidStateError:
-        error = InvalidStateError(f"{what} on a socket that is {self.machine.ready}: it must be open")
-        error.__cause__ = self.lifetime.failure
+        return self.gone(f"{what} on a socket that is {self.machine.ready}: it must be open")
+
+    def gone(self, words: str) -> InvalidStateError:
+        lifetime, why = self.lifetime, self.why_closed
+        lost = lifetime.failure is not None or self.machine.closed_by is ClosedBy.PEER
+        error = (ConnectionLostError if lost else InvalidStateError)(f"{words}; {why}" if why else words)
+        error.__cause__ = lifetime.failure or lifetime.crash
         return error
+
+    @property
+    def why_closed(self) -> str:
+        """Why it is not open any more, in words; empty if there is nothing to say."""
+        lifetime = self.lifetime
+        if lifetime.failure is not None:
+            return f"it was lost: {lifetime.failure}"
+        return lifetime.crash_words or _WHY_CLOSED[self.machine.closed_by]
 
     def require_task(self, what: str) -> None:
         self.lifetime.require_task(self, what)
@@ -705,6 +729,7 @@ class Connection:
                 self.let_read()
                 if data:
                     self.bytes_received += len(data)
+                    self._check_heard("data", _ADVICE)
                     return self._listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
                 self.buffers = False
@@ -727,7 +752,15 @@ class Connection:
             if self._listeners.has("error"):
                 self.lifetime.tell_failure()
             return self._listeners, TCPSocketErrorEvent("error", self._target, self.lifetime.failure)
+        if due is Due.END:
+            self._check_heard("end", "it stays open until close() is called")
         return self._listeners, Event(_TYPES[due], self._target)
+
+    def _check_heard(self, type: str, advice: str) -> None:
+        """Warn, once, of an event that nothing listens to though it should."""
+        if not (self._warned_unheard or self._listeners.has(type)):
+            self._warned_unheard = True
+            self.warn(f"no on{type}", "%r has %r, and nothing that listens to it: %s", self.face, type, advice)
 
     def is_due(self) -> bool:
         return self.machine.due() is not None
@@ -776,6 +809,7 @@ class Connection:
             and self._limits is None
             and self.transport is not None
             and machine.due() is None
+            and self._listeners.has("data")
         )
         return self._lean
 
@@ -816,6 +850,7 @@ class Connection:
                 pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
             elif direct and not dispatcher.busy:
                 self.bytes_received += len(data)
+                self._check_heard("data", _ADVICE)
                 dispatcher.deliver(self._data_event("data", self._target, data))
                 dispatcher.pump(behind_handler=True)
             else:

@@ -595,6 +595,10 @@ async def test_onconnect_that_raises(handler: Callable[[Any], object], caplog: p
     check_logged(record)
 
 
+def len_of(event: Any) -> int:
+    return len(event.data)
+
+
 @both_kinds
 @pytest.mark.parametrize("type_", ["data", "close"])
 async def test_a_handler_of_an_accepted_socket_that_raises(
@@ -604,6 +608,7 @@ async def test_a_handler_of_an_accepted_socket_that_raises(
         server = tcp.listen(0)
         arrivals = Arrivals()
         server.onconnect = arrivals
+        server.addEventListener("connect", lambda event: event.socket.addEventListener("data", len_of))
         server.addEventListener("connect", lambda event: event.socket.addEventListener(type_, handler))
         with await dial(server.localPort) as peer:
             await blocking(peer.sendall, b"data")
