@@ -197,7 +197,7 @@ class TCPSocket(EventTarget):
         """Bytes of the program's handed to the operating system so far (Node: ``bytesWritten``, which counts what is
         buffered too).
         """
-        return self._connection.outgoing.sent
+        return self._connection.bytes_sent
 
     def send(self, data: Buffer | str, byteOffset: int = 0, byteLength: int | None = None) -> bool:
         """Send data, or buffer it to be sent as soon as the peer takes it.

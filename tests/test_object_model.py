@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import re
 import socket as stdlib_socket
 import ssl
 import sys
@@ -265,7 +266,7 @@ async def test_adopting_one_of_a_pair() -> None:
         socket = adopt(ours, binaryType="string", linger=1, server_hostname="name.example")
     assert socket.call[0] == ("localhost", 1)  # which it would not be connected to
     assert (socket.host, socket.port, socket.binaryType) == ("", 0, "string")
-    assert repr(socket) == "<Called a socket without an address connecting>"
+    assert re.fullmatch(r"<Called #\d+ a socket without an address connecting>", repr(socket))
 
 
 async def test_adopting_a_tcp_socket(listener: stdlib_socket.socket) -> None:
@@ -273,7 +274,7 @@ async def test_adopting_a_tcp_socket(listener: stdlib_socket.socket) -> None:
     with await dial(port) as ours:
         socket = adopt(ours, max_buffered_amount=100, allow_half_open=True)
     assert socket.call[0] == (socket.host, socket.port) == ("127.0.0.1", port)
-    assert repr(socket) == f"<Called 127.0.0.1:{port} connecting>"
+    assert re.fullmatch(rf"<Called #\d+ 127.0.0.1:{port} connecting>", repr(socket))
 
 
 @unix
@@ -318,7 +319,7 @@ async def test_adopting_a_listener(listener: stdlib_socket.socket) -> None:
     server = adopt_listener(listener, max_connections=3, binaryType="string", ssl_context=server_context())
     assert server.call[0] == (port,)
     assert server.localPort == port
-    assert repr(server) == f"<CalledServer :{port} listening>"
+    assert re.fullmatch(rf"<CalledServer #\d+ 127.0.0.1:{port} listening>", repr(server))
 
 
 @unix
