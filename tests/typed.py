@@ -160,6 +160,8 @@ def handlers_of_servers(server: TCPServerSocket, text: TCPServerSocket[str]) -> 
     server.onconnect = on_connect
     server.onconnect = lambda event: setattr(assert_type(event.socket, TCPSocket[bytes]), "ondata", on_bytes)
     server.onerror = lambda event: print(assert_type(event.message, str))
+    assert_type(server.connections, tuple[TCPSocket[bytes], ...])
+    assert_type(text.connections, tuple[TCPSocket[str], ...])
     text.onconnect = on_text_connect
     text.onconnect = lambda event: setattr(assert_type(event.socket, TCPSocket[str]), "ondata", on_text)
     server.onconnect = on_bytes  # type: ignore[assignment]
