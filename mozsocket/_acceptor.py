@@ -104,7 +104,7 @@ class Acceptor:
         self.is_closed = False
         self._adopted = False  # whether others may listen on the same socket: a service manager, sibling processes
         self._target: EventTarget | None = None  # whose events they are, while it runs
-        self._connect_event: Callable[[TCPSocket], Event[Any]] | None = None
+        self._connect_event: Callable[[TCPSocket[Any]], Event[Any]] | None = None
         self._connections: set[Connection] = set()  # all that were accepted, and have not ended
         self._handshaking: dict[Connection, None] = {}  # those of them that are not done with that, the oldest first
         self._queuing: dict[Connection, None] = {}  # those that are, and wait until they may be open
@@ -125,7 +125,7 @@ class Acceptor:
         return bool(self._connections)
 
     @property
-    def open_sockets(self) -> tuple[TCPSocket, ...]:
+    def open_sockets(self) -> tuple[TCPSocket[Any], ...]:
         """The accepted sockets that are open, in the order in which they became so."""
         return tuple(
             connection.face
@@ -165,7 +165,7 @@ class Acceptor:
             for listener in self.listening:
                 listener.close(stop=False)
 
-    def attach(self, target: EventTarget, connect_event: Callable[[TCPSocket], Event[Any]]) -> None:
+    def attach(self, target: EventTarget, connect_event: Callable[[TCPSocket[Any]], Event[Any]]) -> None:
         """Say whose the events are, before it runs.
 
         :param connect_event: what makes the event that tells of an accepted socket
@@ -390,7 +390,7 @@ class Acceptor:
             self._forget(connection)
             raise
 
-    def _opening_event(self, socket: TCPSocket) -> tuple[Listeners, Event[Any]]:
+    def _opening_event(self, socket: TCPSocket[Any]) -> tuple[Listeners, Event[Any]]:
         assert self._connect_event is not None
         return self._listeners, self._connect_event(socket)
 

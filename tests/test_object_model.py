@@ -175,7 +175,7 @@ async def public_objects() -> AsyncIterator[list[Any]]:
             TCPSocketEvent("data", socket, b"data"),
             TCPSocketErrorEvent("error", socket, failure()),
             TCPServerSocketEvent("connect", listener, socket),
-            TCPSocket.ondata,
+            TCPSocket.ondata,  # type: ignore[misc]  # generic, so ambiguous
             EventHandler[Event[Any]]("A handler."),
             failure(),
             InvalidStateError("closed"),
@@ -428,6 +428,16 @@ def test_what_a_property_of_a_subclass_raises_is_its_own() -> None:
     assert message_of(setattr, Failing("localhost", 1), "name", "") == "on purpose"
 
 
+# Type parameters
+
+
+def test_type_parameters_are_for_type_checkers_alone() -> None:
+    socket = TCPSocket[str]("localhost", 1, binaryType="string")
+    server = TCPServerSocket[str](0, binaryType="string")
+    assert (type(socket), type(server)) == (TCPSocket, TCPServerSocket)
+    assert not any(hasattr(made, name) for made in (socket, server) for name in ("__dict__", "__orig_class__"))
+
+
 # Subclasses at work
 
 
@@ -508,14 +518,14 @@ def test_a_subclass_that_closes_in_its_constructor_adopts_nothing() -> None:
 
 
 async def test_two_subclasses_speak_with_each_other() -> None:
-    class Asking(TCPSocket):
+    class Asking(TCPSocket[str]):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self.onopen = lambda event: self.send("question")
             self.ondata = self.answered
             self.answer = ""
 
-        def answered(self, event: TCPSocketEvent) -> None:
+        def answered(self, event: TCPSocketEvent[str]) -> None:
             self.answer += event.data
             if len(self.answer) == len("question"):
                 self.close()

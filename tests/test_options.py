@@ -78,6 +78,7 @@ def test_the_signature_has_each_option_once_with_its_default(call: Callable[...,
     assert {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} == options
     assert len(parameters) == len(positional) + len(options)
     assert all(isinstance(each.annotation, str) for each in parameters)
+    assert inspect.signature(call).parameters["binaryType"].annotation == "BinaryType"
 
 
 @each_call

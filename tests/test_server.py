@@ -55,10 +55,10 @@ class Arrivals:
     """
 
     def __init__(self) -> None:
-        self.sockets: list[TCPSocket] = []
+        self.sockets: list[TCPSocket[bytes | str]] = []
         self._more = anyio.Event()
 
-    def __call__(self, event: TCPServerSocketEvent) -> None:
+    def __call__(self, event: TCPServerSocketEvent[bytes | str]) -> None:
         self.sockets.append(event.socket)
         self._more.set()
 
@@ -441,11 +441,11 @@ async def test_handlers_are_checked() -> None:
 
 
 async def test_the_connect_event_and_its_socket() -> None:
-    events: list[TCPServerSocketEvent] = []
+    events: list[TCPServerSocketEvent[str]] = []
     states = []
     happened = anyio.Event()
 
-    def connect(event: TCPServerSocketEvent) -> None:
+    def connect(event: TCPServerSocketEvent[str]) -> None:
         events.append(event)
         states.append(event.socket.readyState)
         happened.set()
@@ -888,7 +888,7 @@ async def test_from_what_is_no_listener() -> None:
     with listening() as listener:
         for wrong in (listener.fileno(), None, "socket"):
             with pytest.raises(TypeError, match=r"takes a socket\.socket, not"):
-                TCPServerSocket.from_socket(wrong)  # type: ignore[arg-type]
+                TCPServerSocket.from_socket(wrong)  # type: ignore[call-overload]
         with pytest.raises(ValueError, match="max_connections"):
             TCPServerSocket.from_socket(listener, max_connections=0)
         assert listener.fileno() != -1  # it was not taken

@@ -1117,7 +1117,7 @@ async def test_from_socket_closed_before_it_is_entered() -> None:
 
 async def test_from_socket_refuses_what_it_cannot_use() -> None:
     with pytest.raises(TypeError, match=r"takes a socket.socket, not int"):
-        TCPSocket.from_socket(3)  # type: ignore[arg-type]
+        TCPSocket.from_socket(3)  # type: ignore[call-overload]
     with stdlib_socket.socket() as unconnected, pytest.raises(ValueError, match="takes a connected socket"):
         TCPSocket.from_socket(unconnected)
     with (
