@@ -403,8 +403,8 @@ class Acceptor:
             self._ended(connection, leaving)
 
     def finish(self, connection: Connection) -> None:
-        """End one that no task runs."""
-        self._ended(connection, connection.lifetime.end_accepted(connection))
+        if not connection.lifetime.over:
+            self._ended(connection, connection.lifetime.end_accepted(connection))
 
     def _ended(self, connection: Connection, leaving: BaseException | None) -> None:
         if leaving is not None:
@@ -531,6 +531,9 @@ class _Listener:
         if self._paused and self._registration is not None:
             self._paused = False
             self._registration.read(True)
+
+    def on_stopped(self) -> None:
+        pass
 
     def on_cancelled(self) -> None:
         pass

@@ -111,7 +111,9 @@ class Host(Protocol):
         """Whether one more record of a kind is to be logged."""
 
     def finish(self, connection: Connection) -> None:
-        """It is over, and no task runs it."""
+        """End one that is over, or that nobody waits for any more, and that no task runs. Doing it twice does no
+        harm.
+        """
 
 
 class Connection:
@@ -134,10 +136,12 @@ class Connection:
 
     __slots__ = (
         "_data_event",
+        "_finish",
         "_finished",
         "_flush_scheduled",
         "_header",
         "_idleness",
+        "_is_opened",
         "_journal",
         "_lean",
         "_limits",
@@ -192,10 +196,12 @@ class Connection:
         self._waiting: Waiting = by_tasks
         self._registration: Registration | None = None  # from when it waits for its socket
         self._server: Host | None = None  # which has accepted it
+        self._finish: Callable[[Connection], None] | None = None  # if no task need run it
         self._target: EventTarget | None = None  # whose events they are, while it runs
         self._data_event: DataEvent = _nobodys
         self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = None  # None for ``open``
         self._flush_scheduled = False  # whether someone will look at the send buffer
+        self._is_opened = False  # whether a task for just that has begun to connect
         self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
         self._read_size = LEAN_READ_SIZE  # the next time, on the short way
         self._lean = False  # whether nothing is known to be out of the ordinary: see _is_lean()
@@ -262,7 +268,7 @@ class Connection:
         self._journal = Journal.if_wanted()
         if self._journal is not None:
             self._journal.accepted(self, server)
-        self._server = server
+        self._server, self._finish = server, server.finish
         self._opening_event = opening
         self.lifetime.begin()
         if not self.options.useSecureTransport and not self.options.proxy_protocol:
@@ -281,15 +287,8 @@ class Connection:
     # Life
 
     async def live(self) -> None:
-        try:
-            await self._connect_and_read()
-        except BaseException as exc:  # of the program's, such as its SSLContext's
-            raised, passing = sort_out(exc)
-            if raised is not None:
-                self.crashed(raised, "the connection")
-            if passing is not None:
-                raise
-            self._shut()
+        if not self._is_opened:
+            await self._open()
         if self.looks:
             self._finished = finished = anyio.Event()
             self.notify()
@@ -299,6 +298,17 @@ class Connection:
         while self.dispatcher.busy or not self.machine.is_over():
             await self.lifetime.change()
             self.dispatcher.pump()  # what a suspended program had yet to be told, and now closes
+
+    async def _open(self) -> None:
+        try:
+            await self._connect_and_read()
+        except BaseException as exc:  # of the program's, such as its SSLContext's
+            raised, passing = sort_out(exc)
+            if raised is not None:
+                self.crashed(raised, "the connection")
+            if passing is not None:
+                raise
+            self._shut()
 
     async def _connect_and_read(self) -> None:
         if self._server is None:
@@ -310,6 +320,18 @@ class Connection:
             self.start()
         if self._registration is not None:
             await self._registration.run()
+
+    async def open(self, finish: Callable[[Connection], None]) -> None:
+        """Connect, in a task that goes no further: after that there is none, before something needs one.
+
+        :param finish: as of :class:`Host`
+        """
+        self._finish = finish
+        self._is_opened = True
+        await self._open()
+        if not self.looks:
+            self.dispatcher.pump()
+        self._finish_if_over()
 
     def begin(self, waiting: Waiting) -> None:
         """Begin, when a server has accepted it: with no task of its own, if there is another way to wait."""
@@ -365,7 +387,7 @@ class Connection:
     def end(self) -> None:
         if self._registration is not None:
             self._registration.detach()
-        self._target = self._opening_event = None
+        self._target = self._opening_event = self._finish = None
         self._data_event = _nobodys
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
@@ -798,7 +820,7 @@ class Connection:
 
     def _check_heard(self, type: str, advice: str) -> None:
         """Warn, once, of an event that nothing listens to though it should."""
-        if not (self._warned_unheard or self._listeners.has(type)):
+        if not (self._warned_unheard or self._listeners.has(type) or self.dispatcher.is_owner_cancelled):
             self._warned_unheard = True
             if self.may_log(f"no on{type}"):
                 message = "%r has %r, and nothing that listens to it: %s"
@@ -943,7 +965,11 @@ class Connection:
 
     def _finish_if_over(self) -> None:
         dispatcher = self.dispatcher
-        if dispatcher.busy or not self.machine.is_over():
+        if dispatcher.busy:
+            return
+        if not self.machine.is_over():
+            if self.machine.shut and not dispatcher.is_hosted:
+                dispatcher.be_hosted()  # for its owner to wait for it, whose poller does no longer
             return
         if self._finished is not None:
             self._finished.set()
@@ -952,13 +978,17 @@ class Connection:
         elif self.lifetime.is_awaited:
             dispatcher.be_hosted()  # to let them know
         else:
-            assert self._server is not None
-            self._server.finish(self)
+            assert self._finish is not None
+            self._finish(self)
 
     def on_hung_up(self) -> None:
         if self.machine.reads():
             self.inbox.make_room()
             self._watch_reading()
+
+    def on_stopped(self) -> None:
+        if self._finish is not None and not self.dispatcher.is_hosted:
+            self._finish(self)
 
     def on_cancelled(self) -> None:
         self.close_immediately()

@@ -161,6 +161,11 @@ class Dispatcher:
         return self._scopes
 
     @property
+    def is_owner_cancelled(self) -> bool:
+        """Whether no handler runs any more."""
+        return any(scope.cancel_called for scope in self._scopes)
+
+    @property
     def context(self) -> Context:
         """What its functions run in, while it runs."""
         assert self._context is not None

@@ -139,6 +139,8 @@ class Lifetime:
 
     async def run_in_scope(self, member: Member, scope: anyio.CancelScope) -> None:
         """For a scope: as a task of a task group, which raises what nobody else was told, and then ends it."""
+        if self.over:
+            return
         try:
             await self._run(member, scope)
         except BaseException:
@@ -152,6 +154,37 @@ class Lifetime:
             self._log_untold(member)
             raise found
         self._raise_untold(member)
+
+    def begin_opened(
+        self, member: Member, scope: anyio.CancelScope, context: Context, host: Callable[[], object]
+    ) -> None:
+        """For a scope, of one that no task runs before there is something that only a task can do.
+
+        :param context: what the handlers run in
+        :param host: what starts a task with :meth:`run_in_scope`
+        """
+        self._loop = current_loop()
+        member.dispatcher.begin(member, (scope,), context, host)
+
+    def end_opened(self, member: Member, *, cancelled: bool) -> BaseException | None:
+        """The end of one that no task runs, without waiting for anybody.
+
+        :param cancelled: whether the scope is: then it raises nothing else
+        :return: what is to leave the scope, if anything: what ends the program, or what nobody was told
+        """
+        self._end_without_task(member)
+        found: BaseException | None = self._take_exit()
+        if found is None and not cancelled:
+            found = self._take_untold()
+        self._log_untold(member)
+        member.end()
+        return found
+
+    def _end_without_task(self, member: Member) -> None:
+        member.release()
+        member.dispatcher.end()
+        self.over = True
+        self.notify()
 
     def begin_accepted(
         self,
@@ -178,10 +211,7 @@ class Lifetime:
 
         :return: what is to end the program, if a handler has raised that
         """
-        member.release()
-        member.dispatcher.end()
-        self.over = True
-        self.notify()
+        self._end_without_task(member)
         found = self._take_exit()
         self._log_untold(member)
         member.end()
@@ -376,17 +406,20 @@ class Lifetime:
 
     def _raise_untold(self, member: Member) -> None:
         """Tell what went wrong and nobody was told of. What a handler raised comes first, and a failure may be why."""
-        crash = self._crash
-        if crash is None and self.failure is not None and not self._failure_told:
-            self.tell_failure()
-            raise self.failure.again()
-        self._crash = None
+        untold = self._take_untold()
         self._log_untold(member)
         try:
-            if crash is not None:
-                raise crash
+            if untold is not None:
+                raise untold
         finally:
-            del crash  # its traceback refers to this frame
+            del untold  # its traceback refers to this frame
+
+    def _take_untold(self) -> BaseException | None:
+        crash, self._crash = self._crash, None
+        if crash is not None or self.failure is None or self._failure_told:
+            return crash
+        self.tell_failure()
+        return self.failure.again()
 
     def _log_untold(self, member: Member) -> None:
         if self.failure is not None and not self._failure_told:

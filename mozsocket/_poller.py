@@ -312,12 +312,16 @@ class Poller:
             raise
         finally:
             self._runs = self._waits = self._turns = False
-            for left in (self._registrations, self._queued, self._changed, self._timers):
-                left.clear()
+            left = {*self._registrations.values(), *self._queued}
+            for each in (self._registrations, self._queued, self._changed, self._timers):
+                each.clear()
             self._dead_timers = 0
             epoll, self._epoll = self._epoll, None
             if epoll is not None:
                 epoll.close()
+            for polled in left:
+                if polled.watcher is not None:
+                    polled.watcher.on_stopped()
 
     async def _poll(self) -> None:
         eagerness, own = Eagerness(), own_cancellation()

@@ -165,6 +165,9 @@ class Watcher(Protocol):
     def on_time(self) -> None:
         """The time that :meth:`Registration.limit` has set is over, or was."""
 
+    def on_stopped(self) -> None:
+        """Nobody waits for its socket any more, as the owner was cancelled."""
+
     def on_cancelled(self) -> None:
         """One of the others, by a handler of the program's, has cancelled the task that called it, which is many's."""
 

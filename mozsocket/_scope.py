@@ -6,16 +6,17 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
+from ._connection import Connection
 from ._lifetime import Member
 from ._options import BinaryType, Bytes, ConnectOptions, ListenOptions, Text, accepts, check_flag, takes
 from ._poller import way_to_wait
-from ._raised import is_of_cancellation, log_displaced
+from ._raised import is_cancelled, is_of_cancellation, log_displaced
 from ._readiness import Waiting
 from ._server import TCPServerSocket, acceptor_of
 from ._socket import TCPSocket, connection_of
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     Ts = TypeVarTuple("Ts")
 
 __all__ = ("MozTCPSocket",)
+
+
+MemberT = TypeVar("MemberT", bound=Member)
 
 
 class MozTCPSocket(Unique, Strict, Referable):
@@ -87,7 +91,12 @@ class MozTCPSocket(Unique, Strict, Referable):
         :raises RuntimeError: outside the block
         """
         tasks = self._ready_to_start("open()")
-        self._run(connection_of(socket), tasks)
+        connection = connection_of(socket)
+        assert self._waiting is not None
+        if self._waiting.takes_tasks:
+            self._run(connection, tasks, self._run_member)
+        else:
+            self._run(connection, tasks, self._open)
         return socket
 
     @overload
@@ -120,7 +129,7 @@ class MozTCPSocket(Unique, Strict, Referable):
             )
         acceptor = acceptor_of(server)
         acceptor.bind()
-        self._run(acceptor, tasks)
+        self._run(acceptor, tasks, self._run_member)
         return server
 
     def start_soon(
@@ -160,26 +169,60 @@ class MozTCPSocket(Unique, Strict, Referable):
         require_task(what, self, self._loop)
         return tasks
 
-    def _run(self, member: Member, tasks: TaskGroup) -> None:
+    def _run(
+        self,
+        member: MemberT,
+        tasks: TaskGroup,
+        run: Callable[[MemberT, TaskGroup], Coroutine[Any, Any, None]],
+    ) -> None:
+        """:param run: what its task does"""
         assert self._waiting is not None
         member.wait_by(self._waiting)
         try:
-            tasks.start_soon(self._run_member, member, tasks.cancel_scope, name=repr(member))
+            tasks.start_soon(run, member, tasks, name=repr(member))
         except BaseException:
             member.close()
             raise
         member.lifetime.begin()
         self._members.add(member)
 
-    async def _run_member(self, member: Member, scope: anyio.CancelScope) -> None:
+    async def _run_member(self, member: Member, tasks: TaskGroup) -> None:
         try:
-            await member.lifetime.run_in_scope(member, scope)
-        except (KeyboardInterrupt, SystemExit) as exc:  # which ends the program from the block, and not from a task
-            self._exit = exc
-            scope.cancel()
+            await member.lifetime.run_in_scope(member, tasks.cancel_scope)
+        except (KeyboardInterrupt, SystemExit) as exc:
+            self._leave_by(exc, tasks)
         finally:
             self._members.discard(member)
             member.end()
+
+    def _leave_by(self, exc: KeyboardInterrupt | SystemExit, tasks: TaskGroup) -> None:
+        """End the program, from the block and not from a task."""
+        self._exit = exc
+        tasks.cancel_scope.cancel()
+
+    async def _open(self, connection: Connection, tasks: TaskGroup) -> None:
+        """Run a connection until it is connected. Then the poller goes on with it."""
+        context = copy_context()
+        host = partial(context.copy().run, tasks.start_soon, self._run_member, connection, tasks)
+        connection.lifetime.begin_opened(connection, tasks.cancel_scope, context, host)
+        try:
+            await connection.open(self._finish)
+        except anyio.get_cancelled_exc_class():
+            self._finish(connection)
+            if is_cancelled():
+                raise  # else it is asyncio's own, of this task alone: no trouble of others
+
+    def _finish(self, connection: Connection) -> None:
+        """End one that no task runs."""
+        tasks = self._tasks
+        if connection.lifetime.over or tasks is None:
+            return
+        found = connection.lifetime.end_opened(connection, cancelled=tasks.cancel_scope.cancel_called)
+        self._members.discard(connection)
+        if isinstance(found, (KeyboardInterrupt, SystemExit)):
+            self._leave_by(found, tasks)
+        elif found is not None:
+            tasks.start_soon(_raise, found)
 
     async def __aenter__(self) -> MozTCPSocket:
         if self._tasks is not None:
@@ -220,3 +263,11 @@ class MozTCPSocket(Unique, Strict, Referable):
         if left is not exc:
             raise left
         return False
+
+
+async def _raise(exc: BaseException) -> None:
+    """For a task group to be told of it."""
+    try:
+        raise exc
+    finally:
+        del exc  # its traceback refers to this frame

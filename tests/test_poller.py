@@ -28,7 +28,7 @@ from mozsocket._readiness import Found, Watched, by_tasks
 from mozsocket.testing import EventRecorder
 
 from .certificates import server_context
-from .peers import PEER_TIMEOUT, all_blocked, blocking, dial, echo_to, port_of, read_all, read_exactly, reset
+from .peers import PEER_TIMEOUT, accept, all_blocked, blocking, dial, echo_to, port_of, read_all, read_exactly, reset
 
 Ts = TypeVarTuple("Ts")
 
@@ -109,6 +109,9 @@ class Recorder:
 
     def on_time(self) -> None:
         self._note("time")
+
+    def on_stopped(self) -> None:
+        pass
 
     def on_cancelled(self) -> None:
         self._note("cancelled")
@@ -222,6 +225,105 @@ async def test_functions_take_no_task() -> None:
         async with echoing(20):
             assert len(anyio.get_running_tasks()) == before + 2  # the poller's, and the server's
         await answered(peer)
+
+
+# What a scope has opened: no task runs it either, once it is connected
+
+
+async def test_a_client_takes_a_task_to_connect_only(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        await all_blocked()
+        before = len(anyio.get_running_tasks())
+        peers = []
+        for _ in range(10):
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            sock.ondata = lambda event: event.target.send(event.data)
+            peers.append(await accept(listener))
+            await sock.opened()
+        await all_blocked()
+        assert len(anyio.get_running_tasks()) == before + 1  # the poller's
+        for peer in peers:
+            await answered(peer)
+            peer.close()
+        await all_blocked()
+        assert len(anyio.get_running_tasks()) == before
+
+
+async def test_the_loss_of_a_client_leaves_the_scope(listener: socket.socket) -> None:
+    with pytest.raises(BaseException) as raised:  # noqa: PT011, PT012
+        async with MozTCPSocket() as tcp:
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            await sock.opened()
+            reset(await accept(listener))
+            await anyio.sleep_forever()
+    (error,) = raised.value.exceptions  # type: ignore[attr-defined]
+    assert isinstance(error, TCPSocketError)
+
+
+async def test_a_lost_client_that_is_suspended_keeps_its_scope(listener: socket.socket) -> None:
+    """It is waited for, as long as the program has yet to be told."""
+    types = []
+    with anyio.move_on_after(PEER_TIMEOUT) as limit:
+        async with MozTCPSocket() as tcp:
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            for type_ in ("data", "error", "close"):
+                sock.addEventListener(type_, lambda event: types.append(event.type))
+            await sock.opened()
+            peer = await accept(listener)
+            sock.suspend()
+            await blocking(peer.sendall, b"x")
+            await all_blocked()
+            reset(peer)
+            await all_blocked()
+
+            async def resume() -> None:
+                await all_blocked()
+                assert types == []
+                sock.resume()
+
+            tcp.start_soon(resume)
+    assert not limit.cancelled_caught
+    assert types == ["data", "error", "close"]
+
+
+async def test_a_client_of_a_cancelled_scope_is_closed_while_the_body_still_cleans_up(listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", port_of(listener))
+        await sock.opened()
+        with await accept(listener) as peer:
+            tcp.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                assert await blocking(peer.recv, 1) == b""
+            assert sock.readyState == "closed"
+
+
+@pytest.mark.parametrize("how", ["handler", "close", "lost"])
+async def test_who_awaits_the_end_of_a_client_is_told(how: str, listener: socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", port_of(listener))
+        await sock.opened()
+        peer = await accept(listener)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(told, sock, how)
+            await all_blocked()
+            if how == "close":
+                sock.close()
+                peer.close()
+            elif how == "lost":
+                reset(peer)
+            else:
+                sock.ondata = lambda event: event.target.closeImmediately()
+                await blocking(peer.sendall, b"x")
+                await sock.closed()
+                peer.close()
+
+
+async def told(sock: TCPSocket, how: str) -> None:
+    if how == "lost":
+        with pytest.raises(TCPSocketError):
+            await sock.closed()
+    else:
+        await sock.closed()
 
 
 async def test_an_asynchronous_handler_takes_its_tasks_when_it_is_called() -> None:
