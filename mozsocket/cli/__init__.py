@@ -15,6 +15,7 @@ import anyio
 import click
 
 from .. import BinaryType, MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
+from .._options import check_server_hostname
 from ._console import Console
 from ._contexts import client_context, server_context
 from ._demo import Contexts, Demo, conclusion
@@ -143,6 +144,8 @@ def connect(
     if not (tls or starttls):
         for name, value in (("cafile", cafile), ("server-hostname", server_hostname), ("insecure", insecure)):
             demand(f"--{name}", value, "--tls or --starttls")
+    context = client_context(cafile, insecure=insecure)
+    console, trace = Console(), Trace(enabled=verbose)
     try:
         socket = TCPSocket(
             host,
@@ -150,17 +153,18 @@ def connect(
             binaryType=binary_type,
             connect_timeout=connect_timeout,
             useSecureTransport=tls,
-            ssl_context=client_context(cafile, insecure=insecure),
-            server_hostname=server_hostname,
+            ssl_context=context if tls else None,
+            server_hostname=server_hostname if tls else None,
         )
+        if server_hostname is not None:  # of --starttls: long before it is used
+            check_server_hostname(server_hostname)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     if insecure:
         warn(f"--insecure: the certificate of {host} is not checked, so anyone may be at the other end")
-    console = Console()
+    upgrade = partial(StartTLS, socket, starttls, context, server_hostname, trace) if starttls else None
     bars = Progress(enabled=progress, total=console.input_size())
-    relay = partial(connect_and_relay, socket, console, bars, Trace(enabled=verbose), starttls, connect_timeout)
-    leave(console, run(backend, relay))
+    leave(console, run(backend, partial(connect_and_relay, socket, console, bars, trace, upgrade, connect_timeout)))
 
 
 def exclude(name: str, value: object, other: str, other_value: object) -> None:
@@ -180,14 +184,14 @@ async def connect_and_relay(
     console: Console,
     progress: Progress,
     trace: Trace,
-    starttls: str | None,
+    make_upgrade: Callable[[], StartTLS] | None,
     connect_timeout: float | None,
 ) -> None:
     trace.watch(socket, "client")
     begun = anyio.current_time()
     # Both are made before the connection is there, to miss nothing that is received.
     relay = Relay(socket, console, progress, end_with_input=True)
-    upgrade = StartTLS(socket, starttls, trace) if starttls else None
+    upgrade = make_upgrade() if make_upgrade is not None else None
     with closing(relay), closing(progress), console.open():
         async with socket:
             try:
@@ -253,12 +257,15 @@ def listen(
     size = None if keep_open else console.input_size()  # else it is for several
     bars = Progress(enabled=progress, total=size)
     serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)
-    options = {"host": host, "binaryType": binary_type, "max_connections": None if echo else 1}
-    options["allow_half_open"] = size is not None and not echo
-    options |= server_tls(tls, certfile, keyfile)
+    options: dict[str, Any] = {
+        "host": host,
+        "binaryType": binary_type,
+        "max_connections": None if echo else 1,
+        "allow_half_open": size is not None and not echo,
+        **server_tls(tls, certfile, keyfile),
+    }
     try:
-        listening = partial(listen_and_serve, trace, serve, port, options)
-        status = run(backend, listening, service.stop)
+        status = run(backend, partial(listen_and_serve, trace, serve, port, options), service.stop)
     except (OSError, UnicodeError) as exc:
         raise Failure(f"cannot listen on {host or 'any address'} port {port}: {words(exc)}") from exc
     except ValueError as exc:

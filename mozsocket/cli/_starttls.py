@@ -6,6 +6,7 @@ is no going on in plaintext, and what comes behind the last answer belongs to TL
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Generator
 
 import anyio
@@ -180,10 +181,21 @@ class StartTLS:
     """Has a socket agree on TLS, then go on in it.
 
     :param socket: one whose first data is yet to come. Its ``ondata``, which must be set, gets that of TLS only
+    :param context: what is trusted; None for the authorities of the system
+    :param server_hostname: what the certificate must be for; None for the host
     """
 
-    def __init__(self, socket: TCPSocket, protocol: str, trace: Trace) -> None:
+    def __init__(
+        self,
+        socket: TCPSocket,
+        protocol: str,
+        context: ssl.SSLContext | None,
+        server_hostname: str | None,
+        trace: Trace,
+    ) -> None:
         self._socket = socket
+        self._context = context
+        self._server_hostname = server_hostname
         self._trace = trace
         self._negotiation = Negotiation(DIALOGUES[protocol](), lambda line: self._tell("heard", line))
         self._refusal: RefusedError | None = None
@@ -208,7 +220,11 @@ class StartTLS:
         elif self._negotiation.agreed:
             self._awaited = "TLS handshake"
             self._socket.ondata = self._ondata_of_tls
-            self._socket.upgradeToSecure(leftover=self._negotiation.leftover)
+            self._socket.upgradeToSecure(
+                ssl_context=self._context,
+                server_hostname=self._server_hostname,
+                leftover=self._negotiation.leftover,
+            )
 
     async def run(self, seconds: float) -> None:
         """Wait until TLS is up.
