@@ -99,6 +99,8 @@ class Console:
 
     def _start_reading(self) -> socket.socket:
         self._source, sink = socket.socketpair()
+        # What is read at once is then passed on at once.
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * READ_SIZE)
         # A daemon: it may be stuck in a read when everything else is over.
         threading.Thread(target=self._read, args=(sink,), name="standard input", daemon=True).start()
         return self._source
