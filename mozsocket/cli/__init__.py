@@ -137,7 +137,7 @@ def connect(
     """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
 
     The other side is told of the end of the input. It ends when the other side ends the connection, so nothing of an
-    answer is missed.
+    answer is missed, and when what is left of a file has been sent.
     """
     exclude("--tls", tls, "--starttls", starttls)
     exclude("--cafile", cafile, "--insecure", insecure)
@@ -152,6 +152,7 @@ def connect(
             port,
             binaryType=binary_type,
             connect_timeout=connect_timeout,
+            allow_half_open=console.input_size() is not None,
             useSecureTransport=tls,
             ssl_context=context if tls else None,
             server_hostname=server_hostname if tls else None,

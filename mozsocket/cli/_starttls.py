@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 
 import anyio
 
-from .. import InvalidStateError, TCPSocket, TCPSocketError, TCPSocketEvent
+from .. import Event, InvalidStateError, TCPSocket, TCPSocketError, TCPSocketEvent
 from .._buffers import octets
 from ._console import TerminalText
 from ._loop import Failure
@@ -202,6 +202,7 @@ class StartTLS:
         self._awaited = "greeting"
         self._ondata_of_tls = socket.ondata
         socket.ondata = self._on_data
+        socket.addEventListener("end", self._on_end)
 
     def _tell(self, what: str, line: bytes) -> None:
         self._trace.tell("client", what, text_of(line.removesuffix(b"\r")))
@@ -225,6 +226,10 @@ class StartTLS:
                 server_hostname=self._server_hostname,
                 leftover=self._negotiation.leftover,
             )
+
+    def _on_end(self, event: Event[TCPSocket]) -> None:
+        if not self._negotiation.agreed:  # else it is that of TLS
+            self._socket.closeImmediately()
 
     async def run(self, seconds: float) -> None:
         """Wait until TLS is up.
