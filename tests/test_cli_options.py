@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
-from .peers import port_of, read_all
+import pytest
+
+from .peers import port_of, read_all, read_exactly, reset
 from .test_cli import (
     MIB,
     connected,
     not_ignoring_interrupts,
     on_each_backend,
+    on_posix,
+    program,
 )
-from .test_cli_tls import files
+from .test_cli_tls import dialled_securely, files
 
 __all__ = ("files", "not_ignoring_interrupts")  # fixtures
 
@@ -63,3 +69,43 @@ def test_a_peer_that_ends_while_a_file_waits_for_tls(backend: str, tmp_path: Pat
             f"mozsocket: error: no TLS with 127.0.0.1 port {port}: it ended the connection\n",
         )
         assert read_all(peer) == b""
+
+
+# TLS that ends without close_notify
+
+
+@on_each_backend
+def test_listen_takes_an_end_without_close_notify(files: SimpleNamespace, backend: str) -> None:
+    with program("listen", 0, "--tls", "--certfile", files.both, "--backend", backend) as server:
+        with dialled_securely(server.port()) as peer:
+            peer.sendall(b"data")
+            peer.close()
+        assert server.stdout.read() == b"data"
+        assert server.ends() == (0, "")
+
+
+@on_posix
+@pytest.mark.parametrize("option", ["--echo", "--keep-open"])
+def test_several_ends_without_close_notify(files: SimpleNamespace, option: str) -> None:
+    with program("listen", 0, "--tls", "--certfile", files.both, option, stdin=subprocess.PIPE) as server:
+        port = server.port()
+        for _ in range(2):
+            with dialled_securely(port) as peer:
+                peer.sendall(b"data")
+                assert read_exactly(peer, 4) == b"data" if option == "--echo" else server.reads(4) == b"data"
+                peer.close()
+        server.interrupt()
+        assert server.ends() == (0 if option == "--echo" else 130, "")
+
+
+def test_listen_does_not_take_a_reset_for_an_end(files: SimpleNamespace) -> None:
+    with program("listen", 0, "--tls", "--certfile", files.both) as server:
+        with dialled_securely(server.port()) as peer:
+            port = port_of(peer)
+            peer.sendall(b"data")
+            assert server.reads(4) == b"data"
+            reset(peer)
+        assert server.ends() == (
+            1,
+            f"mozsocket: error: connection with 127.0.0.1 port {port}: Connection reset by peer\n",
+        )

@@ -282,7 +282,10 @@ def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str
         return {}
     if certfile is None:
         raise click.UsageError("--tls needs a --certfile.")
-    return {"useSecureTransport": True, "ssl_context": server_context(certfile, keyfile)}
+    context = server_context(certfile, keyfile)
+    # Many clients end without close_notify, as nothing depends on it: their request is whole, or they have the answer.
+    # Who connects, and wants to know whether it was cut off, is told by `connect`.
+    return {"useSecureTransport": True, "ssl_context": context, "tls_standard_compatible": False}
 
 
 async def listen_and_serve(
