@@ -1,9 +1,10 @@
-"""What the options of the command line do. See test_cli.py."""
+"""What the options of the command line do: where to, line ends, what is shown. See test_cli.py."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 from pathlib import Path
@@ -11,10 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from .peers import port_of, read_all, read_exactly, reset
+from mozsocket import cli
+from mozsocket.cli._where import host_and_port, port_number
+
+from .peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
+from .programs import unavailable
 from .test_cli import (
     MIB,
     connected,
+    dialled,
+    fails,
+    invoke,
     not_ignoring_interrupts,
     on_each_backend,
     on_posix,
@@ -23,6 +31,188 @@ from .test_cli import (
 from .test_cli_tls import dialled_securely, files
 
 __all__ = ("files", "not_ignoring_interrupts")  # fixtures
+
+WAYS = "Write HOST PORT or HOST:PORT, with an IPv6 address as in [::1]:25."
+
+
+@pytest.fixture(scope="module")
+def ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as exc:
+        unavailable(f"no IPv6 here: {exc}")
+
+
+# Where to
+
+
+@pytest.mark.parametrize(
+    ("where", "port", "expected"),
+    [
+        ("localhost", "80", ("localhost", 80)),
+        ("localhost:80", None, ("localhost", 80)),
+        ("127.0.0.1:080", None, ("127.0.0.1", 80)),
+        ("::1", "25", ("::1", 25)),
+        ("[::1]:25", None, ("::1", 25)),
+        ("[::1]", "25", ("::1", 25)),
+        ("[fe80::1%eth0]:65535", None, ("fe80::1%eth0", 65535)),
+        ("", "80", ("", 80)),  # which is refused as a host
+        (":80", None, ("", 80)),
+    ],
+)
+def test_host_and_port(where: str, port: str | None, expected: tuple[str, int]) -> None:
+    assert host_and_port(where, port) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("localhost",), f"'localhost' has no port. {WAYS}"),
+        (("::1",), f"'::1' has no port. {WAYS}"),
+        (("[::1]",), f"'[::1]' has no port. {WAYS}"),
+        (("[::1",), f"'[::1' has no port. {WAYS}"),
+        (("[::1]25",), f"'[::1]25' has no port. {WAYS}"),
+        (("http://localhost:80",), f"'http://localhost:80' has no port. {WAYS}"),
+        (("localhost:80", "81"), f"'localhost:80' has a port already, so what is '81'? {WAYS}"),
+        (("[::1]:80", "81"), f"'[::1]:80' has a port already, so what is '81'? {WAYS}"),
+        (("localhost:",), "Invalid value: '' is neither a number nor a service of TCP that is known here."),
+        (("localhost:nosuch",), "Invalid value: 'nosuch' is neither a number nor a service of TCP that is known here."),
+        (("localhost:0",), "Invalid value: '0' is not a port from 1 to 65535."),
+        (("localhost:65536",), "Invalid value: '65536' is not a port from 1 to 65535."),
+        (("localhost", "+80"), "Invalid value: '+80' is neither a number nor a service of TCP that is known here."),
+        ((":80",), "host must be a host name or an IP address, not ''"),
+        (("localhost:80", "-4", "-6"), "-4 and -6 exclude each other."),
+    ],
+)
+def test_what_is_no_host_and_port(args: tuple[str, ...], message: str) -> None:
+    status, output = invoke("connect", *args)
+    assert status == 2
+    assert output.splitlines()[-1] == f"Error: {message}"
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "nosuch", "0x50", "٨٠", "smtp\0"])
+def test_what_is_no_port_to_listen_on(port: str) -> None:
+    status, output = invoke("listen", "--", port)
+    assert status == 2
+    assert "Error: Invalid value for 'PORT': " in output.splitlines()[-1]
+
+
+def test_host_and_port_in_one() -> None:
+    with listening() as listener, program("connect", f"127.0.0.1:{port_of(listener)}") as client:
+        listener.accept()[0].close()
+        assert client.ends() == (0, "")
+
+
+@pytest.mark.usefixtures("ipv6")
+@pytest.mark.parametrize("options", [(), ("-6",)])
+def test_an_ipv6_address_and_port_in_one(options: tuple[str, ...]) -> None:
+    with (
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as listener,
+        program("connect", f"[::1]:{port_of(listener)}", *options) as client,
+    ):
+        listener.accept()[0].close()
+        assert client.ends() == (0, "")
+
+
+def test_services_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = unused_port()
+    monkeypatch.setattr(socket, "getservbyname", lambda *service: {("echo-of-ours", "tcp"): port}[service])
+    refused = f"mozsocket: error: cannot connect to 127.0.0.1 port {port}: Connection refused\n"
+    assert invoke("connect", "127.0.0.1", "echo-of-ours") == (1, refused)
+    assert invoke("connect", "127.0.0.1:echo-of-ours") == (1, refused)
+    with socket.create_server(("127.0.0.1", port)):
+        assert invoke("listen", "--host", "127.0.0.1", "echo-of-ours") == (
+            1,
+            f"mozsocket: error: cannot listen on 127.0.0.1 port {port}: Address already in use\n",
+        )
+
+
+@pytest.mark.parametrize(("name", "port"), [("smtp", 25), ("imaps", 993)])
+def test_services_of_this_machine(name: str, port: int) -> None:
+    try:
+        socket.getservbyname("smtp", "tcp")
+    except OSError:
+        unavailable("this machine has no /etc/services")
+    assert port_number(name, lowest=1) == port
+
+
+# IPv4 and IPv6
+
+
+def test_ipv4_only() -> None:
+    with listening() as listener, program("connect", "-4", f"localhost:{port_of(listener)}") as client:
+        listener.accept()[0].close()
+        assert client.ends() == (0, "")
+    fails(
+        "cannot connect to ::1 port 80: ::1 has no IPv4 address, to connect to from 0.0.0.0", "connect", "-4", "::1", 80
+    )
+
+
+def test_ipv6_only() -> None:
+    message = "cannot connect to 127.0.0.1 port 80: 127.0.0.1 has no IPv6 address, to connect to from ::"
+    fails(message, "connect", "-6", "127.0.0.1:80")
+
+
+def told(line: bytes) -> tuple[str, int]:
+    """Where it listens, by what it says."""
+    match = re.fullmatch(r"listening on (\S+) port (\d+)\n", line.decode())
+    assert match, line
+    return match[1], int(match[2])
+
+
+def refuses(host: str, port: int) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, port), PEER_TIMEOUT)
+
+
+@on_posix
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), "localhost"), (("-4",), "127.0.0.1"), (("-4", "--host", "localhost"), "127.0.0.1")],
+)
+def test_listens_where_this_machine_alone_can_reach_it(options: tuple[str, ...], expected: str) -> None:
+    with program("listen", 0, *options) as server:
+        host, port = told(server.stderr.readline())
+        assert host == expected
+        refuses("127.0.0.2", port)
+        with dialled(port) as peer:
+            peer.sendall(b"data")
+        assert server.stdout.read() == b"data"
+        assert server.ends() == (0, "")
+
+
+@pytest.mark.usefixtures("ipv6")
+@pytest.mark.parametrize("options", [(), ("--host", "::"), ("--host", "::1")])
+def test_listens_on_ipv6_only(options: tuple[str, ...]) -> None:
+    with program("listen", "-6", 0, *options) as server:
+        host, port = told(server.stderr.readline())
+        assert host == (options[1] if options else "::1")
+        refuses("127.0.0.1", port)
+        with socket.create_connection(("::1", port), PEER_TIMEOUT) as peer:
+            peer.sendall(b"data")
+        assert server.stdout.read() == b"data"
+        assert server.ends() == (0, "")
+
+
+@pytest.mark.usefixtures("ipv6")
+@pytest.mark.parametrize("address", ["::1", "127.0.0.1"])
+def test_listens_everywhere_if_told_to(address: str) -> None:
+    with program("listen", 0, "--host", "::") as server:
+        host, port = told(server.stderr.readline())
+        assert host == "::"
+        with socket.create_connection((address, port), PEER_TIMEOUT) as peer:
+            peer.sendall(b"data")
+        assert server.ends() == (0, "")
+
+
+def test_a_family_that_cannot_be_listened_on() -> None:
+    with listening() as listener:
+        port = port_of(listener)
+        fails(f"cannot listen on 127.0.0.1 port {port}: Address already in use", "listen", "-4", port)
+    status, output = invoke("listen", 0, "-4", "--host", "::1")
+    assert status == 1 and output.startswith("mozsocket: error: cannot listen on ::1 port 0: ")
+    status, output = invoke("listen", 0, "-4", "-6")
+    assert status == 2 and output.endswith("Error: -4 and -6 exclude each other.\n")
 
 
 # A file, and a peer that ends early
@@ -109,3 +299,20 @@ def test_listen_does_not_take_a_reset_for_an_end(files: SimpleNamespace) -> None
             1,
             f"mozsocket: error: connection with 127.0.0.1 port {port}: Connection reset by peer\n",
         )
+
+
+# The examples of the help
+
+
+@pytest.mark.parametrize("command", ["connect", "listen"])
+def test_examples_of_the_help_can_be_parsed(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server.pem").touch()
+    _, output = invoke(command, "--help")
+    section = output[output.index("Examples:") : output.index("Options:")]
+    examples = re.findall(rf"mozsocket {command} (.*?)(?: [<>] file)?$", section, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        parameters = cli.cli.commands[command].make_context(command, shlex.split(example)).params
+        if command == "connect":
+            host_and_port(parameters["where"], parameters["port"])

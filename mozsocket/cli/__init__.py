@@ -9,12 +9,13 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
+from socket import AF_INET, AF_INET6, AddressFamily
 from typing import Any, TypeVar
 
 import anyio
 import click
 
-from .. import BinaryType, MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
+from .. import BinaryType, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
 from .._options import check_server_hostname
 from ._console import Console
 from ._contexts import client_context, server_context
@@ -36,6 +37,7 @@ from ._progress import Progress
 from ._relay import Relay
 from ._starttls import DIALOGUES, NEGOTIATION_LIMIT, StartTLS
 from ._trace import ShortTrace, Trace, peer_of
+from ._where import ANY_ADDRESS, family_of, host_and_port, listening_socket, port_number
 
 __all__ = ("main",)
 
@@ -43,6 +45,9 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 GRACE = 5
 """Seconds that connections may go on, where --grace does not say."""
+
+LOOPBACK = {None: "localhost", AF_INET: "127.0.0.1", AF_INET6: "::1"}
+"""Where to listen, where --host does not say: at both addresses, as clients try either first, or that of a family."""
 
 FILE = click.Path(exists=True, dir_okay=False)
 
@@ -66,7 +71,7 @@ def main() -> None:
         cli(prog_name="mozsocket")
 
 
-def loop_options(command: CommandT) -> CommandT:
+def shared_options(command: CommandT) -> CommandT:
     """The options that connect and listen share."""
     for option in (
         click.option(
@@ -84,14 +89,16 @@ def loop_options(command: CommandT) -> CommandT:
         click.option(
             "--backend", type=click.Choice(list(BACKENDS)), default="asyncio", show_default=True, help="The event loop."
         ),
+        click.option("-6", "ipv6", is_flag=True, help="Use IPv6 only."),
+        click.option("-4", "ipv4", is_flag=True, help="Use IPv4 only."),
     ):
         command = option(command)
     return command
 
 
 @cli.command(short_help="Connect to a port, and to standard input and output.")
-@click.argument("host")
-@click.argument("port", type=click.IntRange(1, 65535))
+@click.argument("where", metavar="HOST[:PORT]")
+@click.argument("port", required=False)
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(0),
@@ -119,16 +126,18 @@ def loop_options(command: CommandT) -> CommandT:
 @click.option(
     "--insecure", is_flag=True, help="Do not check the certificate: anyone may be at the other end. For tests only."
 )
-@loop_options
+@shared_options
 def connect(
-    host: str,
-    port: int,
+    where: str,
+    port: str | None,
     connect_timeout: float | None,
     tls: bool,
     starttls: str | None,
     cafile: str | None,
     server_hostname: str | None,
     insecure: bool,
+    ipv4: bool,
+    ipv6: bool,
     backend: str,
     binary_type: BinaryType,
     verbose: bool,
@@ -137,22 +146,33 @@ def connect(
     """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
 
     The other side is told of the end of the input. It ends when the other side ends the connection, so nothing of an
-    answer is missed, and when what is left of a file has been sent.
+    answer is missed, and when what is left of a file has been sent. PORT is a number or a service, such as smtp; with
+    an IPv6 address it is written [::1]:25, or apart.
+
+    \b
+    Examples:
+      mozsocket connect localhost 8007 < file
+      printf 'PING\\r\\n' | mozsocket connect localhost:6379
+      mozsocket connect --starttls smtp mail.example.com:submission
+      mozsocket connect --tls -v www.example.com https
     """
+    family = family_of(ipv4, ipv6)
     exclude("--tls", tls, "--starttls", starttls)
     exclude("--cafile", cafile, "--insecure", insecure)
     if not (tls or starttls):
         for name, value in (("cafile", cafile), ("server-hostname", server_hostname), ("insecure", insecure)):
             demand(f"--{name}", value, "--tls or --starttls")
+    host, number = host_and_port(where, port)
     context = client_context(cafile, insecure=insecure)
     console, trace = Console(), Trace(enabled=verbose)
     try:
         socket = TCPSocket(
             host,
-            port,
+            number,
             binaryType=binary_type,
             connect_timeout=connect_timeout,
             allow_half_open=console.input_size() is not None,
+            local_host=None if family is None else ANY_ADDRESS[family],  # which has the others left out
             useSecureTransport=tls,
             ssl_context=context if tls else None,
             server_hostname=server_hostname if tls else None,
@@ -213,8 +233,12 @@ def leave(console: Console, status: int) -> None:
 
 
 @cli.command(short_help="Listen on a port: one connection, several, or an echo server.")
-@click.argument("port", type=click.IntRange(0, 65535))
-@click.option("--host", help="The address to listen on, or its name; by default all of this machine's.")
+@click.argument("port", callback=lambda ctx, param, value: port_number(value, lowest=0))
+@click.option(
+    "--host",
+    help="The address to listen on, or its name; :: stands for all of this machine's, of IPv4 too. By default"
+    " localhost, which nobody but this machine can reach.",
+)
 @click.option("--echo", is_flag=True, help="Send back what is received, on any number of connections, until Ctrl-C.")
 @click.option(
     "--grace",
@@ -229,7 +253,7 @@ def leave(console: Console, status: int) -> None:
     "--certfile", type=FILE, help="For TLS: a PEM file of the certificate, of those that vouch for it, and of its key."
 )
 @click.option("--keyfile", type=FILE, help="For TLS: a PEM file of the key, if that is in one of its own.")
-@loop_options
+@shared_options
 def listen(
     port: int,
     host: str | None,
@@ -239,6 +263,8 @@ def listen(
     tls: bool,
     certfile: str | None,
     keyfile: str | None,
+    ipv4: bool,
+    ipv6: bool,
     backend: str,
     binary_type: BinaryType,
     verbose: bool,
@@ -247,8 +273,17 @@ def listen(
     """Listen on a PORT, 0 for one that is free, and take one connection.
 
     Standard input is sent to it, what is received goes to standard output. It ends when the other side ends the
-    connection, and what is left of a file has been sent to it; the end of the input does not end it.
+    connection, and what is left of a file has been sent to it; the end of the input does not end it. PORT is a number
+    or a service, such as smtp. Where it listens is told on standard error.
+
+    \b
+    Examples:
+      mozsocket listen 8007 > file
+      mozsocket listen --host :: --echo 8007
+      mozsocket listen --tls --certfile server.pem -v 8443
     """
+    family = family_of(ipv4, ipv6)
+    address = LOOPBACK[family] if host is None else host
     exclude("--progress", progress, "--echo", echo)
     exclude("--keep-open", keep_open, "--echo", echo)
     if not echo:
@@ -259,16 +294,15 @@ def listen(
     bars = Progress(enabled=progress, total=size)
     serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)
     options: dict[str, Any] = {
-        "host": host,
         "binaryType": binary_type,
         "max_connections": None if echo else 1,
         "allow_half_open": size is not None and not echo,
         **server_tls(tls, certfile, keyfile),
     }
     try:
-        status = run(backend, partial(listen_and_serve, trace, serve, port, options), service.stop)
+        status = run(backend, partial(listen_and_serve, trace, serve, family, address, port, options), service.stop)
     except (OSError, UnicodeError) as exc:
-        raise Failure(f"cannot listen on {host or 'any address'} port {port}: {words(exc)}") from exc
+        raise Failure(f"cannot listen on {address} port {port}: {words(exc)}") from exc
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     leave(console, status)
@@ -289,13 +323,22 @@ def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str
 
 
 async def listen_and_serve(
-    trace: Trace, serve: Callable[[TCPServerSocket], Awaitable[None]], port: int, options: dict[str, Any]
+    trace: Trace,
+    serve: Callable[[TCPServerSocket], Awaitable[None]],
+    family: AddressFamily | None,
+    host: str,
+    port: int,
+    options: dict[str, Any],
 ) -> None:
-    # Whether ports below 1024 may be listened on, the operating system decides.
-    async with MozTCPSocket(certified=True) as tcp:
-        server = tcp.listen(port, **options)
+    if family is None:
+        server = TCPServerSocket(port, host=host, **options)
+    else:
+        sock = listening_socket(family, host, port)
+        host = sock.getsockname()[0]
+        server = TCPServerSocket.from_socket(sock, **options)
+    async with server:
         trace.watch(server, "server")
-        click.echo(f"listening on port {server.localPort}", err=True)
+        click.echo(f"listening on {host} port {server.localPort}", err=True)
         await serve(server)
 
 
