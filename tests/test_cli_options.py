@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mozsocket import cli
+from mozsocket.cli._console import LineEnds
 from mozsocket.cli._where import host_and_port, port_number
 
 from .peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
@@ -213,6 +214,73 @@ def test_a_family_that_cannot_be_listened_on() -> None:
     assert status == 1 and output.startswith("mozsocket: error: cannot listen on ::1 port 0: ")
     status, output = invoke("listen", 0, "-4", "-6")
     assert status == 2 and output.endswith("Error: -4 and -6 exclude each other.\n")
+
+
+# Line ends
+
+LINES = b"a\nb\r\nc\r\rd\n\n\r\n\re\n\r"
+
+
+def with_line_ends(*chunks: bytes) -> bytes:
+    line_ends = LineEnds()
+    return b"".join(map(line_ends.feed, chunks))
+
+
+def test_line_ends_wherever_the_input_is_split() -> None:
+    expected = b"a\r\nb\r\nc\r\rd\r\n\r\n\r\n\re\r\n\r"
+    for i in range(len(LINES) + 1):
+        for j in range(i, len(LINES) + 1):
+            assert with_line_ends(LINES[:i], LINES[i:j], LINES[j:]) == expected
+    assert with_line_ends(*(bytes([byte]) for byte in LINES)) == expected
+    assert with_line_ends(expected) == expected
+    everything = bytes(range(256))
+    assert with_line_ends(everything) == everything.replace(b"\n", b"\r\n")
+
+
+@on_each_backend
+def test_crlf(backend: str) -> None:
+    """What is sent gets them, what is received is left as it is."""
+    with connected("--crlf", "--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        client.stdin.write(b"one\ntwo\r")
+        assert read_exactly(peer, 9) == b"one\r\ntwo\r"
+        client.stdin.write(b"\nthree\n")
+        assert read_exactly(peer, 8) == b"\nthree\r\n"
+        peer.sendall(b"four\n")
+        assert client.reads(5) == b"four\n"
+        client.stdin.close()
+        assert read_all(peer) == b""
+        peer.close()
+        assert client.ends() == (0, "")
+
+
+def test_crlf_of_one_connection_after_another() -> None:
+    with program("listen", 0, "--crlf", "--keep-open", stdin=subprocess.PIPE) as server:
+        port = server.port()
+        for _ in range(2):
+            with dialled(port) as peer:
+                server.stdin.write(b"line\n")
+                assert read_exactly(peer, 6) == b"line\r\n"
+                peer.shutdown(socket.SHUT_WR)
+                assert read_all(peer) == b""
+
+
+def test_crlf_makes_a_file_longer(tmp_path: Path) -> None:
+    """By how much is not known before, so there is no bar that would be full too early."""
+    (tmp_path / "file").write_bytes(b"\n" * 100_000)
+    with (
+        (tmp_path / "file").open("rb") as source,
+        connected("--crlf", "--progress", stdin=source) as (client, peer),
+    ):
+        assert read_all(peer) == b"\r\n" * 100_000
+        peer.close()
+        status, bars = client.ends()
+    assert status == 0
+    assert re.search(r"sent *: 195kB \[", bars)
+
+
+def test_crlf_is_for_what_is_typed() -> None:
+    status, output = invoke("listen", 0, "--echo", "--crlf")
+    assert status == 2 and output.endswith("Error: --crlf and --echo exclude each other.\n")
 
 
 # A file, and a peer that ends early

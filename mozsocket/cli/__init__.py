@@ -89,6 +89,11 @@ def shared_options(command: CommandT) -> CommandT:
         click.option(
             "--backend", type=click.Choice(list(BACKENDS)), default="asyncio", show_default=True, help="The event loop."
         ),
+        click.option(
+            "--crlf",
+            is_flag=True,
+            help="End the lines that are sent with carriage return and line feed, as SMTP, HTTP and others want it.",
+        ),
         click.option("-6", "ipv6", is_flag=True, help="Use IPv6 only."),
         click.option("-4", "ipv4", is_flag=True, help="Use IPv4 only."),
     ):
@@ -138,6 +143,7 @@ def connect(
     insecure: bool,
     ipv4: bool,
     ipv6: bool,
+    crlf: bool,
     backend: str,
     binary_type: BinaryType,
     verbose: bool,
@@ -152,8 +158,8 @@ def connect(
     \b
     Examples:
       mozsocket connect localhost 8007 < file
-      printf 'PING\\r\\n' | mozsocket connect localhost:6379
-      mozsocket connect --starttls smtp mail.example.com:submission
+      printf 'PING\\n' | mozsocket connect --crlf localhost:6379
+      mozsocket connect --crlf --starttls smtp mail.example.com:submission
       mozsocket connect --tls -v www.example.com https
     """
     family = family_of(ipv4, ipv6)
@@ -164,7 +170,7 @@ def connect(
             demand(f"--{name}", value, "--tls or --starttls")
     host, number = host_and_port(where, port)
     context = client_context(cafile, insecure=insecure)
-    console, trace = Console(), Trace(enabled=verbose)
+    console, trace = Console(crlf=crlf), Trace(enabled=verbose)
     try:
         socket = TCPSocket(
             host,
@@ -184,7 +190,7 @@ def connect(
     if insecure:
         warn(f"--insecure: the certificate of {host} is not checked, so anyone may be at the other end")
     upgrade = partial(StartTLS, socket, starttls, context, server_hostname, trace) if starttls else None
-    bars = Progress(enabled=progress, total=console.input_size())
+    bars = Progress(enabled=progress, total=console.bytes_to_send())
     leave(console, run(backend, partial(connect_and_relay, socket, console, bars, trace, upgrade, connect_timeout)))
 
 
@@ -265,6 +271,7 @@ def listen(
     keyfile: str | None,
     ipv4: bool,
     ipv6: bool,
+    crlf: bool,
     backend: str,
     binary_type: BinaryType,
     verbose: bool,
@@ -280,18 +287,19 @@ def listen(
     Examples:
       mozsocket listen 8007 > file
       mozsocket listen --host :: --echo 8007
-      mozsocket listen --tls --certfile server.pem -v 8443
+      mozsocket listen --tls --certfile server.pem --crlf -v 8443
     """
     family = family_of(ipv4, ipv6)
     address = LOOPBACK[family] if host is None else host
+    exclude("--crlf", crlf, "--echo", echo)
     exclude("--progress", progress, "--echo", echo)
     exclude("--keep-open", keep_open, "--echo", echo)
     if not echo:
         demand("--grace", grace is not None, "--echo")
-    console, trace = Console(), Trace(enabled=verbose)
+    console, trace = Console(crlf=crlf), Trace(enabled=verbose)
     service = EchoService(trace, GRACE if grace is None else grace)
     size = None if keep_open else console.input_size()  # else it is for several
-    bars = Progress(enabled=progress, total=size)
+    bars = Progress(enabled=progress, total=None if keep_open else console.bytes_to_send())
     serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)
     options: dict[str, Any] = {
         "binaryType": binary_type,
