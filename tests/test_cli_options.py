@@ -6,7 +6,9 @@ import os
 import re
 import shlex
 import socket
+import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,15 +16,19 @@ import pytest
 
 from mozsocket import cli
 from mozsocket.cli._console import LineEnds
+from mozsocket.cli._trace import DUMPED, hex_dump
 from mozsocket.cli._where import host_and_port, port_number
 
 from .peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
 from .programs import unavailable
 from .test_cli import (
+    LIMIT,
     MIB,
     connected,
     dialled,
+    events_of,
     fails,
+    in_thread,
     invoke,
     not_ignoring_interrupts,
     on_each_backend,
@@ -367,6 +373,148 @@ def test_listen_does_not_take_a_reset_for_an_end(files: SimpleNamespace) -> None
             1,
             f"mozsocket: error: connection with 127.0.0.1 port {port}: Connection reset by peer\n",
         )
+
+
+# Bytes in the trace
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16, 17, 256, DUMPED])
+def test_hex_dump(size: int) -> None:
+    """As `od` has it, but for its columns."""
+    data = (bytes(range(256)) * 2)[-size:] if size else b""
+    command = ["od", "-Ax", "-tx1z", "-v"]
+    *rows, _ = subprocess.run(command, input=data, capture_output=True, check=True).stdout.decode().splitlines()
+    ours = hex_dump(data).splitlines()
+    assert len(ours) == len(rows)
+    for row, line in zip(rows, ours, strict=True):
+        offset, _, rest = row.partition(" ")
+        octets, _, text = rest.partition("  >")
+        match = re.fullmatch(r"  ([0-9a-f]{8})  (.{23})  (.{23})  \|(.{1,16})\|", line)
+        assert match, line
+        assert int(match[1], 16) == int(offset, 16)
+        assert " ".join([match[2], match[3]]).split() == octets.split()
+        assert match[4] == text.removesuffix("<")
+
+
+def test_hex_dump_is_bounded() -> None:
+    lines = hex_dump(bytes(DUMPED + 1000)).splitlines()
+    assert len(lines) == DUMPED // 16 + 1
+    assert lines[-1] == "  and 1000 B more"
+
+
+@on_each_backend
+@pytest.mark.parametrize("binary_type", ["arraybuffer", "string"])
+def test_bytes_in_the_trace(backend: str, binary_type: str) -> None:
+    options = ("-vv", "--backend", backend, "--binary-type", binary_type)
+    with connected(*options, stdin=subprocess.PIPE) as (client, peer):
+        client.stdin.write(b"hello\n")
+        assert read_exactly(peer, 6) == b"hello\n"
+        peer.sendall(b"\x1b[2J\xff")
+        assert client.reads(5) == b"\x1b[2J\xff"
+        peer.close()
+        status, errors = client.ends()
+    assert status == 0
+    sent = f"  00000000  {'68 65 6c 6c 6f 0a':48}  |hello.|"
+    received = f"  00000000  {'1b 5b 32 4a ff':48}  |.[2J.|"
+    lines = errors.splitlines()
+    dumps = [line for line in lines if line.startswith("  0000")]
+    assert dumps == [sent, received]
+    told = events_of((0, "\n".join(line for line in lines if line not in dumps)))
+    assert told == ["client open", "client sent 6 B", "client data 5 B", "client close"]
+    assert lines.index(sent) == 2 and lines.index(received) == 4
+
+
+# The trace and the bars
+
+
+class Screen:
+    """A terminal, as far as is needed: what it shows in the end of what was written to it."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._rows: list[list[str]] = [[]]
+        self._row = self._column = 0
+
+    def write(self, text: str) -> None:
+        for piece in re.findall(r"\x1b\[A|[^\x1b]|\x1b", text):
+            if piece == "\x1b[A":
+                self._row = max(0, self._row - 1)
+            elif piece == "\r":
+                self._column = 0
+            elif piece == "\n":
+                self._row += 1
+            else:
+                assert piece.isprintable(), piece
+                self._put(piece)
+            while len(self._rows) <= self._row:
+                self._rows.append([])
+
+    def _put(self, character: str) -> None:
+        assert self._column < self._columns, "a line is too long"
+        row = self._rows[self._row]
+        row.extend(" " * (self._column + 1 - len(row)))
+        row[self._column] = character
+        self._column += 1
+
+    def lines(self) -> list[str]:
+        return [line for row in self._rows if (line := "".join(row).rstrip())]
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A terminal of 100 columns: its end for us, and that for the program."""
+    termios, fcntl = pytest.importorskip("termios"), pytest.importorskip("fcntl")
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    yield ours, its
+    os.close(ours)
+    os.close(its)
+
+
+END = b"the end"
+
+
+def read_to_end(terminal: int, into: bytearray) -> None:
+    """Until the test has written END, as a terminal has room for some 4 KiB only."""
+    while not into.endswith(END):
+        into += os.read(terminal, 65536)
+
+
+def shown(written: bytearray) -> list[str]:
+    screen = Screen(100)
+    screen.write(written.removesuffix(END).decode())
+    return screen.lines()
+
+
+def test_the_trace_and_the_bars_leave_each_other_whole(terminal: tuple[int, int]) -> None:
+    ours, its = terminal
+    written = bytearray()
+    with (
+        in_thread(read_to_end, ours, written),
+        connected("-vv", "--progress", stdin=subprocess.PIPE, stderr=its) as (client, peer),
+    ):
+        try:
+            for _ in range(5):
+                client.stdin.write(b"x" * 1000)
+                assert read_exactly(peer, 1000) == b"x" * 1000
+                peer.sendall(b"y" * 2000)
+                assert client.reads(2000) == b"y" * 2000
+            reset(peer)
+            assert client.process.wait(LIMIT) == 1
+        finally:
+            os.write(its, END)
+    lines = shown(written)
+    trace = r" *\d+\.\d{4} s  client      (open|sent      1000 B|data      2000 B|close|error     .*)"
+    dump = r"  [0-9a-f]{8}  ([789 ]{23}  ){2}\|(x{16}|y{16})\||  and \d+ B more"
+    bar = r"(sent    |received): .*\[.*\]"
+    complaint = r"mozsocket: error: connection with .*: Connection reset by peer"
+    kinds = {
+        pattern: [line for line in lines if re.fullmatch(pattern, line)] for pattern in (trace, dump, bar, complaint)
+    }
+    assert sum(map(len, kinds.values())) == len(lines), "\n".join(lines)
+    assert [line.split(":")[1].split(" [")[0].strip() for line in kinds[bar]] == ["4.88kB", "9.77kB"]
+    assert len(kinds[trace]) == 1 + 10 + 2
+    assert len(kinds[complaint]) == 1
 
 
 # The examples of the help

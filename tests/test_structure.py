@@ -56,6 +56,7 @@ LAYERS = [
     "testing.py",
     # The command line.
     "cli/_where.py",
+    "cli/_lines.py",
     "cli/_trace.py",
     "cli/_loop.py",
     "cli/_console.py",

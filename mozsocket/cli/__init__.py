@@ -21,6 +21,7 @@ from ._console import Console
 from ._contexts import client_context, server_context
 from ._demo import Contexts, Demo, conclusion
 from ._echo import EchoService
+from ._lines import say
 from ._loop import (
     BACKENDS,
     INTERRUPTED,
@@ -77,7 +78,12 @@ def shared_options(command: CommandT) -> CommandT:
         click.option(
             "--progress", is_flag=True, help="Show on standard error how much has been sent and received, and how fast."
         ),
-        click.option("-v", "--verbose", is_flag=True, help="Tell of every event on standard error."),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Tell of every event on standard error; with -vv also of what is sent, and show the bytes.",
+        ),
         click.option(
             "--binary-type",
             type=click.Choice(["arraybuffer", "string"]),
@@ -146,7 +152,7 @@ def connect(
     crlf: bool,
     backend: str,
     binary_type: BinaryType,
-    verbose: bool,
+    verbose: int,
     progress: bool,
 ) -> None:
     """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
@@ -160,7 +166,7 @@ def connect(
       mozsocket connect localhost 8007 < file
       printf 'PING\\n' | mozsocket connect --crlf localhost:6379
       mozsocket connect --crlf --starttls smtp mail.example.com:submission
-      mozsocket connect --tls -v www.example.com https
+      mozsocket connect --tls -vv www.example.com https
     """
     family = family_of(ipv4, ipv6)
     exclude("--tls", tls, "--starttls", starttls)
@@ -170,7 +176,7 @@ def connect(
             demand(f"--{name}", value, "--tls or --starttls")
     host, number = host_and_port(where, port)
     context = client_context(cafile, insecure=insecure)
-    console, trace = Console(crlf=crlf), Trace(enabled=verbose)
+    console, trace = Console(crlf=crlf), Trace(enabled=verbose > 0, bytes_too=verbose > 1)
     try:
         socket = TCPSocket(
             host,
@@ -217,7 +223,7 @@ async def connect_and_relay(
     trace.watch(socket, "client")
     begun = anyio.current_time()
     # Both are made before the connection is there, to miss nothing that is received.
-    relay = Relay(socket, console, progress, end_with_input=True)
+    relay = Relay(socket, "client", console, progress, trace, end_with_input=True)
     upgrade = make_upgrade() if make_upgrade is not None else None
     with closing(relay), closing(progress), console.open():
         async with socket:
@@ -274,7 +280,7 @@ def listen(
     crlf: bool,
     backend: str,
     binary_type: BinaryType,
-    verbose: bool,
+    verbose: int,
     progress: bool,
 ) -> None:
     """Listen on a PORT, 0 for one that is free, and take one connection.
@@ -296,7 +302,7 @@ def listen(
     exclude("--keep-open", keep_open, "--echo", echo)
     if not echo:
         demand("--grace", grace is not None, "--echo")
-    console, trace = Console(crlf=crlf), Trace(enabled=verbose)
+    console, trace = Console(crlf=crlf), Trace(enabled=verbose > 0, bytes_too=verbose > 1)
     service = EchoService(trace, GRACE if grace is None else grace)
     size = None if keep_open else console.input_size()  # else it is for several
     bars = Progress(enabled=progress, total=None if keep_open else console.bytes_to_send())
@@ -346,7 +352,7 @@ async def listen_and_serve(
         server = TCPServerSocket.from_socket(sock, **options)
     async with server:
         trace.watch(server, "server")
-        click.echo(f"listening on {host} port {server.localPort}", err=True)
+        say(f"listening on {host} port {server.localPort}")
         await serve(server)
 
 
@@ -358,8 +364,9 @@ async def serve_relays(
     accepted, relays = anyio.create_memory_object_stream[Relay](math.inf)
 
     def on_connect(event: TCPServerSocketEvent) -> None:
-        trace.watch(event.socket, f"accepted {next(numbers)}")
-        accepted.send_nowait(Relay(event.socket, console, progress, end_with_input=False))
+        name = f"accepted {next(numbers)}"
+        trace.watch(event.socket, name)
+        accepted.send_nowait(Relay(event.socket, name, console, progress, trace, end_with_input=False))
         if not keep_open:
             server.close()
             accepted.close()

@@ -15,7 +15,7 @@ from .._buffers import octets
 from ._console import Console, TerminalText
 from ._loop import ConnectionLost
 from ._progress import Progress
-from ._trace import peer_of
+from ._trace import Trace, peer_of
 
 __all__ = ("Relay",)
 
@@ -28,11 +28,16 @@ class Relay:
 
     :param socket: one whose first data is yet to come. If it stays open after the peer's end, the input is sent to its
         end all the same
+    :param name: what the trace calls it
     :param end_with_input: whether the peer is told of the end of the input; what it answers then is received to its end
     """
 
-    def __init__(self, socket: TCPSocket, console: Console, progress: Progress, *, end_with_input: bool) -> None:
+    def __init__(
+        self, socket: TCPSocket, name: str, console: Console, progress: Progress, trace: Trace, *, end_with_input: bool
+    ) -> None:
         self._socket = socket
+        self._name = name
+        self._trace = trace
         self._console = console
         self._progress = progress
         self._end_with_input = end_with_input
@@ -100,6 +105,7 @@ class Relay:
                 has_room = self._socket.send(chunk)
                 self._console.take()
                 self._progress.count("sent", len(chunk))
+                self._trace.sent(self._name, chunk)
                 if not has_room:
                     await self._socket.drained()
             self._input_ended = True
