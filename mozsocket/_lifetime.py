@@ -17,7 +17,7 @@ from ._errors import InvalidStateError, TCPSocketError
 from ._poller import way_to_wait
 from ._raised import exit_in, is_cancelled, is_of_cancellation, log_displaced, shown, sort_out
 from ._readiness import Waiting
-from ._tasks import current_loop, ended, require_task
+from ._tasks import Loop, current_loop, ended, require_task
 
 __all__ = ("Lifetime", "Member")
 
@@ -99,7 +99,7 @@ class Lifetime:
         self._failure_told = False
         self._crash: BaseException | None = None  # what a handler raised
         self._crashed_in = ("", "")  # in words: where, and on which event
-        self._loop: object = None  # the mark of the one that it runs in
+        self._loop: Loop | None = None  # the one that it runs in
         self._is_contained = False  # whether that is nobody's trouble but its own
         self._awaiting = 0  # how many tasks would be told of a failure
         self.changed: anyio.Event | None = None
@@ -320,7 +320,7 @@ class Lifetime:
         :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
         """
         if member.dispatcher.runs:  # else it runs no more, or not yet
-            require_task(f"{what} of {member!r}", self._loop)
+            require_task(what, member, self._loop)
 
     # Failing
 

@@ -187,6 +187,18 @@ class TCPSocket(EventTarget):
         """Bytes given to :meth:`send` and not yet handed to the operating system, those held for TLS included."""
         return self._connection.outgoing.amount
 
+    @property
+    def bytes_received(self) -> int:
+        """Bytes given to the program so far: delivered to ``data``, or taken by the stream (Node: ``bytesRead``)."""
+        return self._connection.bytes_received
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of the program's handed to the operating system so far (Node: ``bytesWritten``, which counts what is
+        buffered too).
+        """
+        return self._connection.outgoing.sent
+
     def send(self, data: Buffer | str, byteOffset: int = 0, byteLength: int | None = None) -> bool:
         """Send data, or buffer it to be sent as soon as the peer takes it.
 
@@ -248,6 +260,16 @@ class TCPSocket(EventTarget):
         The peer may lose what it has not yet read, as with any plain close of a TCP connection.
         """
         self._connection.close_immediately()
+
+    def reset(self) -> None:
+        """Close the connection at once by a reset (RST), as a proxy does that passes one on; ``close`` fires.
+
+        What is buffered is dropped. The peer is told that the connection was cut off, and may lose what it has not yet
+        read. A UNIX-domain socket cannot be reset: its peer finds it closed. Nor is the peer told while another
+        process, such as a forked child, has the socket too. Doing it to a closed socket does no harm. (RFC 9293,
+        section 3.10.5: ABORT)
+        """
+        self._connection.reset()
 
     def upgradeToSecure(
         self,

@@ -99,7 +99,7 @@ class SocketStream(Unique, Referable, ByteStream):
                 return data
             else:  # and else after it; one that is cancelled there loses nothing
                 if data:
-                    connection.inbox.put_back(data)
+                    connection.give_back(data)
                 await anyio.lowlevel.checkpoint()
                 if not data:
                     return data  # the end, whatever has become of the connection meanwhile

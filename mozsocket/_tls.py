@@ -99,6 +99,11 @@ class TLSTransport:
         return self._engine.choked
 
     @property
+    def moved(self) -> int:
+        """How many bytes of records have gone either way, and of plaintext before."""
+        return self._transport.moved
+
+    @property
     def blocked(self) -> bool:
         """Whether something is made, or goes before TLS, and waits for room in the operating system. What else was not
         sent has to wait until more of the peer's is received.
@@ -241,6 +246,10 @@ class TLSTransport:
         :param tell: as of the transport below
         """
         self._transport.close(tell=tell)
+
+    def reset(self) -> None:
+        """Reset the transport below: TLS has nothing to say for that."""
+        self._transport.reset()
 
     # What has been agreed
 
