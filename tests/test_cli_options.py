@@ -289,6 +289,63 @@ def test_crlf_is_for_what_is_typed() -> None:
     assert status == 2 and output.endswith("Error: --crlf and --echo exclude each other.\n")
 
 
+# A time limit
+
+SILENCE = "nothing was received, and nothing taken by the peer, for 0.5 seconds"
+
+
+@on_each_backend
+def test_a_silent_peer_is_given_up(backend: str) -> None:
+    with connected("--timeout", 0.5, "--backend", backend, stdin=subprocess.PIPE) as (client, peer):
+        port = port_of(peer)
+        peer.sendall(b"data")
+        assert client.ends() == (1, f"mozsocket: error: connection with 127.0.0.1 port {port}: {SILENCE}\n")
+        assert client.stdout.read() == b"data"
+        assert read_all(peer) == b""
+
+
+@on_each_backend
+def test_a_peer_that_does_not_read_is_given_up(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(64 * MIB))
+    with (
+        (tmp_path / "file").open("rb") as source,
+        program("listen", 0, "--timeout", 0.5, "--backend", backend, stdin=source) as server,
+        dialled(server.port()) as peer,
+    ):
+        port = port_of(peer)
+        assert server.ends() == (1, f"mozsocket: error: connection with 127.0.0.1 port {port}: {SILENCE}\n")
+
+
+@on_posix
+@pytest.mark.parametrize(("option", "status"), [("--echo", 0), ("--keep-open", 130)])
+def test_who_is_silent_is_given_up_and_others_are_served(option: str, status: int) -> None:
+    with program("listen", 0, "--timeout", 0.5, option) as server:
+        port = server.port()
+        for _ in range(2):
+            with dialled(port) as peer:
+                from_port = port_of(peer)
+                assert server.stderr.readline().decode() == (
+                    f"mozsocket: error: connection with 127.0.0.1 port {from_port}: {SILENCE}\n"
+                )
+                assert read_all(peer) == b""
+        server.interrupt()
+        assert server.ends() == (status, "")
+
+
+def test_silence_before_tls_is_limited_too() -> None:
+    with connected("--timeout", 0.5, "--starttls", "smtp") as (client, peer):
+        port = port_of(peer)
+        assert client.ends() == (1, f"mozsocket: error: no TLS with 127.0.0.1 port {port}: {SILENCE}\n")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+@pytest.mark.parametrize("command", [("connect", "localhost:80"), ("listen", "0")])
+def test_what_is_no_time_limit(command: tuple[str, ...], seconds: str) -> None:
+    status, output = invoke(*command, "--timeout", seconds)
+    assert status == 2
+    assert "timeout" in output.splitlines()[-1]
+
+
 # A file, and a peer that ends early
 
 

@@ -100,6 +100,13 @@ def shared_options(command: CommandT) -> CommandT:
             is_flag=True,
             help="End the lines that are sent with carriage return and line feed, as SMTP, HTTP and others want it.",
         ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="Give a connection up when for so long nothing has been received, and nothing that is to be sent has"
+            " been taken; by default never.",
+        ),
         click.option("-6", "ipv6", is_flag=True, help="Use IPv6 only."),
         click.option("-4", "ipv4", is_flag=True, help="Use IPv4 only."),
     ):
@@ -149,6 +156,7 @@ def connect(
     insecure: bool,
     ipv4: bool,
     ipv6: bool,
+    timeout: float | None,
     crlf: bool,
     backend: str,
     binary_type: BinaryType,
@@ -166,7 +174,7 @@ def connect(
       mozsocket connect localhost 8007 < file
       printf 'PING\\n' | mozsocket connect --crlf localhost:6379
       mozsocket connect --crlf --starttls smtp mail.example.com:submission
-      mozsocket connect --tls -vv www.example.com https
+      mozsocket connect --tls --timeout 10 -vv www.example.com https
     """
     family = family_of(ipv4, ipv6)
     exclude("--tls", tls, "--starttls", starttls)
@@ -183,6 +191,7 @@ def connect(
             number,
             binaryType=binary_type,
             connect_timeout=connect_timeout,
+            idle_timeout=timeout,
             allow_half_open=console.input_size() is not None,
             local_host=None if family is None else ANY_ADDRESS[family],  # which has the others left out
             useSecureTransport=tls,
@@ -277,6 +286,7 @@ def listen(
     keyfile: str | None,
     ipv4: bool,
     ipv6: bool,
+    timeout: float | None,
     crlf: bool,
     backend: str,
     binary_type: BinaryType,
@@ -292,7 +302,7 @@ def listen(
     \b
     Examples:
       mozsocket listen 8007 > file
-      mozsocket listen --host :: --echo 8007
+      mozsocket listen --host :: --echo --timeout 60 8007
       mozsocket listen --tls --certfile server.pem --crlf -v 8443
     """
     family = family_of(ipv4, ipv6)
@@ -309,6 +319,7 @@ def listen(
     serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)
     options: dict[str, Any] = {
         "binaryType": binary_type,
+        "idle_timeout": timeout,
         "max_connections": None if echo else 1,
         "allow_half_open": size is not None and not echo,
         **server_tls(tls, certfile, keyfile),
