@@ -21,6 +21,7 @@ from mozsocket.cli._where import host_and_port, port_number
 
 from .peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
 from .programs import unavailable
+from .services import redis
 from .test_cli import (
     LIMIT,
     MIB,
@@ -282,6 +283,15 @@ def test_crlf_makes_a_file_longer(tmp_path: Path) -> None:
         status, bars = client.ends()
     assert status == 0
     assert re.search(r"sent *: 195kB \[", bars)
+
+
+def test_crlf_for_redis() -> None:
+    """As the README has it: it answers, and ends when it is told that no more will come."""
+    with redis() as port, program("connect", "--crlf", f"localhost:{port}", stdin=subprocess.PIPE) as client:
+        client.stdin.write(b"PING\nECHO hello\n")
+        client.stdin.close()
+        assert client.ends() == (0, "")
+        assert client.stdout.read() == b"+PONG\r\n$5\r\nhello\r\n"
 
 
 def test_crlf_is_for_what_is_typed() -> None:
