@@ -47,7 +47,7 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 GRACE = 5
 """Seconds that connections may go on, where --grace does not say."""
 
-LOOPBACK = {None: "localhost", AF_INET: "127.0.0.1", AF_INET6: "::1"}
+LOOPBACK: dict[AddressFamily | None, str] = {None: "localhost", AF_INET: "127.0.0.1", AF_INET6: "::1"}
 """Where to listen, where --host does not say: at both addresses, as clients try either first, or that of a family."""
 
 FILE = click.Path(exists=True, dir_okay=False)

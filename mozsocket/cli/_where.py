@@ -11,7 +11,7 @@ import click
 
 __all__ = ("ANY_ADDRESS", "family_of", "host_and_port", "listening_socket", "port_number")
 
-ANY_ADDRESS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104  (to connect from)
+ANY_ADDRESS: dict[socket.AddressFamily, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104  (to connect from)
 
 WAYS = "Write HOST PORT or HOST:PORT, with an IPv6 address as in [::1]:25"
 
