@@ -40,15 +40,16 @@ import anyio
 import anyio.lowlevel
 
 from . import _log
-from ._addresses import display, printable
+from ._addresses import display, host_and_port, printable
 from ._buffers import QUEUED_READ_SIZE, Inbox, SendBuffer
 from ._connect import connect
 from ._dispatch import Dispatcher
-from ._errors import InvalidStateError, explain, tells_more
+from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
+from ._journal import Journal
 from ._lifetime import Lifetime
 from ._limits import Idleness, Limits, timeout
-from ._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
+from ._machine import ClosedBy, Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
 from ._raised import sort_out, without_task
@@ -56,6 +57,7 @@ from ._readiness import Found, Registration, Waiting, by_tasks
 from ._tls import TLSTransport, tls_over
 from ._transport import Transport, configure
 from ._turn import turn
+from ._unique import next_number
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -87,6 +89,15 @@ is read while it is in the processor's cache, and does not pile up (measured: 2.
 DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
 """Of the type, the target and the data."""
 
+_WHY_CLOSED: dict[ClosedBy | None, str] = {
+    None: "",
+    ClosedBy.PROGRAM: "it was closed here",
+    ClosedBy.PEER: "the peer has ended it",
+    ClosedBy.OWNER: "its block was cancelled, or has ended",
+}
+
+_ADVICE = "set its ondata, or use stream(), before something arrives"
+
 _TYPES = {Due.SECURE: "secure", Due.DRAIN: "drain", Due.END: "end", Due.CLOSE: "close"}
 
 
@@ -96,7 +107,8 @@ class Host(Protocol):
     def admit(self, connection: Connection) -> None:
         """Have :meth:`Connection.admitted` called when it may be open."""
 
-    def warn(self, kind: str, message: str, *args: object) -> None: ...
+    def may_log(self, kind: str) -> bool:
+        """Whether one more record of a kind is to be logged."""
 
     def finish(self, connection: Connection) -> None:
         """It is over, and no task runs it."""
@@ -126,10 +138,13 @@ class Connection:
         "_flush_scheduled",
         "_header",
         "_idleness",
+        "_journal",
         "_lean",
         "_limits",
         "_listeners",
+        "_local",
         "_name",
+        "_number",
         "_opening_event",
         "_read_size",
         "_registration",
@@ -138,6 +153,7 @@ class Connection:
         "_target",
         "_tls",
         "_waiting",
+        "_warned_unheard",
         "attempt",
         "buffers",
         "bytes_received",
@@ -155,6 +171,9 @@ class Connection:
 
     def __init__(self, name: str, host: str, port: int, options: SocketOptions, listeners: Listeners) -> None:
         self._name = name
+        self._number = next_number()
+        self._local: Any = None  # its address, as far as that was asked for
+        self._journal: Journal | None = None  # if it is wanted
         self.host = host
         self.port = port
         self.options = options
@@ -180,13 +199,27 @@ class Connection:
         self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
         self._read_size = LEAN_READ_SIZE  # the next time, on the short way
         self._lean = False  # whether nothing is known to be out of the ordinary: see _is_lean()
+        self._warned_unheard = False  # that nothing listens to an event
         self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
         self._header = b""  # what there is of the PROXY protocol's
         self._limits: Limits | None = None  # while there are any
         self._idleness: Idleness | None = None  # if that is limited
 
     def __repr__(self) -> str:
-        return f"<{self._name} {self.peer} {self.machine.ready}>"
+        ends = f"{self.local}->{self.peer}" if self.local else self.peer
+        return f"<{self._name} #{self._number} {ends} {self.machine.ready}>"
+
+    @property
+    def local(self) -> str:
+        """The address that it is connected from, for people; empty if it has none, or is not connected yet."""
+        if not self._local and self.transport is not None:
+            self._local = self.transport.local
+        return printable(display(*host_and_port(self._local))) if self._local else ""
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes of the program's were handed over so far."""
+        return self.outgoing.sent
 
     @property
     def peer(self) -> str:
@@ -226,6 +259,9 @@ class Connection:
         """
         self.transport = transport
         self.server_side = True
+        self._journal = Journal.if_wanted()
+        if self._journal is not None:
+            self._journal.accepted(self, server)
         self._server = server
         self._opening_event = opening
         self.lifetime.begin()
@@ -265,6 +301,8 @@ class Connection:
             self.dispatcher.pump()  # what a suspended program had yet to be told, and now closes
 
     async def _connect_and_read(self) -> None:
+        if self._server is None:
+            self._journal = Journal.if_wanted()
         if self.transport is None and self.machine.ready is _CONNECTING:
             await self._connect()
         if self._registration is None:  # else it was begun before there was a task for it
@@ -310,6 +348,8 @@ class Connection:
     def release(self) -> None:
         self.machine.release()
         self._shut()
+        if self._journal is not None:
+            self._journal.closed(self)
         self._forget_queued()
         self.inbox.close()
 
@@ -331,6 +371,9 @@ class Connection:
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
 
+    def was_slow(self, type: str, seconds: float) -> None:
+        self.lifetime.was_slow(self, type, seconds)
+
     def notify(self) -> None:
         self.lifetime.notify()
         if self.looks:
@@ -351,11 +394,14 @@ class Connection:
     def is_in_handler(self) -> bool:
         return self.dispatcher.is_in_handler()
 
-    def warn(self, kind: str, message: str, *args: object) -> None:
-        if self._server is None:
-            _log.warning(message, *args)
-        else:
-            self._server.warn(kind, message, *args)
+    # The log
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        return {"socket_id": self._number, "peer": self.peer, "local": self.local}
+
+    def may_log(self, kind: str) -> bool:
+        return self._server is None or self._server.may_log(kind)
 
     def _state_changed(self) -> None:
         """Have those look who wait for what may have changed."""
@@ -416,6 +462,8 @@ class Connection:
         if self.machine.ready is not _OPEN:  # closed meanwhile
             self._shut()
             return
+        if self._journal is not None:
+            self._journal.opened(self)
         self.machine.announce()
         self._state_changed()
         self.dispatcher.pump()
@@ -499,6 +547,8 @@ class Connection:
                 self._watch_reading()
 
     def _secured(self) -> None:
+        if self._journal is not None:
+            self._journal.secured(self)
         self.machine.end_handshake()
         self._state_changed()
         if self.machine.opening is Opening.HANDSHAKE:
@@ -546,6 +596,7 @@ class Connection:
         if self._registration is not None:
             self._registration.end()
         if self.transport is not None:
+            self._local = self._local or self.transport.local
             self.transport.close()
         self.machine.end()
         if self._registration is not None:
@@ -567,9 +618,22 @@ class Connection:
     # What the program calls
 
     def not_open(self, what: str) -> InvalidStateError:
-        error = InvalidStateError(f"{what} on a socket that is {self.machine.ready}: it must be open")
-        error.__cause__ = self.lifetime.failure
+        return self.gone(f"{what} on a socket that is {self.machine.ready}: it must be open")
+
+    def gone(self, words: str) -> InvalidStateError:
+        lifetime, why = self.lifetime, self.why_closed
+        lost = lifetime.failure is not None or self.machine.closed_by is ClosedBy.PEER
+        error = (ConnectionLostError if lost else InvalidStateError)(f"{words}; {why}" if why else words)
+        error.__cause__ = lifetime.failure or lifetime.crash
         return error
+
+    @property
+    def why_closed(self) -> str:
+        """Why it is not open any more, in words; empty if there is nothing to say."""
+        lifetime = self.lifetime
+        if lifetime.failure is not None:
+            return f"it was lost: {lifetime.failure}"
+        return lifetime.crash_words or _WHY_CLOSED[self.machine.closed_by]
 
     def require_task(self, what: str) -> None:
         self.lifetime.require_task(self, what)
@@ -705,6 +769,7 @@ class Connection:
                 self.let_read()
                 if data:
                     self.bytes_received += len(data)
+                    self._check_heard("data", _ADVICE)
                     return self._listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
                 self.buffers = False
@@ -727,7 +792,17 @@ class Connection:
             if self._listeners.has("error"):
                 self.lifetime.tell_failure()
             return self._listeners, TCPSocketErrorEvent("error", self._target, self.lifetime.failure)
+        if due is Due.END:
+            self._check_heard("end", "it stays open until close() is called")
         return self._listeners, Event(_TYPES[due], self._target)
+
+    def _check_heard(self, type: str, advice: str) -> None:
+        """Warn, once, of an event that nothing listens to though it should."""
+        if not (self._warned_unheard or self._listeners.has(type)):
+            self._warned_unheard = True
+            if self.may_log(f"no on{type}"):
+                message = "%r has %r, and nothing that listens to it: %s"
+                _log.warning(message, self.face, type, advice, fields={**self.log_fields, "event": f"no on{type}"})
 
     def is_due(self) -> bool:
         return self.machine.due() is not None
@@ -776,6 +851,7 @@ class Connection:
             and self._limits is None
             and self.transport is not None
             and machine.due() is None
+            and self._listeners.has("data")
         )
         return self._lean
 
@@ -816,6 +892,7 @@ class Connection:
                 pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
             elif direct and not dispatcher.busy:
                 self.bytes_received += len(data)
+                self._check_heard("data", _ADVICE)
                 dispatcher.deliver(self._data_event("data", self._target, data))
                 dispatcher.pump(behind_handler=True)
             else:

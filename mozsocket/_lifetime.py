@@ -61,8 +61,19 @@ class Member(Source, Protocol):
     def is_in_handler(self) -> bool:
         """Whether the current task runs a handler that its end waits for."""
 
-    def warn(self, kind: str, message: str, *args: object) -> None:
-        """Log a warning; for the kind, see :class:`WarningLimit`."""
+    def gone(self, words: str) -> InvalidStateError:
+        """What is raised where it is too late for what was called.
+
+        :param words: how it begins
+        """
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """Of all records about it, for structured logs."""
+        ...
+
+    def may_log(self, kind: str) -> bool:
+        """Whether one more record of a kind is to be logged; see :class:`LogLimit`."""
 
 
 class Lifetime:
@@ -73,6 +84,7 @@ class Lifetime:
     here, who refers to both would be in a circle.
 
     :ivar failure: why the member failed, if it did
+    :ivar crash_words: what a handler has raised, if one has, and where
     :ivar started: whether it runs, or did
     :ivar over: whether it does no more
     :ivar changed: what those wait for who wait for the next change; None while nobody does
@@ -87,6 +99,7 @@ class Lifetime:
         "_is_contained",
         "_loop",
         "changed",
+        "crash_words",
         "failure",
         "over",
         "started",
@@ -98,6 +111,7 @@ class Lifetime:
         self.failure: TCPSocketError | None = None
         self._failure_told = False
         self._crash: BaseException | None = None  # what a handler raised
+        self.crash_words = ""
         self._crashed_in = ("", "")  # in words: where, and on which event
         self._loop: Loop | None = None  # the one that it runs in
         self._is_contained = False  # whether that is nobody's trouble but its own
@@ -333,12 +347,26 @@ class Lifetime:
         if self._crash is None or (exit_in(exc) is not None and exit_in(self._crash) is None):
             other, self._crash = self._crash, exc
             (where, when), self._crashed_in = self._crashed_in, (where, when)
+        if not self.crash_words:
+            self.crash_words = f"{self._crashed_in[0]} raised {shown(exc)}{self._crashed_in[1]}"
         if other is not None:
-            _log.error("another of %r: %s raised %s%s", member.face, where, shown(other), when, exc_info=other)
+            self._log_crash(member, "another of %r: %s raised %s%s", other, member.face, where, shown(other), when)
         if self._is_contained and exit_in(exc) is None:
             member.close_immediately()
         else:
             _break_off(member)
+
+    def was_slow(self, member: Member, type: str, seconds: float) -> None:
+        """A handler has held up the event loop."""
+        if member.may_log(f"slow on{type}"):
+            fields = {**member.log_fields, "event": "slow", "type": type, "seconds": seconds}
+            message = "a handler of %r, on %r, has held up the event loop for %.1f seconds"
+            _log.warning(message, member.face, type, seconds, fields=fields)
+
+    @property
+    def crash(self) -> BaseException | None:
+        """What a handler has raised, until its owner is told of it."""
+        return self._crash
 
     def _take_exit(self) -> KeyboardInterrupt | SystemExit | None:
         found = exit_in(self._crash)
@@ -363,11 +391,19 @@ class Lifetime:
     def _log_untold(self, member: Member) -> None:
         if self.failure is not None and not self._failure_told:
             self.tell_failure()
-            member.warn(self.failure.name, "%r was lost: %s", member.face, self.failure)
+            if member.may_log(self.failure.name):
+                fields = {**member.log_fields, "event": "lost", "error": self.failure.name}
+                _log.warning("%r was lost: %s", member.face, self.failure, fields=fields)
         if self._crash is not None:
             crash, self._crash = self._crash, None
             where, when = self._crashed_in
-            _log.error("%s of %r raised %s%s", where, member.face, shown(crash), when, exc_info=crash)
+            self._log_crash(member, "%s of %r raised %s%s", crash, where, member.face, shown(crash), when)
+
+    def _log_crash(self, member: Member, message: str, crash: BaseException, *args: object) -> None:
+        error = type(crash).__name__
+        if member.may_log(f"a handler raised {error}"):
+            fields = {**member.log_fields, "event": "crashed", "error": error}
+            _log.error(message, *args, exc_info=crash, fields=fields)
 
     @property
     def is_awaited(self) -> bool:
@@ -407,7 +443,7 @@ class Lifetime:
         if reached():
             return
         if self.failure is None:
-            raise InvalidStateError(f"{what}: {member!r} was closed first")
+            raise member.gone(f"{what}: {member!r} was closed first")
         self.tell_failure()
         raise self.failure.again()
 

@@ -222,7 +222,7 @@ def demand(name: str, value: object, other: str) -> None:
 
 
 async def connect_and_relay(
-    socket: TCPSocket,
+    socket: TCPSocket[bytes | str],
     console: Console,
     progress: Progress,
     trace: Trace,
@@ -349,7 +349,7 @@ def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str
 
 async def listen_and_serve(
     trace: Trace,
-    serve: Callable[[TCPServerSocket], Awaitable[None]],
+    serve: Callable[[TCPServerSocket[bytes | str]], Awaitable[None]],
     family: AddressFamily | None,
     host: str,
     port: int,
@@ -368,13 +368,13 @@ async def listen_and_serve(
 
 
 async def serve_relays(
-    trace: Trace, console: Console, progress: Progress, keep_open: bool, server: TCPServerSocket
+    trace: Trace, console: Console, progress: Progress, keep_open: bool, server: TCPServerSocket[bytes | str]
 ) -> None:
     """Relay one connection, or one after another."""
     numbers = itertools.count(1)
     accepted, relays = anyio.create_memory_object_stream[Relay](math.inf)
 
-    def on_connect(event: TCPServerSocketEvent) -> None:
+    def on_connect(event: TCPServerSocketEvent[bytes | str]) -> None:
         name = f"accepted {next(numbers)}"
         trace.watch(event.socket, name)
         accepted.send_nowait(Relay(event.socket, name, console, progress, trace, end_with_input=False))

@@ -33,7 +33,14 @@ class Relay:
     """
 
     def __init__(
-        self, socket: TCPSocket, name: str, console: Console, progress: Progress, trace: Trace, *, end_with_input: bool
+        self,
+        socket: TCPSocket[bytes | str],
+        name: str,
+        console: Console,
+        progress: Progress,
+        trace: Trace,
+        *,
+        end_with_input: bool,
     ) -> None:
         self._socket = socket
         self._name = name
@@ -52,7 +59,7 @@ class Relay:
         socket.onerror = self._on_error
         socket.onclose = lambda event: self._received_in.close()
 
-    def _on_data(self, event: TCPSocketEvent) -> None:
+    def _on_data(self, event: TCPSocketEvent[bytes | str]) -> None:
         data = octets(event.data)
         self._received_in.send_nowait(data)
         self._unwritten += len(data)
@@ -74,12 +81,12 @@ class Relay:
             self._socket.resume()
         return b"".join(pieces)
 
-    def _on_end(self, event: Event[TCPSocket]) -> None:
+    def _on_end(self, event: Event[TCPSocket[bytes | str]]) -> None:
         self._end_with_input = True
         if self._input_ended:
             self._socket.send_eof()
 
-    def _on_error(self, event: TCPSocketErrorEvent[TCPSocket]) -> None:
+    def _on_error(self, event: TCPSocketErrorEvent[TCPSocket[bytes | str]]) -> None:
         self._failure = event.error
 
     def close(self) -> None:

@@ -187,7 +187,7 @@ class StartTLS:
 
     def __init__(
         self,
-        socket: TCPSocket,
+        socket: TCPSocket[bytes | str],
         protocol: str,
         context: ssl.SSLContext | None,
         server_hostname: str | None,
@@ -207,7 +207,7 @@ class StartTLS:
     def _tell(self, what: str, line: bytes) -> None:
         self._trace.tell("client", what, text_of(line.removesuffix(b"\r")))
 
-    def _on_data(self, event: TCPSocketEvent) -> None:
+    def _on_data(self, event: TCPSocketEvent[bytes | str]) -> None:
         try:
             command = self._negotiation.receive(octets(event.data, 0, None))
         except RefusedError as exc:
@@ -227,7 +227,7 @@ class StartTLS:
                 leftover=self._negotiation.leftover,
             )
 
-    def _on_end(self, event: Event[TCPSocket]) -> None:
+    def _on_end(self, event: Event[TCPSocket[bytes | str]]) -> None:
         if not self._negotiation.agreed:  # else it is that of TLS
             self._socket.closeImmediately()
 
