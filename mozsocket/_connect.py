@@ -77,7 +77,8 @@ async def _addresses(host: str, port: int, local_host: str | None, local_port: i
         Address(family, remote, locals_[family]) for family, remote in _interleave(remotes) if family in locals_
     ]
     if not addresses:
-        raise OSError(errno.EADDRNOTAVAIL, f"{host} has no address of the family of {local_host}, to connect from")
+        families = " or ".join("IPv6" if family == socket.AF_INET6 else "IPv4" for family in locals_)
+        raise OSError(errno.EADDRNOTAVAIL, f"{host} has no {families} address, to connect to from {local_host}")
     return addresses
 
 

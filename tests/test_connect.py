@@ -449,12 +449,12 @@ async def test_addresses_of_a_family_that_is_not_connected_from_are_passed_over(
     assert attempts == [(socket.AF_INET, address_of(listener), ("127.0.0.2", 0))]
 
 
-@pytest.mark.parametrize(("remote", "local"), [(LOOPBACK, "::1"), ("::1", LOOPBACK)])
-async def test_connecting_from_an_address_of_another_family(remote: str, local: str) -> None:
-    with pytest.raises(OSError, match="family") as raised:
+@pytest.mark.parametrize(("remote", "local", "family"), [(LOOPBACK, "::1", "IPv6"), ("::1", LOOPBACK, "IPv4")])
+async def test_connecting_from_an_address_of_another_family(remote: str, local: str, family: str) -> None:
+    with pytest.raises(OSError, match="address") as raised:
         await connect(remote, 80, local)
     assert raised.value.errno == errno.EADDRNOTAVAIL
-    assert raised.value.strerror == f"{remote} has no address of the family of {local}, to connect from"
+    assert raised.value.strerror == f"{remote} has no {family} address, to connect to from {local}"
 
 
 async def test_connecting_from_an_address_of_another_machine(listener: socket.socket) -> None:

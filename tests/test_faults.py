@@ -164,7 +164,7 @@ async def test_more_clients_than_there_are_descriptors(backend: str) -> None:
     command = [sys.executable, "-c", LISTENING, "listen", "0", "--host", "127.0.0.1", "--echo", "--backend", backend]
     with await blocking(lambda: subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process:
         assert process.stderr is not None
-        found = re.fullmatch(r"listening on port (\d+)\n", await blocking(process.stderr.readline))
+        found = re.fullmatch(r"listening on \S+ port (\d+)\n", await blocking(process.stderr.readline))
         assert found
         clients = [await dial(int(found[1])) for _ in range(150)]
         # It has to, as none of them goes before: else it might keep up with their going.

@@ -197,7 +197,7 @@ def test_a_server_behind_a_bad_network(network: BadNetwork, files: Path, backend
     listen = ["listen", 0, "--host", ADDRESSES[0], "--echo", "--backend", backend, *options]
     with network.runs(0, "-m", "mozsocket", *listen) as server:
         assert server.stderr is not None
-        found = re.fullmatch(r"listening on port (\d+)\n", server.stderr.readline())
+        found = re.fullmatch(r"listening on \S+ port (\d+)\n", server.stderr.readline())
         assert found
         with network.runs(1, "-c", PEERS, "client", ADDRESSES[0], found[1], files, tls) as client:
             output, errors = client.communicate(timeout=LIMIT)

@@ -56,6 +56,8 @@ LAYERS = [
     "__init__.py",
     "testing.py",
     # The command line.
+    "cli/_where.py",
+    "cli/_lines.py",
     "cli/_trace.py",
     "cli/_loop.py",
     "cli/_console.py",

@@ -9,16 +9,19 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
+from socket import AF_INET, AF_INET6, AddressFamily
 from typing import Any, TypeVar
 
 import anyio
 import click
 
-from .. import BinaryType, MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
+from .. import BinaryType, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
+from .._options import check_server_hostname
 from ._console import Console
 from ._contexts import client_context, server_context
 from ._demo import Contexts, Demo, conclusion
 from ._echo import EchoService
+from ._lines import say
 from ._loop import (
     BACKENDS,
     INTERRUPTED,
@@ -35,6 +38,7 @@ from ._progress import Progress
 from ._relay import Relay
 from ._starttls import DIALOGUES, NEGOTIATION_LIMIT, StartTLS
 from ._trace import ShortTrace, Trace, peer_of
+from ._where import ANY_ADDRESS, family_of, host_and_port, listening_socket, port_number
 
 __all__ = ("main",)
 
@@ -42,6 +46,9 @@ CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 GRACE = 5
 """Seconds that connections may go on, where --grace does not say."""
+
+LOOPBACK: dict[AddressFamily | None, str] = {None: "localhost", AF_INET: "127.0.0.1", AF_INET6: "::1"}
+"""Where to listen, where --host does not say: at both addresses, as clients try either first, or that of a family."""
 
 FILE = click.Path(exists=True, dir_okay=False)
 
@@ -65,13 +72,18 @@ def main() -> None:
         cli(prog_name="mozsocket")
 
 
-def loop_options(command: CommandT) -> CommandT:
+def shared_options(command: CommandT) -> CommandT:
     """The options that connect and listen share."""
     for option in (
         click.option(
             "--progress", is_flag=True, help="Show on standard error how much has been sent and received, and how fast."
         ),
-        click.option("-v", "--verbose", is_flag=True, help="Tell of every event on standard error."),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Tell of every event on standard error; with -vv also of what is sent, and show the bytes.",
+        ),
         click.option(
             "--binary-type",
             type=click.Choice(["arraybuffer", "string"]),
@@ -83,14 +95,28 @@ def loop_options(command: CommandT) -> CommandT:
         click.option(
             "--backend", type=click.Choice(list(BACKENDS)), default="asyncio", show_default=True, help="The event loop."
         ),
+        click.option(
+            "--crlf",
+            is_flag=True,
+            help="End the lines that are sent with carriage return and line feed, as SMTP, HTTP and others want it.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="Give a connection up when for so long nothing has been received, and nothing that is to be sent has"
+            " been taken; by default never.",
+        ),
+        click.option("-6", "ipv6", is_flag=True, help="Use IPv6 only."),
+        click.option("-4", "ipv4", is_flag=True, help="Use IPv4 only."),
     ):
         command = option(command)
     return command
 
 
 @cli.command(short_help="Connect to a port, and to standard input and output.")
-@click.argument("host")
-@click.argument("port", type=click.IntRange(1, 65535))
+@click.argument("where", metavar="HOST[:PORT]")
+@click.argument("port", required=False)
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(0),
@@ -118,49 +144,69 @@ def loop_options(command: CommandT) -> CommandT:
 @click.option(
     "--insecure", is_flag=True, help="Do not check the certificate: anyone may be at the other end. For tests only."
 )
-@loop_options
+@shared_options
 def connect(
-    host: str,
-    port: int,
+    where: str,
+    port: str | None,
     connect_timeout: float | None,
     tls: bool,
     starttls: str | None,
     cafile: str | None,
     server_hostname: str | None,
     insecure: bool,
+    ipv4: bool,
+    ipv6: bool,
+    timeout: float | None,
+    crlf: bool,
     backend: str,
     binary_type: BinaryType,
-    verbose: bool,
+    verbose: int,
     progress: bool,
 ) -> None:
     """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
 
     The other side is told of the end of the input. It ends when the other side ends the connection, so nothing of an
-    answer is missed.
+    answer is missed, and when what is left of a file has been sent. PORT is a number or a service, such as smtp; with
+    an IPv6 address it is written [::1]:25, or apart.
+
+    \b
+    Examples:
+      mozsocket connect localhost 8007 < file
+      printf 'PING\\n' | mozsocket connect --crlf localhost:6379
+      mozsocket connect --crlf --starttls smtp mail.example.com:submission
+      mozsocket connect --tls --timeout 10 -vv www.example.com https
     """
+    family = family_of(ipv4, ipv6)
     exclude("--tls", tls, "--starttls", starttls)
     exclude("--cafile", cafile, "--insecure", insecure)
     if not (tls or starttls):
         for name, value in (("cafile", cafile), ("server-hostname", server_hostname), ("insecure", insecure)):
             demand(f"--{name}", value, "--tls or --starttls")
+    host, number = host_and_port(where, port)
+    context = client_context(cafile, insecure=insecure)
+    console, trace = Console(crlf=crlf), Trace(enabled=verbose > 0, bytes_too=verbose > 1)
     try:
         socket = TCPSocket(
             host,
-            port,
+            number,
             binaryType=binary_type,
             connect_timeout=connect_timeout,
+            idle_timeout=timeout,
+            allow_half_open=console.input_size() is not None,
+            local_host=None if family is None else ANY_ADDRESS[family],  # which has the others left out
             useSecureTransport=tls,
-            ssl_context=client_context(cafile, insecure=insecure),
-            server_hostname=server_hostname,
+            ssl_context=context if tls else None,
+            server_hostname=server_hostname if tls else None,
         )
+        if server_hostname is not None:  # of --starttls: long before it is used
+            check_server_hostname(server_hostname)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     if insecure:
         warn(f"--insecure: the certificate of {host} is not checked, so anyone may be at the other end")
-    console = Console()
-    bars = Progress(enabled=progress, total=console.input_size())
-    relay = partial(connect_and_relay, socket, console, bars, Trace(enabled=verbose), starttls, connect_timeout)
-    leave(console, run(backend, relay))
+    upgrade = partial(StartTLS, socket, starttls, context, server_hostname, trace) if starttls else None
+    bars = Progress(enabled=progress, total=console.bytes_to_send())
+    leave(console, run(backend, partial(connect_and_relay, socket, console, bars, trace, upgrade, connect_timeout)))
 
 
 def exclude(name: str, value: object, other: str, other_value: object) -> None:
@@ -180,14 +226,14 @@ async def connect_and_relay(
     console: Console,
     progress: Progress,
     trace: Trace,
-    starttls: str | None,
+    make_upgrade: Callable[[], StartTLS] | None,
     connect_timeout: float | None,
 ) -> None:
     trace.watch(socket, "client")
     begun = anyio.current_time()
     # Both are made before the connection is there, to miss nothing that is received.
-    relay = Relay(socket, console, progress, end_with_input=True)
-    upgrade = StartTLS(socket, starttls, trace) if starttls else None
+    relay = Relay(socket, "client", console, progress, trace, end_with_input=True)
+    upgrade = make_upgrade() if make_upgrade is not None else None
     with closing(relay), closing(progress), console.open():
         async with socket:
             try:
@@ -208,8 +254,12 @@ def leave(console: Console, status: int) -> None:
 
 
 @cli.command(short_help="Listen on a port: one connection, several, or an echo server.")
-@click.argument("port", type=click.IntRange(0, 65535))
-@click.option("--host", help="The address to listen on, or its name; by default all of this machine's.")
+@click.argument("port", callback=lambda ctx, param, value: port_number(value, lowest=0))
+@click.option(
+    "--host",
+    help="The address to listen on, or its name; :: stands for all of this machine's, of IPv4 too. By default"
+    " localhost, which nobody but this machine can reach.",
+)
 @click.option("--echo", is_flag=True, help="Send back what is received, on any number of connections, until Ctrl-C.")
 @click.option(
     "--grace",
@@ -224,7 +274,7 @@ def leave(console: Console, status: int) -> None:
     "--certfile", type=FILE, help="For TLS: a PEM file of the certificate, of those that vouch for it, and of its key."
 )
 @click.option("--keyfile", type=FILE, help="For TLS: a PEM file of the key, if that is in one of its own.")
-@loop_options
+@shared_options
 def listen(
     port: int,
     host: str | None,
@@ -234,33 +284,50 @@ def listen(
     tls: bool,
     certfile: str | None,
     keyfile: str | None,
+    ipv4: bool,
+    ipv6: bool,
+    timeout: float | None,
+    crlf: bool,
     backend: str,
     binary_type: BinaryType,
-    verbose: bool,
+    verbose: int,
     progress: bool,
 ) -> None:
     """Listen on a PORT, 0 for one that is free, and take one connection.
 
     Standard input is sent to it, what is received goes to standard output. It ends when the other side ends the
-    connection, and what is left of a file has been sent to it; the end of the input does not end it.
+    connection, and what is left of a file has been sent to it; the end of the input does not end it. PORT is a number
+    or a service, such as smtp. Where it listens is told on standard error.
+
+    \b
+    Examples:
+      mozsocket listen 8007 > file
+      mozsocket listen --host :: --echo --timeout 60 8007
+      mozsocket listen --tls --certfile server.pem --crlf -v 8443
     """
+    family = family_of(ipv4, ipv6)
+    address = LOOPBACK[family] if host is None else host
+    exclude("--crlf", crlf, "--echo", echo)
     exclude("--progress", progress, "--echo", echo)
     exclude("--keep-open", keep_open, "--echo", echo)
     if not echo:
         demand("--grace", grace is not None, "--echo")
-    console, trace = Console(), Trace(enabled=verbose)
+    console, trace = Console(crlf=crlf), Trace(enabled=verbose > 0, bytes_too=verbose > 1)
     service = EchoService(trace, GRACE if grace is None else grace)
     size = None if keep_open else console.input_size()  # else it is for several
-    bars = Progress(enabled=progress, total=size)
+    bars = Progress(enabled=progress, total=None if keep_open else console.bytes_to_send())
     serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)
-    options = {"host": host, "binaryType": binary_type, "max_connections": None if echo else 1}
-    options["allow_half_open"] = size is not None and not echo
-    options |= server_tls(tls, certfile, keyfile)
+    options: dict[str, Any] = {
+        "binaryType": binary_type,
+        "idle_timeout": timeout,
+        "max_connections": None if echo else 1,
+        "allow_half_open": size is not None and not echo,
+        **server_tls(tls, certfile, keyfile),
+    }
     try:
-        listening = partial(listen_and_serve, trace, serve, port, options)
-        status = run(backend, listening, service.stop)
+        status = run(backend, partial(listen_and_serve, trace, serve, family, address, port, options), service.stop)
     except (OSError, UnicodeError) as exc:
-        raise Failure(f"cannot listen on {host or 'any address'} port {port}: {words(exc)}") from exc
+        raise Failure(f"cannot listen on {address} port {port}: {words(exc)}") from exc
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     leave(console, status)
@@ -274,17 +341,29 @@ def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str
         return {}
     if certfile is None:
         raise click.UsageError("--tls needs a --certfile.")
-    return {"useSecureTransport": True, "ssl_context": server_context(certfile, keyfile)}
+    context = server_context(certfile, keyfile)
+    # Many clients end without close_notify, as nothing depends on it: their request is whole, or they have the answer.
+    # Who connects, and wants to know whether it was cut off, is told by `connect`.
+    return {"useSecureTransport": True, "ssl_context": context, "tls_standard_compatible": False}
 
 
 async def listen_and_serve(
-    trace: Trace, serve: Callable[[TCPServerSocket[bytes | str]], Awaitable[None]], port: int, options: dict[str, Any]
+    trace: Trace,
+    serve: Callable[[TCPServerSocket[bytes | str]], Awaitable[None]],
+    family: AddressFamily | None,
+    host: str,
+    port: int,
+    options: dict[str, Any],
 ) -> None:
-    # Whether ports below 1024 may be listened on, the operating system decides.
-    async with MozTCPSocket(certified=True) as tcp:
-        server = tcp.listen(port, **options)
+    if family is None:
+        server = TCPServerSocket(port, host=host, **options)
+    else:
+        sock = listening_socket(family, host, port)
+        host = sock.getsockname()[0]
+        server = TCPServerSocket.from_socket(sock, **options)
+    async with server:
         trace.watch(server, "server")
-        click.echo(f"listening on port {server.localPort}", err=True)
+        say(f"listening on {host} port {server.localPort}")
         await serve(server)
 
 
@@ -296,8 +375,9 @@ async def serve_relays(
     accepted, relays = anyio.create_memory_object_stream[Relay](math.inf)
 
     def on_connect(event: TCPServerSocketEvent[bytes | str]) -> None:
-        trace.watch(event.socket, f"accepted {next(numbers)}")
-        accepted.send_nowait(Relay(event.socket, console, progress, end_with_input=False))
+        name = f"accepted {next(numbers)}"
+        trace.watch(event.socket, name)
+        accepted.send_nowait(Relay(event.socket, name, console, progress, trace, end_with_input=False))
         if not keep_open:
             server.close()
             accepted.close()

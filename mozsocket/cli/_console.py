@@ -26,7 +26,7 @@ import anyio.to_thread
 
 from ._loop import Failure, words
 
-__all__ = ("Console", "TerminalText")
+__all__ = ("Console", "LineEnds", "TerminalText")
 
 READ_SIZE = 262_144
 """Bytes read from standard input at once."""
@@ -58,14 +58,38 @@ class TerminalText:
         return self._CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.removesuffix(self._held))
 
 
-class Console:
-    """Standard input and output, neither of which holds up the event loop.
+class LineEnds:
+    """Bytes with each line feed as carriage return and line feed, as SMTP, HTTP and others end their lines.
 
-    :ivar writing: while output is being written; still so after the event loop, if nobody reads it
+    Where there is a carriage return before it already, none is added.
     """
 
     def __init__(self) -> None:
+        self._after_return = False  # whether the last byte was one
+
+    def feed(self, data: bytes) -> bytes:
+        """
+        :param data: the next bytes
+        :return: what they become
+        """
+        ended = re.sub(rb"(?<!\r)\n", b"\r\n", data)
+        if self._after_return and data.startswith(b"\n"):
+            ended = ended[1:]
+        if data:
+            self._after_return = data.endswith(b"\r")
+        return ended
+
+
+class Console:
+    """Standard input and output, neither of which holds up the event loop.
+
+    :param crlf: whether the lines of the input are to end with carriage return and line feed
+    :ivar writing: while output is being written; still so after the event loop, if nobody reads it
+    """
+
+    def __init__(self, *, crlf: bool = False) -> None:
         self.writing: bool = False
+        self._line_ends = LineEnds() if crlf else None
         self._input = descriptor(sys.stdin)
         self._output = descriptor(sys.stdout)
         self._source: socket.socket | None = None
@@ -91,7 +115,7 @@ class Console:
             chunk = source.recv(READ_SIZE)
             if self._trouble and not chunk:
                 raise Failure(f"standard input: {words(self._trouble)}")
-            self._next = chunk
+            self._next = chunk if self._line_ends is None else self._line_ends.feed(chunk)
         return self._next
 
     def take(self) -> None:
@@ -99,6 +123,8 @@ class Console:
 
     def _start_reading(self) -> socket.socket:
         self._source, sink = socket.socketpair()
+        # What is read at once is then passed on at once.
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * READ_SIZE)
         # A daemon: it may be stuck in a read when everything else is over.
         threading.Thread(target=self._read, args=(sink,), name="standard input", daemon=True).start()
         return self._source
@@ -125,6 +151,10 @@ class Console:
         except OSError as exc:
             raise Failure(f"standard output: {words(exc)}") from exc
         self.writing = False
+
+    def bytes_to_send(self) -> int | None:
+        """How many bytes the input will be, where that is known; else None."""
+        return self.input_size() if self._line_ends is None else None
 
     def input_size(self) -> int | None:
         """How many bytes of input there are, where it is a file; else None."""

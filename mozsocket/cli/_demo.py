@@ -83,10 +83,10 @@ class Demo:
         self._begun = anyio.Event()
         with anyio.move_on_after(DEMO_LIMIT):
             async with MozTCPSocket() as tcp:
-                server = tcp.listen(0, host="localhost", ssl_context=self._contexts.server)
+                server = tcp.listen(0, host="localhost")
                 server.onconnect = self._on_connect
                 self._trace.watch(server, "server")
-                client = tcp.open("localhost", server.localPort, ssl_context=self._contexts.client)
+                client = tcp.open("localhost", server.localPort)
                 self._set_up(client)
                 await self._begun.wait()
                 if self._received:
@@ -112,12 +112,12 @@ class Demo:
             socket = event.target
             socket.removeEventListener("data", self._on_request)
             socket.send(ANSWER)
-            self._upgrade(socket, "accepted")
+            self._upgrade(socket, "accepted", self._contexts.server)
             echo_back(socket)
 
-    def _upgrade(self, socket: TCPSocket, name: str) -> None:
+    def _upgrade(self, socket: TCPSocket, name: str, context: ssl.SSLContext) -> None:
         self._trace.tell(name, "upgradeToSecure()")
-        socket.upgradeToSecure()
+        socket.upgradeToSecure(ssl_context=context)
 
     def _on_secure(self, name: str, socket: TCPSocket) -> None:
         tls = tls_of(socket)
@@ -138,7 +138,7 @@ class Demo:
             client = event.target
             client.removeEventListener("data", self._on_answer)
             client.addEventListener("data", self._on_data)
-            self._upgrade(client, "client")
+            self._upgrade(client, "client", self._contexts.client)
             result = client.send(self._sent)  # goes out when the handshake is done
             self._send_results.append(result)
             self._trace.tell("client", "send()", f"{len(self._sent)} B: {result}")

@@ -15,6 +15,7 @@ import anyio.abc
 import click
 
 from .. import TCPSocket, TCPSocketError
+from ._lines import say
 from ._trace import peer_of
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
@@ -59,15 +60,15 @@ class ConnectionLost(Failure):
 
 
 def complain(message: str) -> None:
-    click.echo(f"mozsocket: error: {message}", err=True)
+    say(f"mozsocket: error: {message}")
 
 
 def note(message: str) -> None:
-    click.echo(f"mozsocket: {message}", err=True)
+    say(f"mozsocket: {message}")
 
 
 def warn(message: str) -> None:
-    click.echo(f"mozsocket: warning: {message}", err=True)
+    say(f"mozsocket: warning: {message}")
 
 
 class Complaints(logging.Handler):

@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 __all__ = ("Progress",)
 
-tqdm.monitor_interval = 0  # no thread that watches the bars
-
 
 class Progress:
     """A bar for what is sent and one for what is received, each from its first byte on.

@@ -6,6 +6,8 @@ while output is written.
 
 from __future__ import annotations
 
+import math
+
 import anyio
 
 from .. import Event, InvalidStateError, TCPSocket, TCPSocketError, TCPSocketErrorEvent, TCPSocketEvent
@@ -13,9 +15,12 @@ from .._buffers import octets
 from ._console import Console, TerminalText
 from ._loop import ConnectionLost
 from ._progress import Progress
-from ._trace import peer_of
+from ._trace import Trace, peer_of
 
 __all__ = ("Relay",)
+
+UNWRITTEN = 524_288
+"""Bytes that are received and not yet being written, up to which more is received; as many may be written meanwhile."""
 
 
 class Relay:
@@ -23,28 +28,58 @@ class Relay:
 
     :param socket: one whose first data is yet to come. If it stays open after the peer's end, the input is sent to its
         end all the same
+    :param name: what the trace calls it
     :param end_with_input: whether the peer is told of the end of the input; what it answers then is received to its end
     """
 
     def __init__(
-        self, socket: TCPSocket[bytes | str], console: Console, progress: Progress, *, end_with_input: bool
+        self,
+        socket: TCPSocket[bytes | str],
+        name: str,
+        console: Console,
+        progress: Progress,
+        trace: Trace,
+        *,
+        end_with_input: bool,
     ) -> None:
         self._socket = socket
+        self._name = name
+        self._trace = trace
         self._console = console
         self._progress = progress
         self._end_with_input = end_with_input
         self._input_ended = False
         self._failure: TCPSocketError | None = None
-        # One item is enough: the socket is suspended until it is written.
-        self._received_in, self._received = anyio.create_memory_object_stream[bytes](1)
+        # What is in it is bounded in bytes: see _on_data().
+        self._received_in, self._received = anyio.create_memory_object_stream[bytes](math.inf)
+        self._unwritten = 0  # bytes in it
+        self._is_held_back = False
         socket.ondata = self._on_data
         socket.onend = self._on_end
         socket.onerror = self._on_error
         socket.onclose = lambda event: self._received_in.close()
 
     def _on_data(self, event: TCPSocketEvent[bytes | str]) -> None:
-        self._socket.suspend()
-        self._received_in.send_nowait(octets(event.data))
+        data = octets(event.data)
+        self._received_in.send_nowait(data)
+        self._unwritten += len(data)
+        if self._unwritten >= UNWRITTEN and not self._is_held_back:
+            self._is_held_back = True
+            self._socket.suspend()
+
+    def _take_received(self, data: bytes) -> bytes:
+        """All that is to be written: one thread writes it at once, while more is received."""
+        pieces = [data]
+        try:
+            while True:
+                pieces.append(self._received.receive_nowait())
+        except (anyio.WouldBlock, anyio.EndOfStream):
+            pass
+        self._unwritten = 0
+        if self._is_held_back:
+            self._is_held_back = False
+            self._socket.resume()
+        return b"".join(pieces)
 
     def _on_end(self, event: Event[TCPSocket[bytes | str]]) -> None:
         self._end_with_input = True
@@ -77,6 +112,7 @@ class Relay:
                 has_room = self._socket.send(chunk)
                 self._console.take()
                 self._progress.count("sent", len(chunk))
+                self._trace.sent(self._name, chunk)
                 if not has_room:
                     await self._socket.drained()
             self._input_ended = True
@@ -88,9 +124,9 @@ class Relay:
     async def _write_received(self) -> None:
         text = TerminalText() if self._console.is_terminal() else None
         with self._received:
-            async for data in self._received:
+            async for first in self._received:
+                data = self._take_received(first)
                 await self._console.write(data if text is None else text.feed(data).encode())
                 self._progress.count("received", len(data))
-                self._socket.resume()
         if text is not None:
             await self._console.write(text.feed(b"", final=True).encode())

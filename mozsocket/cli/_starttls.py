@@ -6,11 +6,12 @@ is no going on in plaintext, and what comes behind the last answer belongs to TL
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Generator
 
 import anyio
 
-from .. import InvalidStateError, TCPSocket, TCPSocketError, TCPSocketEvent
+from .. import Event, InvalidStateError, TCPSocket, TCPSocketError, TCPSocketEvent
 from .._buffers import octets
 from ._console import TerminalText
 from ._loop import Failure
@@ -180,16 +181,28 @@ class StartTLS:
     """Has a socket agree on TLS, then go on in it.
 
     :param socket: one whose first data is yet to come. Its ``ondata``, which must be set, gets that of TLS only
+    :param context: what is trusted; None for the authorities of the system
+    :param server_hostname: what the certificate must be for; None for the host
     """
 
-    def __init__(self, socket: TCPSocket[bytes | str], protocol: str, trace: Trace) -> None:
+    def __init__(
+        self,
+        socket: TCPSocket[bytes | str],
+        protocol: str,
+        context: ssl.SSLContext | None,
+        server_hostname: str | None,
+        trace: Trace,
+    ) -> None:
         self._socket = socket
+        self._context = context
+        self._server_hostname = server_hostname
         self._trace = trace
         self._negotiation = Negotiation(DIALOGUES[protocol](), lambda line: self._tell("heard", line))
         self._refusal: RefusedError | None = None
         self._awaited = "greeting"
         self._ondata_of_tls = socket.ondata
         socket.ondata = self._on_data
+        socket.addEventListener("end", self._on_end)
 
     def _tell(self, what: str, line: bytes) -> None:
         self._trace.tell("client", what, text_of(line.removesuffix(b"\r")))
@@ -208,7 +221,15 @@ class StartTLS:
         elif self._negotiation.agreed:
             self._awaited = "TLS handshake"
             self._socket.ondata = self._ondata_of_tls
-            self._socket.upgradeToSecure(leftover=self._negotiation.leftover)
+            self._socket.upgradeToSecure(
+                ssl_context=self._context,
+                server_hostname=self._server_hostname,
+                leftover=self._negotiation.leftover,
+            )
+
+    def _on_end(self, event: Event[TCPSocket[bytes | str]]) -> None:
+        if not self._negotiation.agreed:  # else it is that of TLS
+            self._socket.closeImmediately()
 
     async def run(self, seconds: float) -> None:
         """Wait until TLS is up.

@@ -7,7 +7,6 @@ import time
 from functools import partial
 from typing import Any
 
-import click
 from anyio.streams.tls import TLSAttribute
 
 from .. import (
@@ -18,21 +17,25 @@ from .. import (
     TCPSocketErrorEvent,
     TCPSocketEvent,
 )
+from .._buffers import octets
+from ._lines import say
 
-__all__ = ("EVENT_TYPES", "ShortTrace", "Trace", "peer_of", "tls_of")
+__all__ = ("EVENT_TYPES", "ShortTrace", "Trace", "hex_dump", "peer_of", "tls_of")
 
 
 class Trace:
     """Tells of events as they happen: seconds since the start, which socket, what, how much.
 
     :param enabled: whether to tell at all
+    :param bytes_too: whether to show the bytes that are received, and tell of those that are sent
     :param err: to standard error, or else to standard output
     :ivar failure: what it could not be written for; nothing more is told then
     """
 
-    def __init__(self, *, enabled: bool = True, err: bool = True) -> None:
+    def __init__(self, *, enabled: bool = True, bytes_too: bool = False, err: bool = True) -> None:
         self.failure: OSError | None = None
         self._enabled = enabled
+        self._bytes_too = bytes_too
         self._err = err
         self._start = time.monotonic()
 
@@ -44,6 +47,14 @@ class Trace:
 
     def _event(self, name: str, event: Event[Any]) -> None:
         self.tell(name, event.type, details(event))
+        if self._bytes_too and isinstance(event, TCPSocketEvent):
+            self.write(hex_dump(octets(event.data)))
+
+    def sent(self, name: str, data: bytes) -> None:
+        """Tell of what a socket was given to send, of which there is no event."""
+        if self._bytes_too:
+            self.tell(name, "sent", f"{len(data)} B")
+            self.write(hex_dump(data))
 
     def tell(self, name: str, what: str, more: str = "") -> None:
         self.write(f"{self.clock()}  {name:<11} {what:<9} {more}".rstrip())
@@ -55,7 +66,7 @@ class Trace:
         if not self._enabled:
             return
         try:
-            click.echo(line, err=self._err)
+            say(line, err=self._err)
         except OSError as exc:  # not to be raised in a handler: it is not the socket's trouble
             self._enabled = False
             self.failure = exc
@@ -100,6 +111,22 @@ EVENT_TYPES: dict[type[TCPSocket[Any] | TCPServerSocket[Any]], tuple[str, ...]] 
     TCPSocket: ("open", "secure", "drain", "data", "end", "error", "close"),
     TCPServerSocket: ("connect", "error"),
 }
+
+
+DUMPED = 512
+"""Bytes of a piece of data that are shown at most."""
+
+
+def hex_dump(data: bytes) -> str:
+    """Bytes in hexadecimal and as text, 16 a line, as of ``hexdump -C``: the first of them, and how many more."""
+    lines = []
+    for begin in range(0, min(len(data), DUMPED), 16):
+        row = data[begin : begin + 16]
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
+        lines.append(f"  {begin:08x}  {row[:8].hex(' '):23}  {row[8:].hex(' '):23}  |{text}|")
+    if len(data) > DUMPED:
+        lines.append(f"  and {len(data) - DUMPED} B more")
+    return "\n".join(lines)
 
 
 def details(event: Event[Any]) -> str:
