@@ -16,7 +16,7 @@ from ._connection import Connection
 from ._lifetime import Member
 from ._options import BinaryType, Bytes, ConnectOptions, ListenOptions, Text, accepts, check_flag, takes
 from ._poller import way_to_wait
-from ._raised import is_cancelled, is_of_cancellation, log_displaced
+from ._raised import is_cancelled, is_of_cancellation, log_displaced, own_cancellation
 from ._readiness import Waiting
 from ._server import TCPServerSocket, acceptor_of
 from ._socket import TCPSocket, connection_of
@@ -205,19 +205,32 @@ class MozTCPSocket(Unique, Strict, Referable):
         context = copy_context()
         host = partial(context.copy().run, tasks.start_soon, self._run_member, connection, tasks)
         connection.lifetime.begin_opened(connection, tasks.cancel_scope, context, host)
+        own = own_cancellation()
+        before = 0 if own is None else own.count()
         try:
             await connection.open(self._finish)
         except anyio.get_cancelled_exc_class():
             self._finish(connection)
             if is_cancelled():
                 raise  # else it is asyncio's own, of this task alone: no trouble of others
+        if own is not None and own.count() != before:  # by a handler
+            own.take_back(before)
+            connection.on_cancelled()
 
     def _finish(self, connection: Connection) -> None:
         """End one that no task runs."""
         tasks = self._tasks
-        if connection.lifetime.over or tasks is None:
-            return
-        found = connection.lifetime.end_opened(connection, cancelled=tasks.cancel_scope.cancel_called)
+        if tasks is not None and not connection.lifetime.over:
+            self._end(connection, tasks, cancelled=tasks.cancel_scope.cancel_called)
+
+    def _finish_all(self, tasks: TaskGroup) -> None:
+        """When all tasks have ended: a cancellation leaves those connections over that none runs."""
+        for member in tuple(self._members):
+            if isinstance(member, Connection):
+                self._end(member, tasks, cancelled=True)
+
+    def _end(self, connection: Connection, tasks: TaskGroup, *, cancelled: bool) -> None:
+        found = connection.lifetime.end_opened(connection, cancelled=cancelled)
         self._members.discard(connection)
         if isinstance(found, (KeyboardInterrupt, SystemExit)):
             self._leave_by(found, tasks)
@@ -244,7 +257,10 @@ class MozTCPSocket(Unique, Strict, Referable):
         assert self._tasks is not None
         try:
             told = None if is_of_cancellation(exc) else exc
-            left = await ended(self._tasks, told)
+            try:
+                left = await ended(self._tasks, told)
+            finally:
+                self._finish_all(self._tasks)
             if told is not exc:
                 await anyio.lowlevel.checkpoint_if_cancelled()  # if not, it was this scope's own
         except BaseException as raised:
