@@ -5,6 +5,7 @@ from ._errors import InvalidStateError, TCPSocketError
 from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
 from ._machine import ReadyState
 from ._options import BinaryType
+from ._pipe import pipe
 from ._scope import MozTCPSocket
 from ._server import TCPServerSocket, TCPServerSocketEvent
 from ._socket import TCPSocket, TCPSocketEvent
@@ -24,4 +25,5 @@ __all__ = (
     "TCPSocketErrorEvent",
     "TCPSocketEvent",
     "listen_fds",
+    "pipe",
 )
