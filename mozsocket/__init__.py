@@ -3,6 +3,7 @@
 from ._activation import listen_fds
 from ._errors import InvalidStateError, TCPSocketError
 from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
+from ._framing import frames, lines
 from ._machine import ReadyState
 from ._options import BinaryType
 from ._pipe import pipe
@@ -24,6 +25,8 @@ __all__ = (
     "TCPSocketError",
     "TCPSocketErrorEvent",
     "TCPSocketEvent",
+    "frames",
+    "lines",
     "listen_fds",
     "pipe",
 )

@@ -41,7 +41,7 @@ import anyio.lowlevel
 
 from . import _log
 from ._addresses import display, printable
-from ._buffers import QUEUED_READ_SIZE, Inbox, SendBuffer
+from ._buffers import QUEUED_READ_SIZE, RETAKEN, Inbox, SendBuffer
 from ._connect import connect
 from ._dispatch import Dispatcher
 from ._errors import InvalidStateError, explain, tells_more
@@ -86,6 +86,8 @@ is read while it is in the processor's cache, and does not pile up (measured: 2.
 
 DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
 """Of the type, the target and the data."""
+
+_PEERS_END = (Due.END, Due.BOTH_ENDED)
 
 _TYPES = {Due.SECURE: "secure", Due.DRAIN: "drain", Due.END: "end", Due.CLOSE: "close"}
 
@@ -468,6 +470,7 @@ class Connection:
 
     def _begin_tls(self, tls: TLSTransport, leftover: bytes = b"") -> None:
         """Go on in TLS, to which all belongs that is not delivered yet."""
+        self.take_back()
         if leftover:
             tls.feed(leftover)
         while (data := self.inbox.take()) is not None:
@@ -596,6 +599,9 @@ class Connection:
     def suspend(self) -> None:
         self.machine.suspend()
         self._lean = False
+        held = self.inbox.held
+        if held is not None and held.is_pending:
+            self.take_back()
 
     def resume(self) -> None:
         if self.inbox.used or self.machine.peer_side is PeerSide.ENDED:
@@ -688,12 +694,15 @@ class Connection:
     def next_event(self) -> tuple[Listeners, Event[Any]] | None:
         machine = self.machine
         while (due := machine.due()) is not None:
+            if due in _PEERS_END and (held := self.inbox.held) is not None and held.is_unfinished:
+                self.inbox.held = None
+                return Listeners.of("data", held.finish), self._data_event("data", self._target, b"")
             machine.take(due)
             if due is _DATA:
-                data = self.inbox.take()
+                listeners, data = self._queued_data()
                 self.let_read()
                 if data:
-                    return self._listeners, self._data_event("data", self._target, data)
+                    return listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
                 self.buffers = False
                 self.advance()
@@ -702,6 +711,18 @@ class Connection:
         if machine.shut and machine.is_over():
             self.notify()
         return None
+
+    def _queued_data(self) -> tuple[Listeners, bytes | None]:
+        """The next of it, and whom it is for: what was taken back is for the handler, as the others have seen it; but
+        if there is none any more, for them: such as a pipe, which has taken its place.
+        """
+        listeners, retaken = self._listeners, self.inbox.retaken
+        if not retaken:
+            return listeners, self.inbox.take()
+        handler = listeners.handlers.get("data")
+        if handler is not None:
+            listeners = Listeners.of("data", handler)
+        return listeners, self.inbox.take(min(retaken, RETAKEN))
 
     def _event(self, due: Due) -> tuple[Listeners, Event[Any]]:
         assert self._target is not None
@@ -1013,6 +1034,24 @@ class Connection:
                 self.lose(exc)
             return True
 
+    # What a handler of data holds
+
+    def take_back(self) -> None:
+        """Have what the handler of data holds queued again, before all else."""
+        if self.inbox.take_back():
+            self._lean = False
+
+    def pass_on_held(self) -> None:
+        """There is another handler of data, for which is what the last one holds."""
+        self.take_back()
+        if self.inbox.retaken and self.machine.takes_data() and self.dispatcher.runs:
+            self.dispatcher.wake()
+
+    def reject(self, exc: OSError) -> None:
+        """What the peer has sent is not to be borne: the connection is lost, and what was to be delivered too."""
+        self.inbox.discard()
+        self.lose(exc)
+
     # Time
 
     def _limit_time(self) -> None:
@@ -1057,6 +1096,7 @@ class Connection:
 
     def begin_stream(self) -> None:
         """What arrives is for a stream from now on."""
+        self.take_back()
         self.machine.begin_stream()
         self._state_changed()
 

@@ -24,8 +24,9 @@ def pipe(source: TCPSocket, target: TCPSocket) -> None:
     closed, the other is closed too: in order, or, if the connection has failed or was lost, by a reset.
 
     The handlers of both stay free: it listens beside them. An ``error`` of either is still the program's to handle.
-    Call it before the source can have received anything, as in the handler of ``connect``, or while it is suspended. It
-    may be called when either of them is closing, or closed, already: then the other closes too.
+    Call it before the source can have received anything, as in the handler of ``connect``, or while it is suspended; or
+    in a handler made by :func:`lines` or :func:`frames`, which has ``ondata`` set to None: what is behind the line is
+    passed on. It may be called when either of them is closing, or closed, already: then the other closes too.
 
     :param source: whose ``data`` is passed on
     :param target: what it is sent by; may be the source, which is an echo

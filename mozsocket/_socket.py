@@ -56,7 +56,8 @@ class TCPSocketEvent(Event["TCPSocket"]):
     """``data``: bytes have arrived.
 
     :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of
-        no particular length: TCP keeps no boundaries between messages
+        no particular length: TCP keeps no boundaries between messages. Of :func:`mozsocket.lines` and
+        :func:`mozsocket.frames` one of them, which may be empty
     """
 
     data: Any
@@ -72,6 +73,19 @@ class TCPSocketEvent(Event["TCPSocket"]):
 
 
 _set_type, _set_target, _set_data = setters_of(TCPSocketEvent, "type", "target", "data")
+
+
+class _DataHandler(EventHandler[TCPSocketEvent]):
+    """``ondata``. What the handler before has left is for the new one: see :func:`mozsocket.lines`."""
+
+    def __set__(self, target: Any, handler: Callable[[TCPSocketEvent], object] | None) -> None:
+        connection: Connection = target._connection
+        holds = connection.inbox.held is not None
+        if holds:
+            connection.require_task("setting ondata")
+        super().__set__(target, handler)
+        if holds:
+            connection.pass_on_held()
 
 
 @documents(ConnectOptions)
@@ -105,7 +119,7 @@ class TCPSocket(EventTarget):
     ondrain: EventHandler[Event[TCPSocket]] = EventHandler(
         "Everything buffered has been handed to the operating system, after a :meth:`send` that gave False."
     )
-    ondata: EventHandler[TCPSocketEvent] = EventHandler("Bytes have arrived.")
+    ondata: EventHandler[TCPSocketEvent] = _DataHandler("Bytes have arrived.")
     onend: EventHandler[Event[TCPSocket]] = EventHandler(
         "The peer has ended its side, and ours is open still: with ``allow_half_open`` only."
     )
