@@ -1,7 +1,7 @@
 """Mozilla's TCPSocket API, on AnyIO: event-driven sockets that run under asyncio and Trio alike."""
 
 from ._activation import listen_fds
-from ._errors import InvalidStateError, TCPSocketError
+from ._errors import ConnectionLostError, InvalidStateError, TCPSocketError
 from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
 from ._framing import frames, lines
 from ._machine import ReadyState
@@ -10,9 +10,12 @@ from ._pipe import pipe
 from ._scope import MozTCPSocket
 from ._server import TCPServerSocket, TCPServerSocketEvent
 from ._socket import TCPSocket, TCPSocketEvent
+from ._stream import CONNECTION_LOST
 
 __all__ = (
+    "CONNECTION_LOST",
     "BinaryType",
+    "ConnectionLostError",
     "Event",
     "EventHandler",
     "EventTarget",

@@ -19,11 +19,12 @@ from . import _log
 from ._addresses import display, host_and_port, printable
 from ._connection import Connection
 from ._dispatch import Dispatcher
-from ._errors import explain
+from ._errors import InvalidStateError, explain
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
 from ._listen import listen, stop_listening
 from ._log import WarningLimit
+from ._machine import ReadyState
 from ._options import MAX_BACKLOG, ListenOptions
 from ._readiness import Found, Registration, Waiting, Watched, by_tasks
 from ._socket import TCPSocket, accepted
@@ -104,7 +105,7 @@ class Acceptor:
         self._connections: set[Connection] = set()  # all that were accepted, and have not ended
         self._handshaking: dict[Connection, None] = {}  # those of them that are not done with that, the oldest first
         self._queuing: dict[Connection, None] = {}  # those that are, and wait until they may be open
-        self._open: set[Connection] = set()
+        self._open: dict[Connection, None] = {}  # those that count to max_connections
         self._warnings = WarningLimit()
         self._error_told = False
         self._holds = False  # whether it accepts nothing for now, as there is no room
@@ -117,6 +118,15 @@ class Acceptor:
     def has_connections(self) -> bool:
         """Whether there are connections that have not ended."""
         return bool(self._connections)
+
+    @property
+    def open_sockets(self) -> tuple[TCPSocket, ...]:
+        """The accepted sockets that are open, in the order in which they became so."""
+        return tuple(
+            connection.face
+            for connection in self._open
+            if connection.machine.ready is ReadyState.OPEN and isinstance(connection.face, TCPSocket)
+        )
 
     # Before it runs
 
@@ -225,6 +235,9 @@ class Acceptor:
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
+
+    def gone(self, words: str) -> InvalidStateError:
+        return InvalidStateError(words)
 
     def warn(self, kind: str, message: str, *args: object) -> None:
         self._warnings.warn(self.face, kind, message, *args)
@@ -344,7 +357,7 @@ class Acceptor:
         if self.options.useSecureTransport or self.options.proxy_protocol:
             self._begin_handshake(connection)
         else:
-            self._open.add(connection)
+            self._open[connection] = None
         try:
             connection.begin(self._waiting)
         except BaseException:
@@ -393,7 +406,7 @@ class Acceptor:
         while self._queuing and (limit is None or len(self._open) < limit):
             connection = next(iter(self._queuing))
             del self._queuing[connection]
-            self._open.add(connection)
+            self._open[connection] = None
             connection.admitted()
 
     def _is_full(self) -> bool:
@@ -404,7 +417,7 @@ class Acceptor:
         self._connections.discard(connection)
         self._handshaking.pop(connection, None)
         self._queuing.pop(connection, None)
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         self._admit_the_next()
         self._go_on()
         if self.is_closed:

@@ -9,7 +9,21 @@ from functools import partial
 
 import anyio.lowlevel
 
-__all__ = ("OwnCancellation", "is_being_cancelled")
+__all__ = ("AsyncioLoop", "OwnCancellation", "is_being_cancelled")
+
+
+class AsyncioLoop:
+    """The running event loop. AnyIO tells as well, but it takes ten times as long, at each ``send()``."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def runs_task(self) -> bool:
+        """Whether it is running one of its tasks, here: not a callback, and not in another thread."""
+        try:
+            return asyncio.get_running_loop() is self._loop and asyncio.current_task() is not None
+        except RuntimeError:  # none runs here
+            return False
 
 
 async def is_being_cancelled() -> bool:

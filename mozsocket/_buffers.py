@@ -63,9 +63,10 @@ class SendBuffer:
     :ivar awaited: how many of these come first, up to the end of what was appended by :meth:`append_awaited`
     :ivar drain_owed: whether a drain is to come, or was until :meth:`drop`
     :ivar dropped: whether bytes were thrown away unsent
+    :ivar sent: how many bytes were handed over so far
     """
 
-    __slots__ = ("_chunks", "_ended", "_limit", "_little", "amount", "awaited", "drain_owed", "dropped", "sole")
+    __slots__ = ("_chunks", "_ended", "_limit", "_little", "amount", "awaited", "drain_owed", "dropped", "sent", "sole")
 
     def __init__(self, limit: int | None = None) -> None:
         self._chunks = _NO_CHUNKS  # but for the sole one
@@ -77,6 +78,7 @@ class SendBuffer:
         self.amount = 0
         self.awaited = 0
         self.dropped = False
+        self.sent = 0
 
     def append(self, data: bytes) -> bool:
         """Take data to be sent.
@@ -144,6 +146,7 @@ class SendBuffer:
     def sole_is_sent(self) -> None:
         """The sole chunk was handed over as a whole."""
         self.sole = None
+        self.sent += self.amount
         self.amount = 0
 
     def append_awaited(self, data: bytes) -> None:
@@ -183,6 +186,7 @@ class SendBuffer:
     def advance(self, count: int) -> None:
         """Count bytes as handed over: the first of what :meth:`next_write` gave."""
         self._keep_sole()
+        self.sent += count
         self.amount -= count
         if self.awaited:
             self.awaited = max(self.awaited - count, 0)

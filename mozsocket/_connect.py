@@ -29,6 +29,8 @@ _BEGUN = frozenset(
 
 SockAddr = tuple[Any, ...]
 
+_ANY_ADDRESS: dict[int, str] = {int(socket.AF_INET): "0.0.0.0", int(socket.AF_INET6): "::"}  # noqa: S104  (to connect from)
+
 
 class Address(NamedTuple):
     """Where to connect a socket of a family, and where from."""
@@ -39,30 +41,38 @@ class Address(NamedTuple):
 
 
 async def connect(
-    host: str, port: int, local_host: str | None = None, failures: list[OSError] | None = None
+    host: str,
+    port: int,
+    local_host: str | None = None,
+    local_port: int = 0,
+    failures: list[OSError] | None = None,
 ) -> socket.socket:
     """Connect to the first address of a host that answers.
 
     :param host: a name or an address
     :param port: the port
     :param local_host: the address to connect from; None for any
+    :param local_port: the port to connect from; 0 for one that is free
     :param failures: where to put those of the addresses that fail, for who gives up before all have
     :return: a non-blocking socket
     :raises OSError: if the name has no address, or its only address fails
     :raises UnicodeError: if the name cannot be one (IDNA 2008)
     :raises ExceptionGroup: of the failures, if all of several addresses fail
     """
-    addresses = await _addresses(host, port, local_host)
+    addresses = await _addresses(host, port, local_host, local_port)
     if len(addresses) == 1:
         return await _attempt(addresses[0])
     return await _race(addresses, [] if failures is None else failures)
 
 
-async def _addresses(host: str, port: int, local_host: str | None) -> list[Address]:
+async def _addresses(host: str, port: int, local_host: str | None, local_port: int) -> list[Address]:
     remotes = await _resolve(host, port)
-    if local_host is None:
+    if local_host is None and not local_port:
         return [Address(family, remote, None) for family, remote in _interleave(remotes)]
-    locals_ = dict(reversed(await _resolve(local_host, 0)))  # the first of each family
+    if local_host is None:
+        locals_: dict[int, SockAddr] = {family: (address, local_port) for family, address in _ANY_ADDRESS.items()}
+    else:
+        locals_ = dict(reversed(await _resolve(local_host, local_port)))  # the first of each family
     addresses = [
         Address(family, remote, locals_[family]) for family, remote in _interleave(remotes) if family in locals_
     ]
@@ -133,6 +143,9 @@ async def _attempt(address: Address) -> socket.socket:
     try:
         sock.setblocking(False)
         if address.local is not None:
+            if address.local[1] and sys.platform != "win32":  # where it would let others take the port
+                # For as long as TCP remembers the last connection from that port (TIME_WAIT), and for several attempts.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address.local)
         code = sock.connect_ex(address.remote)
         if code in _BEGUN and _is_connected(sock):  # as within one machine: it need not tell us

@@ -44,11 +44,11 @@ from ._addresses import display, printable
 from ._buffers import QUEUED_READ_SIZE, RETAKEN, Inbox, SendBuffer
 from ._connect import connect
 from ._dispatch import Dispatcher
-from ._errors import InvalidStateError, explain, tells_more
+from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
-from ._limits import Limits, timeout
-from ._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
+from ._limits import Idleness, Limits, timeout
+from ._machine import ClosedBy, Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
 from ._raised import sort_out, without_task
@@ -89,6 +89,15 @@ DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
 
 _PEERS_END = (Due.END, Due.BOTH_ENDED)
 
+_WHY_CLOSED: dict[ClosedBy | None, str] = {
+    None: "",
+    ClosedBy.PROGRAM: "it was closed here",
+    ClosedBy.PEER: "the peer has ended it",
+    ClosedBy.OWNER: "its block was cancelled, or has ended",
+}
+
+_ADVICE = "set its ondata, or use stream(), before something arrives"
+
 _TYPES = {Due.SECURE: "secure", Due.DRAIN: "drain", Due.END: "end", Due.CLOSE: "close"}
 
 
@@ -118,6 +127,7 @@ class Connection:
     :ivar transport: its bytes; None until it is connected
     :ivar attempt: to connect, while that lasts
     :ivar server_side: its role in TLS; None if the context decides
+    :ivar bytes_received: how many bytes the program was given so far
     :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that
     """
 
@@ -126,6 +136,7 @@ class Connection:
         "_finished",
         "_flush_scheduled",
         "_header",
+        "_idleness",
         "_lean",
         "_limits",
         "_listeners",
@@ -138,8 +149,10 @@ class Connection:
         "_target",
         "_tls",
         "_waiting",
+        "_warned_unheard",
         "attempt",
         "buffers",
+        "bytes_received",
         "dispatcher",
         "host",
         "inbox",
@@ -166,6 +179,7 @@ class Connection:
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
         self.buffers = False
+        self.bytes_received = 0
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, once TLS is wanted
         self._waiting: Waiting = by_tasks
@@ -178,9 +192,11 @@ class Connection:
         self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
         self._read_size = LEAN_READ_SIZE  # the next time, on the short way
         self._lean = False  # whether nothing is known to be out of the ordinary: see _is_lean()
+        self._warned_unheard = False  # that nothing listens to an event
         self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
         self._header = b""  # what there is of the PROXY protocol's
         self._limits: Limits | None = None  # while there are any
+        self._idleness: Idleness | None = None  # if that is limited
 
     def __repr__(self) -> str:
         return f"<{self._name} {self.peer} {self.machine.ready}>"
@@ -291,7 +307,7 @@ class Connection:
             self._shut()
             return
         if not self.transport.closed:
-            configure(self.transport.watched.socket)
+            configure(self.transport.watched.socket, self.options.keep_alive)
         registration = self._waiting.register(self.transport.watched)
         try:
             registration.begin(self)
@@ -299,6 +315,9 @@ class Connection:
             self.lose(exc)
         else:
             self._registration = registration
+            if self.options.idle_timeout is not None:
+                self._idleness = Idleness(self.options.idle_timeout, anyio.current_time())
+                self._await_time()
             self._open_after(Opening.CONNECT)
 
     def release(self) -> None:
@@ -376,7 +395,7 @@ class Connection:
                 if self._limits is not None:
                     self.attempt.deadline = self._limits.deadline
                 try:
-                    sock = await connect(self.host, self.port, options.local_host, failures)
+                    sock = await connect(self.host, self.port, options.local_host, options.local_port, failures)
                 except (OSError, UnicodeError, ExceptionGroup) as exc:
                     self.lose(exc)
                 else:
@@ -562,9 +581,22 @@ class Connection:
     # What the program calls
 
     def not_open(self, what: str) -> InvalidStateError:
-        error = InvalidStateError(f"{what} on a socket that is {self.machine.ready}: it must be open")
-        error.__cause__ = self.lifetime.failure
+        return self.gone(f"{what} on a socket that is {self.machine.ready}: it must be open")
+
+    def gone(self, words: str) -> InvalidStateError:
+        lifetime, why = self.lifetime, self.why_closed
+        lost = lifetime.failure is not None or self.machine.closed_by is ClosedBy.PEER
+        error = (ConnectionLostError if lost else InvalidStateError)(f"{words}; {why}" if why else words)
+        error.__cause__ = lifetime.failure or lifetime.crash
         return error
+
+    @property
+    def why_closed(self) -> str:
+        """Why it is not open any more, in words; empty if there is nothing to say."""
+        lifetime = self.lifetime
+        if lifetime.failure is not None:
+            return f"it was lost: {lifetime.failure}"
+        return lifetime.crash_words or _WHY_CLOSED[self.machine.closed_by]
 
     def require_task(self, what: str) -> None:
         self.lifetime.require_task(self, what)
@@ -572,9 +604,12 @@ class Connection:
     def send(self, data: bytes) -> bool:
         if not self._lean:
             self._check_may_send()
+        written = turn.written
+        if written is None:
+            self.require_task("send()")
         if not self._flush_scheduled:
-            self._schedule_flush()
-        self.buffers = True
+            self._schedule_flush(written)
+        self.buffers = written is not None  # else it has to be asked again whether it is a task that sends
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -594,9 +629,10 @@ class Connection:
         if self.machine.have_both_ended():
             self.close()
         elif not self._flush_scheduled:
-            self._schedule_flush()
+            self._schedule_flush(turn.written)
 
     def suspend(self) -> None:
+        self.require_task("suspend()")
         self.machine.suspend()
         self._lean = False
         held = self.inbox.held
@@ -604,8 +640,7 @@ class Connection:
             self.take_back()
 
     def resume(self) -> None:
-        if self.inbox.used or self.machine.peer_side is PeerSide.ENDED:
-            self.require_task("resume()")
+        self.require_task("resume()")
         if not self.machine.resume():
             raise InvalidStateError("resume() without suspend(): the socket is not suspended")
         if self.dispatcher.runs and not self.machine.suspensions and self.machine.due() is not None:
@@ -617,7 +652,7 @@ class Connection:
             self._abandon()
         elif self.machine.ready is _OPEN:
             if not self._flush_scheduled:
-                self._schedule_flush()
+                self._schedule_flush(turn.written)
             elif self._registration is not None:
                 self._registration.write()  # to limit the time for what TLS answers by itself to be taken
             self.machine.close()
@@ -655,7 +690,7 @@ class Connection:
         if self._tls is None:
             self._begin_tls(self.make_tls(context, server_hostname), leftover)
             if not self._flush_scheduled:
-                self._schedule_flush()
+                self._schedule_flush(turn.written)
             self._limit_time()
             if self._registration is not None:
                 self._registration.wake()  # there may be something to read of what is here already
@@ -702,6 +737,8 @@ class Connection:
                 listeners, data = self._queued_data()
                 self.let_read()
                 if data:
+                    self.bytes_received += len(data)
+                    self._check_heard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
                 self.buffers = False
@@ -736,7 +773,15 @@ class Connection:
             if self._listeners.has("error"):
                 self.lifetime.tell_failure()
             return self._listeners, TCPSocketErrorEvent("error", self._target, self.lifetime.failure)
+        if due is Due.END:
+            self._check_heard("end", "it stays open until close() is called")
         return self._listeners, Event(_TYPES[due], self._target)
+
+    def _check_heard(self, type: str, advice: str) -> None:
+        """Warn, once, of an event that nothing listens to though it should."""
+        if not (self._warned_unheard or self._listeners.has(type)):
+            self._warned_unheard = True
+            self.warn(f"no on{type}", "%r has %r, and nothing that listens to it: %s", self.face, type, advice)
 
     def is_due(self) -> bool:
         return self.machine.due() is not None
@@ -755,6 +800,7 @@ class Connection:
             self.dispatcher.pump()
             return _NOTHING
         if data:
+            self.bytes_received += len(data)
             self.dispatcher.deliver(self._data_event("data", self._target, data))
             if not self._lean or self.outgoing.drain_owed:  # else nothing is due
                 self.dispatcher.pump(behind_handler=True)
@@ -784,6 +830,7 @@ class Connection:
             and self._limits is None
             and self.transport is not None
             and machine.due() is None
+            and self._listeners.has("data")
         )
         return self._lean
 
@@ -823,6 +870,8 @@ class Connection:
             if machine.ready is not _OPEN:
                 pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
             elif direct and not dispatcher.busy:
+                self.bytes_received += len(data)
+                self._check_heard("data", _ADVICE)
                 dispatcher.deliver(self._data_event("data", self._target, data))
                 dispatcher.pump(behind_handler=True)
             else:
@@ -895,12 +944,14 @@ class Connection:
 
     # Sending
 
-    def _schedule_flush(self) -> None:
-        """Have what is buffered sent: when the running handler returns, or else soon."""
-        if turn.written is not None:
-            turn.written.append(self.flush)
+    def _schedule_flush(self, written: list[Callable[[], None]] | None) -> None:
+        """Have what is buffered sent: when the running handler returns, or else soon.
+
+        :param written: of :data:`turn`
+        """
+        if written is not None:
+            written.append(self.flush)
         else:
-            self.require_task("sending")
             self._write_soon()
         self._flush_scheduled = True
 
@@ -1038,7 +1089,9 @@ class Connection:
 
     def take_back(self) -> None:
         """Have what the handler of data holds queued again, before all else."""
-        if self.inbox.take_back():
+        count = self.inbox.take_back()
+        if count:
+            self.bytes_received -= count
             self._lean = False
 
     def pass_on_held(self) -> None:
@@ -1071,8 +1124,13 @@ class Connection:
 
     def _set_limit(self, limits: Limits, limit: Limit | None) -> None:
         limits.begin(limit, anyio.current_time(), self._plaintext)
+        self._await_time()
+
+    def _await_time(self) -> None:
+        """Have :meth:`on_time` called when the first of all limits is over."""
         if self._registration is not None and not self.machine.shut:
-            self._registration.limit(math.inf if self._limits is None else limits.deadline)
+            limits = math.inf if self._limits is None else self._limits.deadline
+            self._registration.limit(limits if self._idleness is None else min(limits, self._idleness.deadline))
 
     @property
     def _plaintext(self) -> int:
@@ -1080,8 +1138,21 @@ class Connection:
         return 0 if self._tls is None else self._tls.plaintext
 
     def on_time(self) -> None:
+        now = anyio.current_time()
+        self._keep_limits(now)
+        if self._idleness is not None and not self.machine.shut:
+            self._keep_idleness(self._idleness, now)
+        self.dispatcher.pump()
+
+    def _keep_idleness(self, idleness: Idleness, now: float) -> None:
+        assert self.transport is not None
+        if now >= idleness.deadline and idleness.look(self.transport.moved, now):
+            self.lose(idleness.error)
+        self._await_time()
+
+    def _keep_limits(self, now: float) -> None:
         limits = self._limits
-        limit = None if limits is None else limits.over(anyio.current_time())
+        limit = None if limits is None else limits.over(now)
         if limits is not None and limit is not None:
             if limit in (Limit.LINGER, Limit.FAILURE, Limit.ALERT):
                 self.machine.lose()
@@ -1090,7 +1161,6 @@ class Connection:
                 self._set_limit(limits, limit)
             else:
                 self.lose(limits.error(limit))
-        self.dispatcher.pump()
 
     # A stream in place of the handlers
 
@@ -1107,6 +1177,7 @@ class Connection:
         """
         data = self.inbox.take(size)
         if data is not None:
+            self.bytes_received += len(data)
             self.let_read()
             return data
         if self.machine.peer_side is not PeerSide.OPEN:
@@ -1115,9 +1186,16 @@ class Connection:
         data = self.transport.receive(size)
         if self._tls is not None:
             self._look_at_tls(self._tls)
-        if data == b"":
+        if data:
+            self.bytes_received += len(data)
+        elif data is not None:
             self._peer_ended()
         return data
+
+    def give_back(self, data: bytes) -> None:
+        """Give back some of what was received last: it comes first again."""
+        self.bytes_received -= len(data)
+        self.inbox.put_back(data)
 
     async def wait_readable(self) -> None:
         """Wait until there may be something for the stream."""
@@ -1152,6 +1230,7 @@ class Connection:
             self._fail(exc)
             self.advance()
         if count == len(data):
+            outgoing.sent += count
             return True
         outgoing.append_awaited(data)
         outgoing.advance(count)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("InvalidStateError", "TCPSocketError", "explain", "tells_more")
+__all__ = ("ConnectionLostError", "InvalidStateError", "TCPSocketError", "explain", "tells_more")
 
 _INTERRUPTED = frozenset(
     getattr(errno, name)
@@ -127,6 +127,12 @@ _MAYBE_PLAINTEXT = frozenset({"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "WRONG_V
 
 class InvalidStateError(RuntimeError):
     """A method was called in a ready state that does not allow it (W3C: ``InvalidStateError``)."""
+
+
+class ConnectionLostError(InvalidStateError):
+    """A method was called that needs the connection, which was lost, or which the peer has ended. In either case the
+    program has not closed it. Its ``__cause__`` is the :class:`TCPSocketError`, if there is one.
+    """
 
 
 class TCPSocketError(OSError):

@@ -17,7 +17,7 @@ from ._errors import InvalidStateError, TCPSocketError
 from ._poller import way_to_wait
 from ._raised import exit_in, is_cancelled, is_of_cancellation, log_displaced, shown, sort_out
 from ._readiness import Waiting
-from ._tasks import current_loop, ended, require_task
+from ._tasks import Loop, current_loop, ended, require_task
 
 __all__ = ("Lifetime", "Member")
 
@@ -61,6 +61,12 @@ class Member(Source, Protocol):
     def is_in_handler(self) -> bool:
         """Whether the current task runs a handler that its end waits for."""
 
+    def gone(self, words: str) -> InvalidStateError:
+        """What is raised where it is too late for what was called.
+
+        :param words: how it begins
+        """
+
     def warn(self, kind: str, message: str, *args: object) -> None:
         """Log a warning; for the kind, see :class:`WarningLimit`."""
 
@@ -73,6 +79,7 @@ class Lifetime:
     here, who refers to both would be in a circle.
 
     :ivar failure: why the member failed, if it did
+    :ivar crash_words: what a handler has raised, if one has, and where
     :ivar started: whether it runs, or did
     :ivar over: whether it does no more
     :ivar changed: what those wait for who wait for the next change; None while nobody does
@@ -87,6 +94,7 @@ class Lifetime:
         "_is_contained",
         "_loop",
         "changed",
+        "crash_words",
         "failure",
         "over",
         "started",
@@ -98,8 +106,9 @@ class Lifetime:
         self.failure: TCPSocketError | None = None
         self._failure_told = False
         self._crash: BaseException | None = None  # what a handler raised
+        self.crash_words = ""
         self._crashed_in = ("", "")  # in words: where, and on which event
-        self._loop: object = None  # the mark of the one that it runs in
+        self._loop: Loop | None = None  # the one that it runs in
         self._is_contained = False  # whether that is nobody's trouble but its own
         self._awaiting = 0  # how many tasks would be told of a failure
         self.changed: anyio.Event | None = None
@@ -320,7 +329,7 @@ class Lifetime:
         :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
         """
         if member.dispatcher.runs:  # else it runs no more, or not yet
-            require_task(f"{what} of {member!r}", self._loop)
+            require_task(what, member, self._loop)
 
     # Failing
 
@@ -333,12 +342,19 @@ class Lifetime:
         if self._crash is None or (exit_in(exc) is not None and exit_in(self._crash) is None):
             other, self._crash = self._crash, exc
             (where, when), self._crashed_in = self._crashed_in, (where, when)
+        if not self.crash_words:
+            self.crash_words = f"{self._crashed_in[0]} raised {shown(exc)}{self._crashed_in[1]}"
         if other is not None:
             _log.error("another of %r: %s raised %s%s", member.face, where, shown(other), when, exc_info=other)
         if self._is_contained and exit_in(exc) is None:
             member.close_immediately()
         else:
             _break_off(member)
+
+    @property
+    def crash(self) -> BaseException | None:
+        """What a handler has raised, until its owner is told of it."""
+        return self._crash
 
     def _take_exit(self) -> KeyboardInterrupt | SystemExit | None:
         found = exit_in(self._crash)
@@ -407,7 +423,7 @@ class Lifetime:
         if reached():
             return
         if self.failure is None:
-            raise InvalidStateError(f"{what}: {member!r} was closed first")
+            raise member.gone(f"{what}: {member!r} was closed first")
         self.tell_failure()
         raise self.failure.again()
 

@@ -8,7 +8,7 @@ import math
 from ._machine import Limit
 from ._options import SocketOptions
 
-__all__ = ("Limits", "timeout")
+__all__ = ("Idleness", "Limits", "timeout")
 
 FAILURE_PATIENCE = 1
 """Seconds to read, when nothing more can be sent, what the peer sent before; as a rule it is there."""
@@ -19,6 +19,9 @@ ALERT_PATIENCE = 1
 PLAINTEXT_STEP = 65_536
 """Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``: so the time for all
 of it is bounded too."""
+
+IDLE_LOOKS = 8
+"""How often, in an ``idle_timeout``, one looks whether anything has happened: that late is it found."""
 
 PLAINTEXT_PATIENCE = 0.5
 """Seconds for that at least: it may be said that a handshake must be here at once, but not that a network be fast."""
@@ -91,3 +94,40 @@ class Limits:
         if limit is Limit.FAILURE:
             return FAILURE_PATIENCE
         return ALERT_PATIENCE if limit is Limit.ALERT else self._options.handshake_timeout
+
+
+class Idleness:
+    """How long nothing has been received by a connection, nor taken from it.
+
+    Nothing is noted when that happens: it is looked for now and then, as :data:`IDLE_LOOKS` has it. Where nothing has
+    happened, the next look is when the time is over.
+
+    :param seconds: how long that may be so
+    :param now: by the event loop's clock
+    :ivar deadline: when to look next
+    """
+
+    __slots__ = ("_active_at", "_moved", "_seconds", "deadline")
+
+    def __init__(self, seconds: float, now: float) -> None:
+        self._seconds = seconds
+        self._moved = 0
+        self._active_at = now
+        self.deadline = now + seconds / IDLE_LOOKS
+
+    def look(self, moved: int, now: float) -> bool:
+        """
+        :param moved: how many bytes have gone either way so far
+        :return: whether the time is over
+        """
+        if moved != self._moved:
+            self._moved, self._active_at = moved, now
+            self.deadline = now + self._seconds / IDLE_LOOKS
+            return False
+        self.deadline = self._active_at + self._seconds
+        return now >= self.deadline
+
+    @property
+    def error(self) -> TimeoutError:
+        """What the connection fails with."""
+        return timeout(f"nothing was received, and nothing taken by the peer, for {self._seconds} seconds")

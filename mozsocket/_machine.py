@@ -33,7 +33,19 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import Protocol
 
-__all__ = ("Due", "Failed", "Limit", "Machine", "Opening", "OwnSide", "PeerSide", "ReadyState", "Security", "Step")
+__all__ = (
+    "ClosedBy",
+    "Due",
+    "Failed",
+    "Limit",
+    "Machine",
+    "Opening",
+    "OwnSide",
+    "PeerSide",
+    "ReadyState",
+    "Security",
+    "Step",
+)
 
 
 class ReadyState(str, Enum):
@@ -97,6 +109,15 @@ class Security(Enum):
     NONE = 1
     HANDSHAKE = 2
     UP = 3
+
+
+class ClosedBy(Enum):
+    """Who has ended a connection that has not failed."""
+
+    PROGRAM = 1
+    PEER = 2
+    OWNER = 3
+    """The block that it ran in was cancelled."""
 
 
 class Failed(Enum):
@@ -185,6 +206,7 @@ class Machine:
     :ivar peer_side: how far the peer's side is
     :ivar own_side: how far the program's is
     :ivar failed: what it has failed by
+    :ivar closed_by: who has ended it, if it has not failed before; None while nobody has
     :ivar gone: whether there is no use in it any more: it was lost, or given up
     :ivar shut: whether the socket is closed
     :ivar streams: whether a stream takes what arrives, and not the handlers
@@ -196,6 +218,7 @@ class Machine:
         "_announced",
         "_drain_lost",
         "_told",
+        "closed_by",
         "failed",
         "gone",
         "incoming",
@@ -222,6 +245,7 @@ class Machine:
         self.peer_side = PeerSide.OPEN
         self.own_side = OwnSide.OPEN
         self.failed = Failed.NO
+        self.closed_by: ClosedBy | None = None
         self.gone = False
         self.shut = False
         self.streams = False
@@ -233,6 +257,11 @@ class Machine:
     def _go_on(self, ready: ReadyState) -> None:
         if self.ready.precedes(ready):
             self.ready = ready
+
+    def _go_on_to_close(self, by: ClosedBy) -> None:
+        if self.ready.precedes(ReadyState.CLOSING):
+            self.ready = ReadyState.CLOSING
+            self.closed_by = by
 
     # What happens
 
@@ -286,7 +315,7 @@ class Machine:
 
     def close(self) -> None:
         """The program wants no more, but that what it sent arrives."""
-        self._go_on(ReadyState.CLOSING)
+        self._go_on_to_close(ClosedBy.PROGRAM)
         self.incoming.discard()
 
     def give_up(self) -> None:
@@ -317,6 +346,7 @@ class Machine:
     def release(self) -> None:
         """Nothing is told any more, as when the owner is cancelled."""
         self.outgoing.drop()
+        self._go_on_to_close(ClosedBy.OWNER)
         self._go_on(ReadyState.CLOSED)
 
     def suspend(self) -> None:
@@ -365,7 +395,7 @@ class Machine:
             self.peer_side = PeerSide.TOLD
         elif due is Due.BOTH_ENDED:
             self.peer_side = PeerSide.TOLD
-            self._go_on(ReadyState.CLOSING)
+            self._go_on_to_close(ClosedBy.PEER)
         elif due is not Due.DATA:
             self._go_on(ReadyState.CLOSED)
             self._told = due

@@ -52,6 +52,10 @@ MAX_BACKLOG = 65535
 """Each system caps it at its own maximum."""
 
 
+MAX_KEEP_ALIVE = 32767
+"""Seconds; Linux takes no more (tcp(7))."""
+
+
 class _Absent:
     """What a connection finds in place of the options that others have."""
 
@@ -59,6 +63,7 @@ class _Absent:
 
     connect_timeout: float | None = None
     local_host: str | None = None
+    local_port: int = 0
     server_hostname: str | None = None
     proxy_protocol: bool = False
 
@@ -80,6 +85,11 @@ class SocketOptions(_Absent):
     :param ssl_context: for TLS: what is trusted, client certificates, ALPN; None for
         :func:`ssl.create_default_context`, which checks the certificate and the name by the system's authorities
     :param handshake_timeout: seconds that a TLS handshake may take
+    :param idle_timeout: seconds in which nothing is received, nor anything sent taken by the system, after which the
+        connection fails with NetworkTimeoutError; None for no limit. It is noticed up to an eighth later. While closing
+        too; and while the program has suspended the socket and so receives nothing
+    :param keep_alive: whole seconds of silence, 1 to 32767, after which TCP asks whether the peer is still there
+        (``SO_KEEPALIVE``), as often and as long as the system is set to; None for never
     :param tls_standard_compatible: whether a peer that ends a TLS connection without saying so (close_notify), as
         also happens when an attacker cuts it off, is an error; else it is the peer's end (AnyIO's term)
     """
@@ -91,6 +101,8 @@ class SocketOptions(_Absent):
     useSecureTransport: bool = False
     ssl_context: ssl.SSLContext | None = None
     handshake_timeout: float = 30
+    idle_timeout: float | None = None
+    keep_alive: int | None = None
     tls_standard_compatible: bool = True
 
     def __post_init__(self) -> None:
@@ -103,6 +115,10 @@ class SocketOptions(_Absent):
         check_flag("useSecureTransport", self.useSecureTransport)
         check_ssl_context(self.ssl_context)
         _check_seconds("handshake_timeout", self.handshake_timeout)
+        if self.idle_timeout is not None:
+            _check_seconds("idle_timeout", self.idle_timeout, zero=False)
+        if self.keep_alive is not None:
+            check_count("keep_alive", self.keep_alive, 1, MAX_KEEP_ALIVE)
         check_flag("tls_standard_compatible", self.tls_standard_compatible)
 
 
@@ -129,6 +145,7 @@ class ConnectOptions(ClientOptions):
     :param port: the port, 1 to 65535
     :param connect_timeout: seconds that resolving the name, connecting and TLS may take together; None for no limit
     :param local_host: the address, or the name of one, to connect from; None for any
+    :param local_port: the port to connect from, 1 to 65535; 0 for one that is free
     """
 
     host: str
@@ -136,6 +153,7 @@ class ConnectOptions(ClientOptions):
     _: KW_ONLY
     connect_timeout: float | None = None
     local_host: str | None = None
+    local_port: int = 0
 
     def __post_init__(self) -> None:
         check_host("host", self.host)
@@ -147,6 +165,7 @@ class ConnectOptions(ClientOptions):
             _check_seconds("connect_timeout", self.connect_timeout)
         if self.local_host is not None:
             check_host("local_host", self.local_host)
+        check_count("local_port", self.local_port, 0, 65535)
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,8 +459,8 @@ def check_stream_socket(value: object) -> None:
         raise ValueError(f"from_socket() takes a stream socket, not one of type {value.type!r}")
 
 
-def _check_seconds(name: str, value: object) -> None:
+def _check_seconds(name: str, value: object, *, zero: bool = True) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not value >= 0:  # nor is NaN
-        raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value}")
+    if not (value >= 0 if zero else value > 0):  # nor is NaN
+        raise ValueError(f"{name} must be a number of seconds, {'0 or more' if zero else 'more than 0'}, not {value}")

@@ -24,6 +24,7 @@ __all__ = (
     "is_of_cancellation",
     "log_displaced",
     "own_cancellation",
+    "runs_asyncio",
     "shown",
     "sort_out",
     "stray",
@@ -45,9 +46,14 @@ async def is_cancelled_by_loop(exc: BaseException) -> bool:
     return await is_being_cancelled() or is_cancelled()
 
 
+def runs_asyncio() -> bool:
+    """Whether the event loop is asyncio's, or one in its manner."""
+    return anyio.get_cancelled_exc_class().__module__.startswith("asyncio")
+
+
 def own_cancellation() -> OwnCancellation | None:
     """What tells whether the current task cancels itself; None where tasks cannot, as on Trio."""
-    if not anyio.get_cancelled_exc_class().__module__.startswith("asyncio"):
+    if not runs_asyncio():
         return None
     from ._asyncio import OwnCancellation
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -19,8 +19,13 @@ from ._raised import is_of_cancellation, log_displaced
 from ._readiness import Waiting
 from ._server import TCPServerSocket, acceptor_of
 from ._socket import TCPSocket, connection_of
-from ._tasks import current_loop, ended, require_task
+from ._tasks import Loop, current_loop, ended, require_task
 from ._unique import Referable, Strict, Unique
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 __all__ = ("MozTCPSocket",)
 
@@ -46,7 +51,7 @@ class MozTCPSocket(Unique, Strict, Referable):
         check_flag("certified", certified)
         self._certified = certified
         self._tasks: TaskGroup | None = None
-        self._loop: object = None
+        self._loop: Loop | None = None
         self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
         self._members: set[Member] = set()
         self._waiting: Waiting | None = None  # for all of them, while it runs
@@ -100,10 +105,29 @@ class MozTCPSocket(Unique, Strict, Referable):
         self._run(acceptor, tasks)
         return server
 
+    def start_soon(
+        self,
+        function: Callable[[Unpack[Ts]], Coroutine[Any, Any, object]],
+        *args: Unpack[Ts],
+        name: object = None,
+    ) -> None:
+        """Start a task that belongs to the scope, as of a task group (AnyIO: ``TaskGroup.start_soon``): for timers and
+        what else has to go on beside the sockets. Also from a handler, of which it does not delay the next event.
+
+        The block ends when it has returned too. What it raises leaves the block in an ExceptionGroup, and ends the
+        others.
+
+        :param function: an ``async def`` function
+        :param args: what to call it with
+        :param name: of the task, for people; None for that of the function
+        :raises RuntimeError: outside the block, or where AnyIO can start no task
+        """
+        self._ready_to_start("start_soon()").start_soon(function, *args, name=name)
+
     def close(self) -> None:
         """Close every socket and every server of the scope, and the sockets that the servers have accepted."""
         if self._members:
-            require_task("close()", self._loop)
+            require_task("close()", self, self._loop)
         for member in tuple(self._members):
             member.close_all()
 
@@ -115,7 +139,7 @@ class MozTCPSocket(Unique, Strict, Referable):
     def _ready_to_start(self, what: str) -> TaskGroup:
         """:raises RuntimeError: outside the block, or where AnyIO can start no task"""
         tasks = self._running(what)
-        require_task(what, self._loop)
+        require_task(what, self, self._loop)
         return tasks
 
     def _run(self, member: Member, tasks: TaskGroup) -> None:

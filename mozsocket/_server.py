@@ -94,6 +94,13 @@ class TCPServerSocket(EventTarget):
         """The port it listens on, or did; of a UNIX-domain socket 0."""
         return self._acceptor.port
 
+    @property
+    def connections(self) -> tuple[TCPSocket, ...]:
+        """The accepted sockets that are open, in the order in which they were accepted; with TLS, or the PROXY
+        protocol, in which they became open. One that is closing is not among them any more.
+        """
+        return self._acceptor.open_sockets
+
     def close(self) -> None:
         """Stop listening. Accepted sockets live on. Closing twice does no harm."""
         self._acceptor.close()

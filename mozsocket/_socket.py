@@ -201,6 +201,18 @@ class TCPSocket(EventTarget):
         """Bytes given to :meth:`send` and not yet handed to the operating system, those held for TLS included."""
         return self._connection.outgoing.amount
 
+    @property
+    def bytes_received(self) -> int:
+        """Bytes given to the program so far: delivered to ``data``, or taken by the stream (Node: ``bytesRead``)."""
+        return self._connection.bytes_received
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of the program's handed to the operating system so far (Node: ``bytesWritten``, which counts what is
+        buffered too).
+        """
+        return self._connection.outgoing.sent
+
     def send(self, data: Buffer | str, byteOffset: int = 0, byteLength: int | None = None) -> bool:
         """Send data, or buffer it to be sent as soon as the peer takes it.
 

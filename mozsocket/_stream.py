@@ -17,7 +17,7 @@ from anyio.abc import ByteStream
 from ._buffers import octets
 from ._connection import Connection
 from ._eagerness import Eagerness
-from ._errors import InvalidStateError, TCPSocketError
+from ._errors import ConnectionLostError, InvalidStateError, TCPSocketError
 from ._machine import Failed, OwnSide, PeerSide, ReadyState, Security
 from ._options import check_count
 from ._unique import Referable, Unique
@@ -25,7 +25,18 @@ from ._unique import Referable, Unique
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("SocketStream",)
+__all__ = ("CONNECTION_LOST", "SocketStream")
+
+CONNECTION_LOST: tuple[type[Exception], ...] = (
+    TCPSocketError,
+    ConnectionLostError,
+    anyio.BrokenResourceError,
+    anyio.EndOfStream,
+    anyio.IncompleteRead,
+)
+"""The exceptions by which a program learns that there is no connection, or no longer, if it has not closed it itself:
+from awaiting it, from its methods, or from its stream. For ``except CONNECTION_LOST`` of who connects again.
+"""
 
 MAX_READ = 262_144
 """Bytes read at once, however many may be received: to have room for more costs more than to read again."""
@@ -99,7 +110,7 @@ class SocketStream(Unique, Referable, ByteStream):
                 return data
             else:  # and else after it; one that is cancelled there loses nothing
                 if data:
-                    connection.inbox.put_back(data)
+                    connection.give_back(data)
                 await anyio.lowlevel.checkpoint()
                 if not data:
                     return data  # the end, whatever has become of the connection meanwhile

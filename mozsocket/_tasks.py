@@ -1,20 +1,21 @@
-"""What is needed of tasks, beside what AnyIO has: a signal that is kept, a mark of the event loop, leaving a group."""
+"""What is needed of tasks, beside what AnyIO has: a signal that is kept, the event loop, leaving a group."""
 
 from __future__ import annotations
 
 import sys
+from typing import Protocol
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 from anyio.lowlevel import RunVar
 
-from ._raised import exit_in, log_displaced
+from ._raised import exit_in, log_displaced, runs_asyncio
 
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Signal", "current_loop", "ended", "require_task")
+__all__ = ("Loop", "Signal", "current_loop", "ended", "require_task")
 
 
 class Signal:
@@ -33,33 +34,56 @@ class Signal:
         self._event = anyio.Event()
 
 
-_mark: RunVar[object] = RunVar("mozsocket's mark")
+class Loop(Protocol):
+    """An event loop."""
+
+    def runs_task(self) -> bool:
+        """Whether it is running one of its tasks, here: not a callback, and not in another thread."""
 
 
-def current_loop() -> object:
-    """A mark of the event loop that runs here."""
+class _AnyLoop:
+    """One of which nothing is known but what AnyIO tells."""
+
+    def runs_task(self) -> bool:
+        try:
+            anyio.get_current_task()
+            return current_loop() is self
+        except Exception:  # no event loop runs here, or none of its tasks
+            return False
+
+
+_current: RunVar[Loop] = RunVar("mozsocket's event loop")
+
+
+def current_loop() -> Loop:
+    """The event loop that runs here."""
     try:
-        return _mark.get()
+        return _current.get()
     except LookupError:
-        _mark.set(mark := object())
-        return mark
+        _current.set(loop := _make_loop())
+        return loop
 
 
-def require_task(what: str, loop: object) -> None:
+def _make_loop() -> Loop:
+    if not runs_asyncio():
+        return _AnyLoop()
+    from ._asyncio import AsyncioLoop
+
+    return AsyncioLoop()
+
+
+def require_task(what: str, owner: object, loop: Loop | None) -> None:
     """
     :param what: what is called, and may have to start or wake a task
-    :param loop: the mark of the event loop that it belongs to
+    :param owner: of what
+    :param loop: the event loop that it belongs to
     :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
     """
-    try:
-        anyio.get_current_task()
-        here = current_loop()
-    except Exception:
-        here = None
-    if here is not loop:
+    if loop is None or not loop.runs_task():
         raise RuntimeError(
-            f"{what} has to be called from a task of its event loop or a handler, not from a callback of that;"
-            " from another thread, call it by anyio.from_thread.run_sync()"
+            f"{what} of {owner!r} has to be called from a task of its event loop or a handler: in a callback of"
+            " asyncio's, start a task for it; in another thread, call it by anyio.from_thread.run_sync(); once its"
+            " event loop has ended, it is too late"
         )
 
 

@@ -99,6 +99,11 @@ class TLSTransport:
         return self._engine.choked
 
     @property
+    def moved(self) -> int:
+        """How many bytes of records have gone either way, and of plaintext before."""
+        return self._transport.moved
+
+    @property
     def blocked(self) -> bool:
         """Whether something is made, or goes before TLS, and waits for room in the operating system. What else was not
         sent has to wait until more of the peer's is received.

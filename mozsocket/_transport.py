@@ -25,12 +25,29 @@ from ._readiness import Watched
 __all__ = ("ByteTransport", "Transport", "configure", "has_ended")
 
 
-def configure(sock: socket.socket) -> None:
-    """Make a connected socket as ours are: never blocking, and nothing held back to be sent with later bytes."""
+_KEEP_IDLE: int | None = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # the latter: macOS
+
+
+def configure(sock: socket.socket, keep_alive: int | None = None) -> None:
+    """Make a connected socket as ours are: never blocking, and nothing held back to be sent with later bytes.
+
+    :param keep_alive: seconds of silence before TCP probes the peer; None for never
+    """
     sock.setblocking(False)
+    if keep_alive is not None:
+        _keep_alive(sock, keep_alive)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:  # it is not of TCP; or, on macOS, the peer has reset it already, which the first read will tell
+        pass
+
+
+def _keep_alive(sock: socket.socket, seconds: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if _KEEP_IDLE is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, _KEEP_IDLE, seconds)
+    except OSError:  # it is not of TCP, or reset already
         pass
 
 
@@ -102,6 +119,11 @@ class ByteTransport(Protocol):
         ...
 
     @property
+    def moved(self) -> int:
+        """How many bytes have gone either way, of TLS those of its records."""
+        ...
+
+    @property
     def attributes(self) -> dict[Any, Callable[[], Any]]:
         """AnyIO's typed attributes of the connection."""
         ...
@@ -153,9 +175,10 @@ class Transport:
 
     :ivar watched: the socket, to wait for it
     :ivar socket: the same, itself
+    :ivar moved: how many bytes have gone either way
     """
 
-    __slots__ = ("_eof_sent", "_lost", "_peer_ended", "socket", "watched")
+    __slots__ = ("_eof_sent", "_lost", "_peer_ended", "moved", "socket", "watched")
 
     read_size = 122_880
     """How many bytes are best read at once: what :func:`malloc` need not map (measured)."""
@@ -175,6 +198,7 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         self.watched = Watched(sock)
         self.socket = sock
+        self.moved = 0
         self._eof_sent = False  # whether the peer has been told that no more will come
         self._peer_ended = False
         self._lost: tuple[Any, ...] | None = None  # the arguments of what said that there is no connection any more
@@ -200,6 +224,7 @@ class Transport:
             if self._lost is not None:
                 raise OSError(*self._lost)
             self._peer_ended = True
+        self.moved += len(data)
         return data
 
     def send(self, chunks: Sequence[Chunk]) -> int:
@@ -212,23 +237,28 @@ class Transport:
             return self.send_one(chunks[0])
         try:
             if hasattr(self.socket, "sendmsg"):
-                return self.socket.sendmsg(chunks)
-            return self.socket.send(b"".join(chunks))  # pragma: no cover  (Windows)
+                count = self.socket.sendmsg(chunks)
+            else:  # pragma: no cover  (Windows)
+                count = self.socket.send(b"".join(chunks))
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
             self._note_loss(exc)
             raise
+        self.moved += count
+        return count
 
     def send_one(self, chunk: Chunk) -> int:
         """The same of one chunk."""
         try:
-            return self.socket.send(chunk)
+            count = self.socket.send(chunk)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
             self._note_loss(exc)
             raise
+        self.moved += count
+        return count
 
     def _note_loss(self, exc: OSError) -> None:
         """Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the peer

@@ -13,7 +13,6 @@ It needs no test framework; with pytest, AnyIO's plugin runs such tests on each 
 from __future__ import annotations
 
 import socket as stdlib_socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
@@ -233,10 +232,7 @@ class Peer(Unique, Referable):
 
     def reset(self) -> None:
         """Close with a reset (RST): the other side loses what it has not read yet. Once closed, it does nothing."""
-        if not self._transport.closed:
-            linger = struct.pack("ii", 1, 0)
-            self._transport.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, linger)
-            self.close()
+        self._transport.reset()
 
     def close(self) -> None:
         """Close without a word; if there is something unread, that is a reset. Closing twice does no harm."""

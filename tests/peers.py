@@ -176,10 +176,15 @@ class Accepting:
 
     async def first(self) -> tuple[TCPSocket, EventRecorder]:
         """Wait for the first accepted socket."""
-        with anyio.fail_after(PEER_TIMEOUT):
-            while not self.sockets:
-                await self._more.wait()
+        await self.until(1)
         return self.sockets[0]
+
+    async def until(self, count: int) -> None:
+        """Wait until so many were accepted."""
+        with anyio.fail_after(PEER_TIMEOUT):
+            while len(self.sockets) < count:
+                self._more = anyio.Event()
+                await self._more.wait()
 
 
 async def connected(

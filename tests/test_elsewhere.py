@@ -67,6 +67,7 @@ def state(socket: TCPSocket) -> tuple[Any, ...]:
 
 CALLS: dict[str, Callable[[TCPSocket], Any]] = {
     "send": lambda socket: socket.send(b"elsewhere"),
+    "suspend": lambda socket: socket.suspend(),
     "close": lambda socket: socket.close(),
     "closeImmediately": lambda socket: socket.closeImmediately(),
     "reset": lambda socket: socket.reset(),
@@ -76,19 +77,23 @@ CALLS: dict[str, Callable[[TCPSocket], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("writing", [False, True], ids=["idle", "writing"])
-async def test_a_socket(call: str, writing: bool, role: str, elsewhere: Any, listener: stdlib_socket.socket) -> None:
+@pytest.mark.parametrize("writing", ["not", "done", "under way"])
+async def test_a_socket(call: str, writing: str, role: str, elsewhere: Any, listener: stdlib_socket.socket) -> None:
     with anyio.fail_after(PEER_TIMEOUT):
         async with MozTCPSocket() as tcp:
             socket, events, peer = await connected(tcp, role, listener)
-            if writing:  # so that the writer is there, and waits
+            if writing != "not":
                 socket.send(b"first")
+            if writing == "done":  # so that the writer is there, and waits
                 await all_blocked()
-                assert await blocking(read_exactly, peer, 5) == b"first"
             before = state(socket)
             result = await elsewhere(lambda: CALLS[call](socket))
             assert isinstance(result, RuntimeError)
-            assert state(socket) == before
+            assert "has to be called from a task of its event loop" in str(result)
+            if writing != "under way":  # else that has gone on
+                assert state(socket) == before
+            if writing != "not":
+                assert await blocking(read_exactly, peer, 5) == b"first"
             await all_blocked()
             socket.send(b"second")
             await blocking(peer.sendall, b"answer")
@@ -203,3 +208,27 @@ async def test_awaiting_in_another_loop(what: str, listener: stdlib_socket.socke
             socket.closeImmediately()
             peer.close()
         await blocking(lambda: asyncio.run(socket.closed()))  # once it has ended, anywhere
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_after_its_loop(call: str) -> None:
+    """Of asyncio: that of Trio ends when all of its tasks have."""
+    ours, peer = stdlib_socket.socketpair()
+
+    async def enter() -> TCPSocket:
+        sock = await TCPSocket.from_socket(ours).__aenter__()
+        await sock.opened()
+        return sock
+
+    loop = asyncio.new_event_loop()
+    with peer:
+        sock = loop.run_until_complete(enter())
+        before = state(sock)
+        with pytest.raises(RuntimeError, match="once its event loop has ended, it is too late"):
+            CALLS[call](sock)
+        assert state(sock) == before
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()

@@ -22,6 +22,7 @@ from anyio.streams.tls import TLSAttribute
 import mozsocket
 import mozsocket.testing
 from mozsocket import (
+    ConnectionLostError,
     Event,
     EventHandler,
     InvalidStateError,
@@ -177,6 +178,7 @@ async def public_objects() -> AsyncIterator[list[Any]]:
             EventHandler[Event[Any]]("A handler."),
             failure(),
             InvalidStateError("closed"),
+            ConnectionLostError("lost"),
             ReadyState.OPEN,
         ]
 

@@ -48,10 +48,12 @@ OF_ALL = {
     "useSecureTransport": False,
     "ssl_context": None,
     "handshake_timeout": 30,
+    "idle_timeout": None,
+    "keep_alive": None,
     "tls_standard_compatible": True,
 }
 OF_ADOPTED = {**OF_ALL, "server_hostname": None}
-OF_CLIENTS = {**OF_ADOPTED, "connect_timeout": None, "local_host": None}
+OF_CLIENTS = {**OF_ADOPTED, "connect_timeout": None, "local_host": None, "local_port": 0}
 OF_ADOPTED_SERVERS = {**OF_ALL, "proxy_protocol": False, "max_connections": None, "max_handshakes": 1000}
 OF_SERVERS = {**OF_ADOPTED_SERVERS, "host": None, "backlog": 0, "reuse_port": False}
 
@@ -243,6 +245,53 @@ def test_max_buffered_amount(value: int) -> None:
 def test_max_buffered_amount_refused(value: Any, error: type[Exception], problem: str) -> None:
     with pytest.raises(error, match=f"^max_buffered_amount must be {problem}$"):
         SocketOptions(max_buffered_amount=value)
+
+
+@pytest.mark.parametrize("value", [1e-6, 1, 60.5, math.inf])
+def test_idle_timeout(value: float) -> None:
+    assert SocketOptions(idle_timeout=value).idle_timeout == value
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "problem"),
+    [
+        (0, ValueError, "a number of seconds, more than 0, not 0"),
+        (-1, ValueError, "a number of seconds, more than 0, not -1"),
+        (math.nan, ValueError, "a number of seconds, more than 0, not nan"),
+        (True, TypeError, "a number of seconds, not bool"),
+        ("1", TypeError, "a number of seconds, not str"),
+    ],
+)
+def test_idle_timeout_refused(value: Any, error: type[Exception], problem: str) -> None:
+    with pytest.raises(error, match=f"^idle_timeout must be {problem}$"):
+        SocketOptions(idle_timeout=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "problem"),
+    [
+        (0, ValueError, "from 1 to 32767, not 0"),
+        (32768, ValueError, "from 1 to 32767, not 32768"),
+        (True, TypeError, "an int, not bool"),
+        (1.5, TypeError, "an int, not float"),
+    ],
+)
+def test_keep_alive_refused(value: Any, error: type[Exception], problem: str) -> None:
+    with pytest.raises(error, match=f"^keep_alive must be {problem}$"):
+        SocketOptions(keep_alive=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "problem"),
+    [
+        (-1, ValueError, "from 0 to 65535, not -1"),
+        (65536, ValueError, "from 0 to 65535, not 65536"),
+        ("80", TypeError, "an int, not str"),
+    ],
+)
+def test_local_port_refused(value: Any, error: type[Exception], problem: str) -> None:
+    with pytest.raises(error, match=f"^local_port must be {problem}$"):
+        connect_options(local_port=value)
 
 
 @pytest.mark.parametrize("value", ["localhost", "127.0.0.1", "::1", "fe80::1%lo", "bücher.example", Text("a"), " "])

@@ -10,6 +10,7 @@ import math
 import socket as stdlib_socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -42,6 +43,70 @@ if sys.version_info < (3, 11):
 pytestmark = pytest.mark.anyio
 
 LOOPBACK = "127.0.0.1"
+
+
+# Tasks of its own
+
+
+async def test_the_block_waits_for_its_tasks() -> None:
+    done = []
+
+    async def task(first: int, second: str) -> None:
+        await anyio.sleep(0.05)
+        done.append((first, second, anyio.get_current_task().name))
+
+    async with MozTCPSocket() as tcp:
+        tcp.start_soon(task, 1, "two", name="a timer")
+        tcp.close()  # which is for sockets and servers
+    assert done == [(1, "two", "a timer")]
+
+
+async def test_a_task_started_by_a_handler_delays_no_event(role: str, listener: stdlib_socket.socket) -> None:
+    release = anyio.Event()
+
+    async def hold() -> None:
+        await release.wait()
+        sock.close()
+
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, role, listener)
+        sock.addEventListener("data", lambda event: tcp.start_soon(hold), once=True)
+        with peer:
+            for data in (b"first", b"second"):
+                await blocking(peer.sendall, data)
+                await recorder.until(partial(ends_with, recorder, data))
+            assert sock.readyState == "open"
+            release.set()
+            assert await blocking(read_all, peer) == b""
+
+
+def ends_with(recorder: EventRecorder, data: bytes) -> bool:
+    return bool(recorder.data.endswith(data))
+
+
+async def test_what_a_task_raises_ends_the_scope(listener: stdlib_socket.socket) -> None:
+    async def fail() -> None:
+        raise HandlerError("a timer's")
+
+    with leaves(ExceptionGroup) as caught:
+        async with MozTCPSocket() as tcp:
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            await sock.opened()
+            tcp.start_soon(fail)
+            await anyio.sleep(math.inf)
+    assert [str(each) for each in caught.value.exceptions] == ["a timer's"]
+    assert sock.readyState == "closed"
+
+
+async def test_tasks_are_started_within_the_block_only() -> None:
+    tcp = MozTCPSocket()
+    with pytest.raises(RuntimeError, match=r"start_soon\(\) outside the block"):
+        tcp.start_soon(anyio.lowlevel.checkpoint)
+    async with tcp:
+        tcp.cancel_scope.cancel()
+        tcp.start_soon(anyio.lowlevel.checkpoint)
+    with pytest.raises(RuntimeError, match=r"start_soon\(\) outside the block"):
+        tcp.start_soon(anyio.lowlevel.checkpoint)
 
 
 # The block

@@ -21,6 +21,7 @@ from anyio.abc import SocketAttribute
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError, _acceptor
 from mozsocket.testing import EventRecorder
 
+from .certificates import client_context, server_context
 from .conftest import open_descriptors
 from .peers import (
     PEER_TIMEOUT,
@@ -33,6 +34,7 @@ from .peers import (
     read_all,
     read_exactly,
     reset,
+    secure,
     unused_port,
 )
 from .test_lifetime import leaves
@@ -179,6 +181,45 @@ async def test_on_localhost() -> None:
         server.onconnect = echo
         assert await answers(server.localPort, "localhost")
         server.close()
+
+
+async def test_connections_are_those_that_are_open() -> None:
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host=LOOPBACK)
+        assert not server.connections
+        arrivals = Arrivals()
+        server.onconnect = arrivals
+        peers = []
+        for count in (1, 2, 3):
+            peers.append(await dial(server.localPort))
+            await arrivals.until(count)
+            assert server.connections == tuple(arrivals.sockets)
+        first, second, third = arrivals.sockets
+        second.close()
+        assert list(server.connections) == [first, third]
+        peers[0].close()
+        await first.closed()
+        assert list(server.connections) == [third]
+        server.close()
+        assert list(server.connections) == [third]  # which lives on
+        third.closeImmediately()
+        for peer in peers:
+            peer.close()
+    assert not server.connections
+
+
+async def test_a_connection_in_its_handshake_is_not_open() -> None:
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host=LOOPBACK, useSecureTransport=True, ssl_context=server_context())
+        arrivals = Arrivals()
+        server.onconnect = arrivals
+        with await dial(server.localPort) as peer:
+            await all_blocked()
+            assert not server.connections
+            with await secure(peer, client_context()):
+                await arrivals.until(1)
+                assert server.connections == tuple(arrivals.sockets)
+                tcp.close()
 
 
 @pytest.mark.parametrize("host", [None, LOOPBACK])
@@ -554,6 +595,10 @@ async def test_onconnect_that_raises(handler: Callable[[Any], object], caplog: p
     check_logged(record)
 
 
+def len_of(event: Any) -> int:
+    return len(event.data)
+
+
 @both_kinds
 @pytest.mark.parametrize("type_", ["data", "close"])
 async def test_a_handler_of_an_accepted_socket_that_raises(
@@ -563,6 +608,7 @@ async def test_a_handler_of_an_accepted_socket_that_raises(
         server = tcp.listen(0)
         arrivals = Arrivals()
         server.onconnect = arrivals
+        server.addEventListener("connect", lambda event: event.socket.addEventListener("data", len_of))
         server.addEventListener("connect", lambda event: event.socket.addEventListener(type_, handler))
         with await dial(server.localPort) as peer:
             await blocking(peer.sendall, b"data")

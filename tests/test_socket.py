@@ -102,6 +102,28 @@ async def test_opening_from_a_local_address(listener: stdlib_socket.socket) -> N
             assert peer.getpeername()[0] == "127.0.0.2"
 
 
+@pytest.mark.parametrize("address", [None, "127.0.0.1"])
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_opening_from_a_local_port(name: str, address: str | None, listener: stdlib_socket.socket) -> None:
+    """Again at once, too: TCP remembers the connection that was there before."""
+    local_port = unused_port()
+    async with MozTCPSocket() as tcp:
+        for _ in range(2):
+            sock = tcp.open(name, port_of(listener), local_host=address, local_port=local_port)
+            with await accept(listener) as peer:
+                assert peer.getpeername() == ("127.0.0.1", local_port)
+                sock.close()
+                assert await blocking(read_all, peer) == b""
+            await sock.closed()
+
+
+async def test_a_local_port_that_another_has(listener: stdlib_socket.socket) -> None:
+    taken = port_of(listener)
+    with pytest.raises(TCPSocketError, match="in use"):
+        async with TCPSocket("127.0.0.1", taken, local_port=taken) as sock:
+            await sock.opened()
+
+
 async def test_no_event_before_the_caller_awaits_nor_inside_its_calls(listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", port_of(listener))
