@@ -128,6 +128,7 @@ class Connection:
     :ivar attempt: to connect, while that lasts
     :ivar server_side: its role in TLS; None if the context decides
     :ivar bytes_received: how many bytes the program was given so far
+    :ivar followers: what is called when it is over, events or not; None for none
     :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that
     """
 
@@ -154,6 +155,7 @@ class Connection:
         "buffers",
         "bytes_received",
         "dispatcher",
+        "followers",
         "host",
         "inbox",
         "lifetime",
@@ -178,6 +180,7 @@ class Connection:
         self.transport: Transport | TLSTransport | None = None
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
+        self.followers: list[Callable[[], None]] | None = None
         self.buffers = False
         self.bytes_received = 0
         self._listeners = listeners
@@ -325,6 +328,16 @@ class Connection:
         self._shut()
         self._forget_queued()
         self.inbox.close()
+        followers, self.followers = self.followers, None
+        for follow in followers or ():
+            follow()
+
+    def follow(self, function: Callable[[], None]) -> None:
+        """Have a function called when it is over, be it that its owner is cancelled, and no handler is told of that."""
+        self.followers = [*(self.followers or ()), function]
+
+    def unfollow(self, function: Callable[[], None]) -> None:
+        self.followers = [each for each in self.followers or () if each != function] or None
 
     def _forget_queued(self) -> None:
         """At the end, but for what a stream can still be asked for: what came before the connection was lost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ._errors import InvalidStateError
@@ -21,7 +22,8 @@ def pipe(source: TCPSocket, target: TCPSocket) -> None:
 
     While the target takes no more, and until it is open, the source is suspended. The peer's end is passed on by
     :meth:`~TCPSocket.send_eof`, if the source has ``allow_half_open``; without that the source closes. When either is
-    closed, the other is closed too: in order, or, if the connection has failed or was lost, by a reset.
+    closed, the other is closed too: in order, or, if the connection has failed or was lost, or a handler has raised, by
+    a reset. If the block of one is cancelled, the other is closed at once.
 
     The handlers of both stay free: it listens beside them. An ``error`` of either is still the program's to handle.
     Call it before the source can have received anything, as in the handler of ``connect``, or while it is suspended; or
@@ -69,6 +71,8 @@ class _Pipe:
     def begin(self) -> None:
         for socket, type_, listener in self._listening:
             socket.addEventListener(type_, listener)
+        for socket in (self._source, self._target):
+            connection_of(socket).follow(self._on_cancelled)
         self._ended = connection_of(self._source).machine.peer_side is PeerSide.TOLD
         if _has_closed(self._target):
             self._on_target_closed()
@@ -82,6 +86,8 @@ class _Pipe:
         for socket, type_, listener in self._listening:
             socket.removeEventListener(type_, listener)
         self._listening = ()
+        for socket in (self._source, self._target):
+            connection_of(socket).unfollow(self._on_cancelled)
 
     # What happens
 
@@ -115,6 +121,13 @@ class _Pipe:
             self._source.reset()
         else:
             self._source.close()
+
+    def _on_cancelled(self) -> None:
+        """One is over without an event, as its block was cancelled; the other may be of another block."""
+        self._end()
+        with suppress(RuntimeError):  # if there is not even a task any more
+            self._source.closeImmediately()
+            self._target.closeImmediately()
 
     # What is to be done
 
@@ -168,4 +181,6 @@ def _has_closed(socket: TCPSocket) -> bool:
 
 
 def _has_failed(socket: TCPSocket) -> bool:
-    return connection_of(socket).lifetime.failure is not None
+    """Whether it is closed, or is about to be, in the middle of something: by a handler that has raised, too."""
+    lifetime = connection_of(socket).lifetime
+    return lifetime.failure is not None or bool(lifetime.crash_words)

@@ -359,6 +359,21 @@ async def test_a_reset_within_a_line_is_a_reset(listener: socket.socket) -> None
     assert recorder.of("error")[0].name == "NetworkInterruptError"
 
 
+async def test_each_byte_counts_once() -> None:
+    told = Told()
+    told.does[b"2"] = TCPSocket.suspend
+    async with connected_peer() as (sock, peer):
+        sock.ondata = lines(told.handler)
+        await sent(peer, b"1\n2\n3\n4")
+        assert sock.bytes_received == 4
+        sock.resume()
+        await all_blocked()
+        assert sock.bytes_received == 7
+        sock.ondata = told.handler
+        await all_blocked()
+        assert sock.bytes_received == 7
+
+
 # What the handler does
 
 

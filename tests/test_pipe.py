@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import ssl
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -35,6 +36,9 @@ from .peers import (
     secure,
     unused_port,
 )
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 pytestmark = pytest.mark.anyio
 
@@ -401,6 +405,41 @@ async def test_an_error_is_not_told_by_being_passed_on() -> None:
             near.reset()
             with pytest.raises(ConnectionResetError):
                 await far.receive_all()
+
+
+@each_way
+async def test_a_handler_that_raises_has_cut_off_what_was_passed_on(
+    source: str, target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: Any) -> None:
+        raise ZeroDivisionError
+
+    raised: list[BaseException] = []
+    try:
+        async with piped() as ends:
+            ends.ours[source].ondata = fail
+            ends.theirs[source].sendall(b"hello")
+            await gone(ends.theirs[target])
+    except BaseExceptionGroup as group:
+        raised.append(group)
+    assert bool(raised) == (source == "upstream")  # of an accepted one it is logged
+    assert raised or "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("cancelled", ["source", "target"])
+@pytest.mark.parametrize("suspended", [False, True])
+async def test_the_block_of_one_is_cancelled(cancelled: str, suspended: bool) -> None:
+    """Of which no handler is told."""
+    async with connected_peer() as (kept, peer):
+        with anyio.CancelScope() as scope:
+            async with connected_peer() as (lost, _):
+                pipe(*((lost, kept) if cancelled == "source" else (kept, lost)))
+                if suspended and cancelled == "target":
+                    await peer.clog()
+                scope.cancel()
+                await anyio.sleep_forever()
+        with anyio.fail_after(PEER_TIMEOUT):
+            await kept.closed()
 
 
 # Before the target is there
