@@ -23,12 +23,13 @@ from ._errors import InvalidStateError, explain
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._lifetime import Lifetime
 from ._listen import listen, stop_listening
-from ._log import WarningLimit
+from ._log import LogLimit
 from ._machine import ReadyState
 from ._options import MAX_BACKLOG, ListenOptions
 from ._readiness import Found, Registration, Waiting, Watched, by_tasks
 from ._socket import TCPSocket, accepted
 from ._transport import Transport
+from ._unique import next_number
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -68,6 +69,7 @@ class Acceptor:
     """
 
     __slots__ = (
+        "_address",
         "_adopted",
         "_connect_event",
         "_connections",
@@ -75,12 +77,13 @@ class Acceptor:
         "_handshaking",
         "_holds",
         "_listeners",
+        "_logged",
         "_name",
+        "_number",
         "_open",
         "_queuing",
         "_target",
         "_waiting",
-        "_warnings",
         "dispatcher",
         "is_closed",
         "lifetime",
@@ -101,18 +104,20 @@ class Acceptor:
         self.is_closed = False
         self._adopted = False  # whether others may listen on the same socket: a service manager, sibling processes
         self._target: EventTarget | None = None  # whose events they are, while it runs
-        self._connect_event: Callable[[TCPSocket], Event[Any]] | None = None
+        self._connect_event: Callable[[TCPSocket[Any]], Event[Any]] | None = None
         self._connections: set[Connection] = set()  # all that were accepted, and have not ended
         self._handshaking: dict[Connection, None] = {}  # those of them that are not done with that, the oldest first
         self._queuing: dict[Connection, None] = {}  # those that are, and wait until they may be open
         self._open: dict[Connection, None] = {}  # those that count to max_connections
-        self._warnings = WarningLimit()
+        self._logged = LogLimit()
+        self._number = next_number()
+        self._address = printable(display(options.host or "*", options.port))  # for people
         self._error_told = False
         self._holds = False  # whether it accepts nothing for now, as there is no room
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "listening" if self.listening else "not entered"
-        return f"<{self._name} :{self.port} {state}>"
+        return f"<{self._name} #{self._number} {self._address} {state}>"
 
     @property
     def has_connections(self) -> bool:
@@ -120,7 +125,7 @@ class Acceptor:
         return bool(self._connections)
 
     @property
-    def open_sockets(self) -> tuple[TCPSocket, ...]:
+    def open_sockets(self) -> tuple[TCPSocket[Any], ...]:
         """The accepted sockets that are open, in the order in which they became so."""
         return tuple(
             connection.face
@@ -150,14 +155,17 @@ class Acceptor:
         :param adopted: whether others may listen on them too
         """
         address = sockets[0].getsockname()
-        self.port = address[1] if isinstance(address, tuple) else 0
+        host, self.port = host_and_port(address)
+        if not adopted:
+            host = self.options.host or "*"
+        self._address = printable(display(host, self.port))
         self.listening = [_Listener(self, sock) for sock in sockets]
         self._adopted = adopted
         if self.is_closed:  # already, by the constructor of a subclass
             for listener in self.listening:
                 listener.close(stop=False)
 
-    def attach(self, target: EventTarget, connect_event: Callable[[TCPSocket], Event[Any]]) -> None:
+    def attach(self, target: EventTarget, connect_event: Callable[[TCPSocket[Any]], Event[Any]]) -> None:
         """Say whose the events are, before it runs.
 
         :param connect_event: what makes the event that tells of an accepted socket
@@ -215,7 +223,7 @@ class Acceptor:
         for connection in tuple(self._connections):
             if not connection.dispatcher.is_hosted:
                 self.finish(connection)
-        self._warnings.close(self.face)
+        self._logged.close(self.face)
 
     @property
     def face(self) -> object:
@@ -236,11 +244,18 @@ class Acceptor:
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
 
+    def was_slow(self, type: str, seconds: float) -> None:
+        self.lifetime.was_slow(self, type, seconds)
+
     def gone(self, words: str) -> InvalidStateError:
         return InvalidStateError(words)
 
-    def warn(self, kind: str, message: str, *args: object) -> None:
-        self._warnings.warn(self.face, kind, message, *args)
+    @property
+    def log_fields(self) -> dict[str, object]:
+        return {"socket_id": self._number, "local": self._address}
+
+    def may_log(self, kind: str) -> bool:
+        return self._logged.allows(self.face, kind)
 
     async def closed(self) -> None:
         lifetime = self.lifetime
@@ -300,9 +315,9 @@ class Acceptor:
         """The system has none for another connection. There may be fewer descriptors than ``max_handshakes``: then the
         handshake that has waited longest gives way too, when somebody else has come.
         """
-        self._warnings.error(
-            self.face, "no room", "%r cannot accept, and tries again in %s s: %s", self.face, ACCEPT_PAUSE, exc
-        )
+        if self.may_log("no room"):
+            message = "%r cannot accept, and tries again in %s s: %s"
+            _log.error(message, self.face, ACCEPT_PAUSE, exc, fields={**self.log_fields, "event": "no room"})
         if exc.errno in _NO_DESCRIPTORS and self._handshaking:
             if not listener.is_readable():
                 return
@@ -313,6 +328,7 @@ class Acceptor:
     def _hold(self) -> None:
         """Accept nothing until :meth:`_go_on`."""
         self._holds = True
+        self._tell_limit("reached", "%r has reached its max_connections, %d: others wait")
         for listener in self.listening:
             listener.accept(False)
 
@@ -320,8 +336,15 @@ class Acceptor:
         """Accept again, if there may be room now."""
         if self._holds and not self._is_full():
             self._holds = False
+            if self.options.max_connections is not None and not self.is_closed:
+                self._tell_limit("left", "%r has room again, below its max_connections, %d")
             for listener in self.listening:
                 listener.accept(True)
+
+    def _tell_limit(self, event: str, message: str) -> None:
+        if self.may_log(f"max_connections {event}"):
+            fields = {**self.log_fields, "event": f"max_connections {event}"}
+            _log.info(message, self.face, self.options.max_connections, fields=fields)
 
     def _fail(self, exc: OSError) -> None:
         self.lifetime.fail(explain(exc))
@@ -340,8 +363,11 @@ class Acceptor:
 
     def _welcome(self, sock: socket.socket, peer: Any) -> None:
         if not self._listeners.has("connect"):
-            shown = printable(display(*host_and_port(peer)))
-            self.warn("no onconnect", "%r has no onconnect: the connection from %s is closed", self.face, shown)
+            if self.may_log("no onconnect"):
+                shown = printable(display(*host_and_port(peer)))
+                _log.warning(
+                    "%r has no onconnect: the connection from %s is closed", self.face, shown, fields=self.log_fields
+                )
             Transport(sock).close()
             return
         connection = accepted(sock, peer, self.options, self, self._opening_event)
@@ -364,7 +390,7 @@ class Acceptor:
             self._forget(connection)
             raise
 
-    def _opening_event(self, socket: TCPSocket) -> tuple[Listeners, Event[Any]]:
+    def _opening_event(self, socket: TCPSocket[Any]) -> tuple[Listeners, Event[Any]]:
         assert self._connect_event is not None
         return self._listeners, self._connect_event(socket)
 

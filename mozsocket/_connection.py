@@ -40,12 +40,13 @@ import anyio
 import anyio.lowlevel
 
 from . import _log
-from ._addresses import display, printable
+from ._addresses import display, host_and_port, printable
 from ._buffers import QUEUED_READ_SIZE, RETAKEN, Inbox, SendBuffer
 from ._connect import connect
 from ._dispatch import Dispatcher
 from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
+from ._journal import Journal
 from ._lifetime import Lifetime
 from ._limits import Idleness, Limits, timeout
 from ._machine import ClosedBy, Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
@@ -56,6 +57,7 @@ from ._readiness import Found, Registration, Waiting, by_tasks
 from ._tls import TLSTransport, tls_over
 from ._transport import Transport, configure
 from ._turn import turn
+from ._unique import next_number
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -107,7 +109,8 @@ class Host(Protocol):
     def admit(self, connection: Connection) -> None:
         """Have :meth:`Connection.admitted` called when it may be open."""
 
-    def warn(self, kind: str, message: str, *args: object) -> None: ...
+    def may_log(self, kind: str) -> bool:
+        """Whether one more record of a kind is to be logged."""
 
     def finish(self, connection: Connection) -> None:
         """It is over, and no task runs it."""
@@ -138,10 +141,13 @@ class Connection:
         "_flush_scheduled",
         "_header",
         "_idleness",
+        "_journal",
         "_lean",
         "_limits",
         "_listeners",
+        "_local",
         "_name",
+        "_number",
         "_opening_event",
         "_read_size",
         "_registration",
@@ -169,6 +175,9 @@ class Connection:
 
     def __init__(self, name: str, host: str, port: int, options: SocketOptions, listeners: Listeners) -> None:
         self._name = name
+        self._number = next_number()
+        self._local: Any = None  # its address, as far as that was asked for
+        self._journal: Journal | None = None  # if it is wanted
         self.host = host
         self.port = port
         self.options = options
@@ -202,7 +211,20 @@ class Connection:
         self._idleness: Idleness | None = None  # if that is limited
 
     def __repr__(self) -> str:
-        return f"<{self._name} {self.peer} {self.machine.ready}>"
+        ends = f"{self.local}->{self.peer}" if self.local else self.peer
+        return f"<{self._name} #{self._number} {ends} {self.machine.ready}>"
+
+    @property
+    def local(self) -> str:
+        """The address that it is connected from, for people; empty if it has none, or is not connected yet."""
+        if not self._local and self.transport is not None:
+            self._local = self.transport.local
+        return printable(display(*host_and_port(self._local))) if self._local else ""
+
+    @property
+    def bytes_sent(self) -> int:
+        """How many bytes of the program's were handed over so far."""
+        return self.outgoing.sent
 
     @property
     def peer(self) -> str:
@@ -242,6 +264,9 @@ class Connection:
         """
         self.transport = transport
         self.server_side = True
+        self._journal = Journal.if_wanted()
+        if self._journal is not None:
+            self._journal.accepted(self, server)
         self._server = server
         self._opening_event = opening
         self.lifetime.begin()
@@ -281,6 +306,8 @@ class Connection:
             self.dispatcher.pump()  # what a suspended program had yet to be told, and now closes
 
     async def _connect_and_read(self) -> None:
+        if self._server is None:
+            self._journal = Journal.if_wanted()
         if self.transport is None and self.machine.ready is _CONNECTING:
             await self._connect()
         if self._registration is None:  # else it was begun before there was a task for it
@@ -326,6 +353,8 @@ class Connection:
     def release(self) -> None:
         self.machine.release()
         self._shut()
+        if self._journal is not None:
+            self._journal.closed(self)
         self._forget_queued()
         self.inbox.close()
         followers, self.followers = self.followers, None
@@ -357,6 +386,9 @@ class Connection:
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
 
+    def was_slow(self, type: str, seconds: float) -> None:
+        self.lifetime.was_slow(self, type, seconds)
+
     def notify(self) -> None:
         self.lifetime.notify()
         if self.looks:
@@ -377,11 +409,14 @@ class Connection:
     def is_in_handler(self) -> bool:
         return self.dispatcher.is_in_handler()
 
-    def warn(self, kind: str, message: str, *args: object) -> None:
-        if self._server is None:
-            _log.warning(message, *args)
-        else:
-            self._server.warn(kind, message, *args)
+    # The log
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        return {"socket_id": self._number, "peer": self.peer, "local": self.local}
+
+    def may_log(self, kind: str) -> bool:
+        return self._server is None or self._server.may_log(kind)
 
     def _state_changed(self) -> None:
         """Have those look who wait for what may have changed."""
@@ -442,6 +477,8 @@ class Connection:
         if self.machine.ready is not _OPEN:  # closed meanwhile
             self._shut()
             return
+        if self._journal is not None:
+            self._journal.opened(self)
         self.machine.announce()
         self._state_changed()
         self.dispatcher.pump()
@@ -526,6 +563,8 @@ class Connection:
                 self._watch_reading()
 
     def _secured(self) -> None:
+        if self._journal is not None:
+            self._journal.secured(self)
         self.machine.end_handshake()
         self._state_changed()
         if self.machine.opening is Opening.HANDSHAKE:
@@ -573,6 +612,7 @@ class Connection:
         if self._registration is not None:
             self._registration.end()
         if self.transport is not None:
+            self._local = self._local or self.transport.local
             self.transport.close()
         self.machine.end()
         if self._registration is not None:
@@ -794,7 +834,9 @@ class Connection:
         """Warn, once, of an event that nothing listens to though it should."""
         if not (self._warned_unheard or self._listeners.has(type)):
             self._warned_unheard = True
-            self.warn(f"no on{type}", "%r has %r, and nothing that listens to it: %s", self.face, type, advice)
+            if self.may_log(f"no on{type}"):
+                message = "%r has %r, and nothing that listens to it: %s"
+                _log.warning(message, self.face, type, advice, fields={**self.log_fields, "event": f"no on{type}"})
 
     def is_due(self) -> bool:
         return self.machine.due() is not None

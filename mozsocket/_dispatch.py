@@ -11,6 +11,7 @@ whose handlers are functions may live and end without.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -21,6 +22,7 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._events import Event, Listeners, Rest
+from ._log import SLOW
 from ._raised import is_cancelled, is_cancelled_by_loop, sort_out, stray, without_task
 from ._tasks import Signal
 from ._turn import flush, turn
@@ -61,6 +63,9 @@ class Source(Protocol):
 
     def notify(self) -> None:
         """Have the task look again that runs all this."""
+
+    def was_slow(self, type: str, seconds: float) -> None:
+        """Called when a handler of events of a type, which nothing could run beside, has taken so many seconds."""
 
 
 class Dispatcher:
@@ -407,6 +412,8 @@ class Dispatcher:
                 turn.written = None
         assert self._context is not None
         try:
+            if SLOW is not None:
+                return self._context.run(self._call_timed, listeners, event, SLOW)
             return self._context.run(listeners.call, event)
         except BaseException as exc:
             self._handler_raised(without_task(exc), event)
@@ -414,6 +421,16 @@ class Dispatcher:
         finally:
             if written:
                 flush(written)
+
+    def _call_timed(self, listeners: Listeners, event: Event[Any], limit: float) -> Rest | None:
+        """The same, and tell of it if that holds up the event loop."""
+        begun = time.monotonic()
+        try:
+            return listeners.call(event)
+        finally:
+            seconds = time.monotonic() - begun
+            if seconds > limit and self._source is not None:
+                self._source.was_slow(event.type, seconds)
 
     def _handler_raised(self, exc: BaseException, event: Event[Any]) -> None:
         assert self._source is not None

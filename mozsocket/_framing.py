@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from ._connection import Connection
 from ._events import OnlyHandler, is_async, is_to_be_awaited, require_callable
@@ -19,10 +19,14 @@ from ._socket import TCPSocketEvent, connection_of
 
 __all__ = ("frames", "lines")
 
-Handler = Callable[[TCPSocketEvent], Any]
+Handler = Callable[[TCPSocketEvent[Any]], Any]
+
+T = TypeVar("T", bound="bytes | str")
 
 
-def lines(handler: Handler, *, limit: int = 65536, unended: bool = False) -> Handler:
+def lines(
+    handler: Callable[[TCPSocketEvent[T]], object], *, limit: int = 65536, unended: bool = False
+) -> Callable[[TCPSocketEvent[T]], object]:
     """Make a handler of lines into one of ``data``::
 
         socket.ondata = lines(on_line)
@@ -52,7 +56,13 @@ def lines(handler: Handler, *, limit: int = 65536, unended: bool = False) -> Han
     return _handler_of(_Lines(limit, unended), handler)
 
 
-def frames(handler: Handler, *, size: int, limit: int = 65536, byteorder: Literal["big", "little"] = "big") -> Handler:
+def frames(
+    handler: Callable[[TCPSocketEvent[T]], object],
+    *,
+    size: int,
+    limit: int = 65536,
+    byteorder: Literal["big", "little"] = "big",
+) -> Callable[[TCPSocketEvent[T]], object]:
     """Make a handler of frames into one of ``data``, where each frame comes behind its length::
 
         socket.ondata = frames(on_frame, size=4)
@@ -212,7 +222,7 @@ class _Pieces:
     def is_unfinished(self) -> bool:
         return bool(self.rest)
 
-    def finish(self, event: TCPSocketEvent) -> object:
+    def finish(self, event: TCPSocketEvent[Any]) -> object:
         return self.by.finish(event, bytes(self.rest))
 
     def take_back(self) -> bytes:
@@ -233,7 +243,7 @@ class _Handler(OnlyHandler):
     def __repr__(self) -> str:
         return f"<{self.cutter.name}({self._handler!r})>"
 
-    def __call__(self, event: TCPSocketEvent) -> object:
+    def __call__(self, event: TCPSocketEvent[Any]) -> object:
         for piece in self._pieces(event):
             result = self._handler(piece)
             if result is not None and is_to_be_awaited(result):  # first
@@ -241,7 +251,7 @@ class _Handler(OnlyHandler):
                 return result
         return None
 
-    def _pieces(self, event: TCPSocketEvent) -> Iterator[TCPSocketEvent]:
+    def _pieces(self, event: TCPSocketEvent[Any]) -> Iterator[TCPSocketEvent[Any]]:
         """The pieces that there are now, as long as they are for this handler: others may take them back any time."""
         if not isinstance(event, TCPSocketEvent):
             raise TypeError(f"{self.words} is a handler of data, not of {event.type}")
@@ -271,7 +281,7 @@ class _Handler(OnlyHandler):
         held.whole[:0] = pieces
         return held
 
-    def finish(self, event: TCPSocketEvent, rest: bytes) -> object:
+    def finish(self, event: TCPSocketEvent[Any], rest: bytes) -> object:
         """The peer has ended its side.
 
         :param event: one of data without any
@@ -289,6 +299,6 @@ class _Handler(OnlyHandler):
 class _AsyncHandler(_Handler):
     """The same, made of an ``async def`` function."""
 
-    async def __call__(self, event: TCPSocketEvent) -> None:
+    async def __call__(self, event: TCPSocketEvent[Any]) -> None:
         for piece in self._pieces(event):
             await self._handler(piece)

@@ -67,8 +67,13 @@ class Member(Source, Protocol):
         :param words: how it begins
         """
 
-    def warn(self, kind: str, message: str, *args: object) -> None:
-        """Log a warning; for the kind, see :class:`WarningLimit`."""
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """Of all records about it, for structured logs."""
+        ...
+
+    def may_log(self, kind: str) -> bool:
+        """Whether one more record of a kind is to be logged; see :class:`LogLimit`."""
 
 
 class Lifetime:
@@ -345,11 +350,18 @@ class Lifetime:
         if not self.crash_words:
             self.crash_words = f"{self._crashed_in[0]} raised {shown(exc)}{self._crashed_in[1]}"
         if other is not None:
-            _log.error("another of %r: %s raised %s%s", member.face, where, shown(other), when, exc_info=other)
+            self._log_crash(member, "another of %r: %s raised %s%s", other, member.face, where, shown(other), when)
         if self._is_contained and exit_in(exc) is None:
             member.close_immediately()
         else:
             _break_off(member)
+
+    def was_slow(self, member: Member, type: str, seconds: float) -> None:
+        """A handler has held up the event loop."""
+        if member.may_log(f"slow on{type}"):
+            fields = {**member.log_fields, "event": "slow", "type": type, "seconds": seconds}
+            message = "a handler of %r, on %r, has held up the event loop for %.1f seconds"
+            _log.warning(message, member.face, type, seconds, fields=fields)
 
     @property
     def crash(self) -> BaseException | None:
@@ -379,11 +391,19 @@ class Lifetime:
     def _log_untold(self, member: Member) -> None:
         if self.failure is not None and not self._failure_told:
             self.tell_failure()
-            member.warn(self.failure.name, "%r was lost: %s", member.face, self.failure)
+            if member.may_log(self.failure.name):
+                fields = {**member.log_fields, "event": "lost", "error": self.failure.name}
+                _log.warning("%r was lost: %s", member.face, self.failure, fields=fields)
         if self._crash is not None:
             crash, self._crash = self._crash, None
             where, when = self._crashed_in
-            _log.error("%s of %r raised %s%s", where, member.face, shown(crash), when, exc_info=crash)
+            self._log_crash(member, "%s of %r raised %s%s", crash, where, member.face, shown(crash), when)
+
+    def _log_crash(self, member: Member, message: str, crash: BaseException, *args: object) -> None:
+        error = type(crash).__name__
+        if member.may_log(f"a handler raised {error}"):
+            fields = {**member.log_fields, "event": "crashed", "error": error}
+            _log.error(message, *args, exc_info=crash, fields=fields)
 
     @property
     def is_awaited(self) -> bool:

@@ -5,36 +5,77 @@ the program's own handlers and filters of logging raise is not the end of a conn
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
 
-__all__ = ("WarningLimit", "error", "warning")
+__all__ = ("SLOW", "LogLimit", "debug", "error", "info", "is_debugging", "warning")
 
 _logger = logging.getLogger("mozsocket")
 
+VARIABLE = "MOZSOCKET_SLOW_HANDLERS"
+"""The environment variable that has handlers told of that take longer than so many seconds."""
+
+
+def _slow() -> float | None:
+    """:raises ValueError: if the environment asks for what is no number of seconds"""
+    chosen = os.environ.get(VARIABLE)
+    if not chosen:
+        return 1 if sys.flags.dev_mode else None
+    try:
+        return float(chosen)
+    except ValueError:
+        raise ValueError(f"{VARIABLE} is {chosen!r}: it must be a number of seconds") from None
+
+
+SLOW = _slow()
+"""Seconds after which a handler is told of that holds up the event loop; None for never, as looking at the clock costs
+a little with each event. In Python's development mode it is 1.
+"""
+
 AT_ONCE = 10
-"""Warnings of a kind that are logged one by one in each period."""
+"""Records of a kind that are logged one by one in each period."""
 
 PERIOD = 60
 """Seconds."""
 
 
-def warning(message: str, *args: object) -> None:
-    _log(logging.WARNING, message, args)
+Fields = Mapping[str, object]
+"""For structured logs: attributes of the record."""
 
 
-def error(message: str, *args: object, exc_info: BaseException | None = None) -> None:
-    _log(logging.ERROR, message, args, exc_info)
+def is_debugging() -> bool:
+    """Whether what is told by :func:`debug` is wanted."""
+    return _logger.isEnabledFor(logging.DEBUG)
 
 
-def _log(level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None = None) -> None:
+def debug(message: str, *args: object, fields: Fields | None = None) -> None:
+    _log(logging.DEBUG, message, args, None, fields)
+
+
+def info(message: str, *args: object, fields: Fields | None = None) -> None:
+    _log(logging.INFO, message, args, None, fields)
+
+
+def warning(message: str, *args: object, fields: Fields | None = None) -> None:
+    _log(logging.WARNING, message, args, None, fields)
+
+
+def error(message: str, *args: object, exc_info: BaseException | None = None, fields: Fields | None = None) -> None:
+    _log(logging.ERROR, message, args, exc_info, fields)
+
+
+def _log(
+    level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None, fields: Fields | None
+) -> None:
     try:
         # Not the exception alone, as logging asks for its truth, and it may be any.
         raised = None if exc_info is None else (type(exc_info), exc_info, _latest(exc_info.__traceback__))
-        _logger.log(level, message, *args, exc_info=raised)
+        _logger.log(level, message, *args, exc_info=raised, extra=fields)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:
@@ -66,7 +107,7 @@ def _latest(whole: TracebackType | None) -> TracebackType | None:
     return latest
 
 
-class WarningLimit:
+class LogLimit:
     """What a server logs of its connections: of each kind some a minute, and then how many more there were."""
 
     __slots__ = ("_kinds",)
@@ -74,23 +115,13 @@ class WarningLimit:
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[float, int]] = {}  # when the period began, and how many there were in it
 
-    def warn(self, owner: object, kind: str, message: str, *args: object) -> None:
-        """Log a warning, if there were not too many.
+    def allows(self, owner: object, kind: str) -> bool:
+        """Count one more.
 
         :param owner: the server, for its ``repr()``
         :param kind: what is counted together; of few values
-        :param message: what to log, as of :meth:`logging.Logger.warning`
+        :return: whether it is to be logged
         """
-        if self._count(owner, kind):
-            warning(message, *args)
-
-    def error(self, owner: object, kind: str, message: str, *args: object) -> None:
-        """The same, for an error."""
-        if self._count(owner, kind):
-            error(message, *args)
-
-    def _count(self, owner: object, kind: str) -> bool:
-        """:return: whether it is to be logged"""
         now = time.monotonic()
         began, count = self._kinds.get(kind, (now, 0))
         if now >= began + PERIOD:

@@ -20,18 +20,22 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_args
 
 __all__ = (
     "MAX_BACKLOG",
     "AdoptListenerOptions",
     "AdoptOptions",
     "BinaryType",
+    "Bytes",
     "ClientOptions",
     "ConnectOptions",
+    "DataT",
     "ListenOptions",
     "ServerOptions",
     "SocketOptions",
+    "Text",
+    "accepts",
     "check_count",
     "check_flag",
     "check_host",
@@ -46,7 +50,18 @@ __all__ = (
     "takes",
 )
 
+Bytes = Literal["arraybuffer"]
+Text = Literal["string"]
 BinaryType = Literal["arraybuffer", "string"]
+
+if TYPE_CHECKING:
+    import typing_extensions  # for defaults (PEP 696), which Python has from 3.13 on
+
+    DataT = typing_extensions.TypeVar("DataT", bound=bytes | str, default=bytes, covariant=True)
+    BinaryTypeT = typing_extensions.TypeVar("BinaryTypeT", bound=BinaryType, default=BinaryType, covariant=True)
+else:
+    DataT = TypeVar("DataT", covariant=True)
+    BinaryTypeT = TypeVar("BinaryTypeT", covariant=True)
 
 MAX_BACKLOG = 65535
 """Each system caps it at its own maximum."""
@@ -72,7 +87,7 @@ class _Absent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SocketOptions(_Absent):
+class SocketOptions(_Absent, Generic[BinaryTypeT]):
     """The options of every connection, which those of a server share.
 
     :param binaryType: ``"arraybuffer"``: data is ``bytes`` (Gecko's default is the other); ``"string"``: data is
@@ -94,7 +109,10 @@ class SocketOptions(_Absent):
         also happens when an attacker cuts it off, is an error; else it is the peer's end (AnyIO's term)
     """
 
-    binaryType: BinaryType = "arraybuffer"
+    if TYPE_CHECKING:  # which type the data is follows from it
+        binaryType: BinaryTypeT = "arraybuffer"  # type: ignore[assignment]
+    else:
+        binaryType: BinaryType = "arraybuffer"
     max_buffered_amount: int | None = None
     linger: float = 5
     allow_half_open: bool = False
@@ -123,7 +141,7 @@ class SocketOptions(_Absent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions(SocketOptions):
+class ClientOptions(SocketOptions[BinaryTypeT]):
     """The options of a :class:`TCPSocket` that the program makes.
 
     :param server_hostname: for TLS: the name or address that the certificate must be for; None for the host
@@ -138,7 +156,7 @@ class ClientOptions(SocketOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectOptions(ClientOptions):
+class ConnectOptions(ClientOptions[BinaryTypeT]):
     """Where a :class:`TCPSocket` is to connect, and how.
 
     :param host: a host name or an IP address
@@ -169,7 +187,7 @@ class ConnectOptions(ClientOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptOptions(ClientOptions):
+class AdoptOptions(ClientOptions[BinaryTypeT]):
     """The socket that a :class:`TCPSocket` adopts, and its options.
 
     :param sock: a connected ``SOCK_STREAM`` socket
@@ -183,7 +201,7 @@ class AdoptOptions(ClientOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions(SocketOptions):
+class ServerOptions(SocketOptions[BinaryTypeT]):
     """The options of a :class:`TCPServerSocket`.
 
     :param useSecureTransport: whether to use TLS from the first byte: ``connect`` fires after the handshake. It needs
@@ -217,7 +235,7 @@ class ServerOptions(SocketOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class ListenOptions(ServerOptions):
+class ListenOptions(ServerOptions[BinaryTypeT]):
     """Where a :class:`TCPServerSocket` is to listen, and how.
 
     :param port: the port, 1 to 65535; 0 for one that is free, see :attr:`TCPServerSocket.localPort`
@@ -246,7 +264,7 @@ class ListenOptions(ServerOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class AdoptListenerOptions(ServerOptions):
+class AdoptListenerOptions(ServerOptions[BinaryTypeT]):
     """The socket that a :class:`TCPServerSocket` adopts, and its options.
 
     :param sock: a ``SOCK_STREAM`` socket that listens
@@ -305,6 +323,13 @@ def takes(
         return documents(declaration)(call)
 
     return decorate
+
+
+def accepts(
+    declaration: Callable[P, object],
+) -> Callable[[Callable[[OwnerT], ResultT]], Callable[Concatenate[OwnerT, P], ResultT]]:
+    """Give an overload the parameters of a class: to type checkers, the only ones to read it."""
+    return lambda method: method  # type: ignore[return-value]
 
 
 def documents(declaration: object) -> Callable[[DescribedT], DescribedT]:

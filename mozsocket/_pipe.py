@@ -14,7 +14,7 @@ from ._socket import TCPSocket, TCPSocketEvent, connection_of
 __all__ = ("pipe",)
 
 
-def pipe(source: TCPSocket, target: TCPSocket) -> None:
+def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
     """Pass on what a socket receives to another, one way; for both ways, call it twice::
 
         pipe(client, upstream)
@@ -55,11 +55,11 @@ class _Pipe:
     :ivar _closed: whether the source is closed, in order, and the target is to be
     """
 
-    def __init__(self, source: TCPSocket, target: TCPSocket) -> None:
+    def __init__(self, source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
         self._source, self._target = source, target
         self._unsent = b""
         self._holds = self._waits = self._ended = self._closed = False
-        self._listening: tuple[tuple[TCPSocket, str, Callable[[Any], None]], ...] = (
+        self._listening: tuple[tuple[TCPSocket[Any], str, Callable[[Any], None]], ...] = (
             (source, "data", self._on_data),
             (source, "end", self._on_end),
             (source, "close", self._on_source_closed),
@@ -91,23 +91,23 @@ class _Pipe:
 
     # What happens
 
-    def _on_data(self, event: TCPSocketEvent) -> None:
+    def _on_data(self, event: TCPSocketEvent[Any]) -> None:
         data = event.data.encode("latin-1") if isinstance(event.data, str) else event.data
         self._unsent = self._unsent + data if self._unsent else data
         self._go_on()
 
-    def _on_end(self, event: Event[TCPSocket]) -> None:
+    def _on_end(self, event: Event[TCPSocket[Any]]) -> None:
         self._ended = True
         self._go_on()
 
-    def _on_open(self, event: Event[TCPSocket]) -> None:
+    def _on_open(self, event: Event[TCPSocket[Any]]) -> None:
         self._go_on()
 
-    def _on_drain(self, event: Event[TCPSocket]) -> None:
+    def _on_drain(self, event: Event[TCPSocket[Any]]) -> None:
         self._waits = False
         self._go_on()
 
-    def _on_source_closed(self, event: Event[TCPSocket] | None = None) -> None:
+    def _on_source_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
         if _has_failed(self._source):
             self._end()
             self._target.reset()
@@ -115,7 +115,7 @@ class _Pipe:
             self._closed = True
             self._go_on()
 
-    def _on_target_closed(self, event: Event[TCPSocket] | None = None) -> None:
+    def _on_target_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
         self._end()
         if _has_failed(self._target):
             self._source.reset()
@@ -174,13 +174,13 @@ class _Pipe:
             self._source.resume()
 
 
-def _has_closed(socket: TCPSocket) -> bool:
+def _has_closed(socket: TCPSocket[Any]) -> bool:
     """Whether ``close`` has been told, or never will be, as the socket was closed before anything ran it."""
     connection = connection_of(socket)
     return connection.lifetime.over or connection.machine.is_over()
 
 
-def _has_failed(socket: TCPSocket) -> bool:
+def _has_failed(socket: TCPSocket[Any]) -> bool:
     """Whether it is closed, or is about to be, in the middle of something: by a handler that has raised, too."""
     lifetime = connection_of(socket).lifetime
     return lifetime.failure is not None or bool(lifetime.crash_words)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from ._lifetime import Member
-from ._options import check_flag, takes
+from ._options import BinaryType, Bytes, ConnectOptions, ListenOptions, Text, accepts, check_flag, takes
 from ._poller import way_to_wait
 from ._raised import is_of_cancellation, log_displaced
 from ._readiness import Waiting
@@ -68,8 +68,17 @@ class MozTCPSocket(Unique, Strict, Referable):
         """
         return self._running("cancel_scope").cancel_scope
 
+    @overload
+    @accepts(ConnectOptions[Bytes])
+    def open(self) -> TCPSocket[bytes]: ...
+    @overload
+    @accepts(ConnectOptions[Text])
+    def open(self) -> TCPSocket[str]: ...
+    @overload
+    @accepts(ConnectOptions[BinaryType])
+    def open(self) -> TCPSocket[bytes | str]: ...
     @takes(TCPSocket)
-    def open(self, socket: TCPSocket) -> TCPSocket:
+    def open(self, socket: TCPSocket[Any]) -> TCPSocket[Any]:
         """Open a connection (MDN: ``open``). It returns at once, and connects when the caller next awaits.
 
         :return: a socket that is connecting
@@ -81,8 +90,17 @@ class MozTCPSocket(Unique, Strict, Referable):
         self._run(connection_of(socket), tasks)
         return socket
 
+    @overload
+    @accepts(ListenOptions[Bytes])
+    def listen(self) -> TCPServerSocket[bytes]: ...
+    @overload
+    @accepts(ListenOptions[Text])
+    def listen(self) -> TCPServerSocket[str]: ...
+    @overload
+    @accepts(ListenOptions[BinaryType])
+    def listen(self) -> TCPServerSocket[bytes | str]: ...
     @takes(TCPServerSocket)
-    def listen(self, server: TCPServerSocket) -> TCPServerSocket:
+    def listen(self, server: TCPServerSocket[Any]) -> TCPServerSocket[Any]:
         """Listen on a port (MDN: ``listen``). It listens when the call returns.
 
         The options that :meth:`open` has too are those of the accepted sockets.

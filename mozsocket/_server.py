@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ._acceptor import Acceptor
 from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent, setters_of
-from ._options import AdoptListenerOptions, ListenOptions, ServerOptions, documents, shared, takes
+from ._options import (
+    AdoptListenerOptions,
+    BinaryType,
+    Bytes,
+    DataT,
+    ListenOptions,
+    ServerOptions,
+    Text,
+    accepts,
+    documents,
+    shared,
+    takes,
+)
 from ._socket import TCPSocket
 
 __all__ = ("TCPServerSocket", "TCPServerSocketEvent", "acceptor_of")
 
-SelfT = TypeVar("SelfT", bound="TCPServerSocket")
+SelfT = TypeVar("SelfT", bound="TCPServerSocket[Any]")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
-class TCPServerSocketEvent(Event["TCPServerSocket"]):
+class TCPServerSocketEvent(Event["TCPServerSocket[DataT]"], Generic[DataT]):
     """``connect``: a server has accepted a connection.
 
     :ivar socket: the accepted socket, open
     """
 
-    socket: TCPSocket
+    socket: TCPSocket[DataT]
 
-    def __init__(self, type: str, target: TCPServerSocket, socket: TCPSocket) -> None:
+    def __init__(self, type: str, target: TCPServerSocket[DataT], socket: TCPSocket[DataT]) -> None:
         _set_type(self, type)
         _set_target(self, target)
         _set_socket(self, socket)
@@ -39,7 +52,7 @@ _set_type, _set_target, _set_socket = setters_of(TCPServerSocketEvent, "type", "
 
 
 @documents(ListenOptions)
-class TCPServerSocket(EventTarget):
+class TCPServerSocket(EventTarget, Generic[DataT]):
     """Listens on a port and accepts connections (Gecko: ``TCPServerSocket``).
 
     Made by :meth:`MozTCPSocket.listen`, or used alone::
@@ -59,16 +72,64 @@ class TCPServerSocket(EventTarget):
 
     __slots__ = ("_acceptor",)
 
-    onconnect: EventHandler[TCPServerSocketEvent] = EventHandler(
+    onconnect: EventHandler[TCPServerSocketEvent[DataT]] = EventHandler(
         "A connection has been accepted. Its ``data`` starts when the handler has returned."
     )
-    onerror: EventHandler[TCPSocketErrorEvent[TCPServerSocket]] = EventHandler("The server cannot go on listening.")
+    onerror: EventHandler[TCPSocketErrorEvent[TCPServerSocket[DataT]]] = EventHandler(
+        "The server cannot go on listening."
+    )
 
+    # pyright takes nothing from `self` here: of text it is told by TCPServerSocket[str](…).
+    @overload
+    @accepts(ListenOptions[Bytes])
+    def __init__(self: TCPServerSocket[bytes]) -> None: ...
+    @overload
+    @accepts(ListenOptions[Text])
+    def __init__(self: TCPServerSocket[str]) -> None: ...
+    @overload
+    @accepts(ListenOptions[BinaryType])
+    def __init__(self: TCPServerSocket[bytes | str]) -> None: ...
     @takes(ListenOptions)
     def __init__(self, options: ListenOptions) -> None:
         super().__init__()
         self._acceptor = Acceptor(type(self).__name__, options, self._listeners)
 
+    if TYPE_CHECKING:  # what a listener is called with; one of any type, with whatever happens to a server
+
+        @overload
+        def addEventListener(
+            self,
+            type: Literal["connect"],
+            listener: Callable[[TCPServerSocketEvent[DataT]], object],
+            *,
+            once: bool = False,
+        ) -> None: ...
+        @overload
+        def addEventListener(
+            self,
+            type: Literal["error"],
+            listener: Callable[[TCPSocketErrorEvent[TCPServerSocket[DataT]]], object],
+            *,
+            once: bool = False,
+        ) -> None: ...
+        @overload
+        def addEventListener(
+            self, type: str, listener: Callable[[Event[TCPServerSocket[DataT]]], object], *, once: bool = False
+        ) -> None: ...
+        def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None: ...
+
+    @overload
+    @classmethod
+    @accepts(AdoptListenerOptions[Bytes])
+    def from_socket(cls: type[SelfT]) -> SelfT: ...
+    @overload
+    @classmethod
+    @accepts(AdoptListenerOptions[Text])
+    def from_socket(cls) -> TCPServerSocket[str]: ...
+    @overload
+    @classmethod
+    @accepts(AdoptListenerOptions[BinaryType])
+    def from_socket(cls) -> TCPServerSocket[bytes | str]: ...
     @classmethod
     @takes(AdoptListenerOptions)
     def from_socket(cls: type[SelfT], options: AdoptListenerOptions) -> SelfT:
@@ -95,7 +156,7 @@ class TCPServerSocket(EventTarget):
         return self._acceptor.port
 
     @property
-    def connections(self) -> tuple[TCPSocket, ...]:
+    def connections(self) -> tuple[TCPSocket[DataT], ...]:
         """The accepted sockets that are open, in the order in which they were accepted; with TLS, or the PROXY
         protocol, in which they became open. One that is closing is not among them any more.
         """
@@ -124,7 +185,7 @@ class TCPServerSocket(EventTarget):
         return await self._acceptor.lifetime.leave(self._acceptor, exc)
 
 
-def acceptor_of(server: TCPServerSocket) -> Acceptor:
+def acceptor_of(server: TCPServerSocket[Any]) -> Acceptor:
     """What is inside, ready to be run."""
     acceptor = server._acceptor
     if not acceptor.lifetime.started:

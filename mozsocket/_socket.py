@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from anyio import TypedAttributeLookupError
 from anyio.abc import ByteStream
@@ -27,9 +27,14 @@ from ._events import (
 from ._machine import ReadyState
 from ._options import (
     AdoptOptions,
+    BinaryType,
+    Bytes,
     ClientOptions,
     ConnectOptions,
+    DataT,
     SocketOptions,
+    Text,
+    accepts,
     check_server_hostname,
     check_ssl_context,
     documents,
@@ -46,13 +51,14 @@ __all__ = ("TCPSocket", "TCPSocketEvent", "accepted", "connection_of")
 
 T = TypeVar("T")
 D = TypeVar("D")
-SelfT = TypeVar("SelfT", bound="TCPSocket")
+EventT = TypeVar("EventT", bound=Event[Any])
+SelfT = TypeVar("SelfT", bound="TCPSocket[Any]")
 
 _NO_DEFAULT: Any = object()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
-class TCPSocketEvent(Event["TCPSocket"]):
+class TCPSocketEvent(Event["TCPSocket[DataT]"], Generic[DataT]):
     """``data``: bytes have arrived.
 
     :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of
@@ -60,9 +66,9 @@ class TCPSocketEvent(Event["TCPSocket"]):
         :func:`mozsocket.frames` one of them, which may be empty
     """
 
-    data: Any
+    data: DataT
 
-    def __init__(self, type: str, target: TCPSocket, data: Any) -> None:
+    def __init__(self, type: str, target: TCPSocket[DataT], data: DataT) -> None:
         _set_type(self, type)
         _set_target(self, target)
         _set_data(self, data)
@@ -75,10 +81,10 @@ class TCPSocketEvent(Event["TCPSocket"]):
 _set_type, _set_target, _set_data = setters_of(TCPSocketEvent, "type", "target", "data")
 
 
-class _DataHandler(EventHandler[TCPSocketEvent]):
+class _DataHandler(EventHandler[EventT]):
     """``ondata``. What the handler before has left is for the new one: see :func:`mozsocket.lines`."""
 
-    def __set__(self, target: Any, handler: Callable[[TCPSocketEvent], object] | None) -> None:
+    def __set__(self, target: Any, handler: Callable[[EventT], object] | None) -> None:
         connection: Connection = target._connection
         holds = connection.inbox.held is not None
         if holds:
@@ -89,13 +95,15 @@ class _DataHandler(EventHandler[TCPSocketEvent]):
 
 
 @documents(ConnectOptions)
-class TCPSocket(EventTarget):
+class TCPSocket(EventTarget, Generic[DataT]):
     """A TCP connection that calls handlers (MDN: ``TCPSocket``).
 
     Made by :meth:`MozTCPSocket.open`, accepted by a :class:`TCPServerSocket`, or used alone::
 
         async with TCPSocket("localhost", 6379) as socket:
             await socket.opened()
+
+    It is a ``TCPSocket[bytes]``, which ``TCPSocket`` alone means, or with ``binaryType="string"`` a ``TCPSocket[str]``.
 
     Making one connects nothing and holds no resource; entering it does. Leaving the block calls :meth:`close` and
     waits until it is closed; leaving it by an exception calls :meth:`closeImmediately`. Cancelling the block closes
@@ -110,27 +118,59 @@ class TCPSocket(EventTarget):
     _connection: Connection
     _stream: SocketStream | None
 
-    onopen: EventHandler[Event[TCPSocket]] = EventHandler(
+    onopen: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         "The connection is open. Not for accepted sockets, which are open from the start."
     )
-    onsecure: EventHandler[Event[TCPSocket]] = EventHandler(
+    onsecure: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         ":meth:`upgradeToSecure` is done: what is received and sent from now on is encrypted."
     )
-    ondrain: EventHandler[Event[TCPSocket]] = EventHandler(
+    ondrain: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         "Everything buffered has been handed to the operating system, after a :meth:`send` that gave False."
     )
-    ondata: EventHandler[TCPSocketEvent] = _DataHandler("Bytes have arrived.")
-    onend: EventHandler[Event[TCPSocket]] = EventHandler(
+    ondata: EventHandler[TCPSocketEvent[DataT]] = _DataHandler("Bytes have arrived.")
+    onend: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         "The peer has ended its side, and ours is open still: with ``allow_half_open`` only."
     )
-    onerror: EventHandler[TCPSocketErrorEvent[TCPSocket]] = EventHandler(
+    onerror: EventHandler[TCPSocketErrorEvent[TCPSocket[DataT]]] = EventHandler(
         "The connection failed or was lost. ``close`` follows."
     )
-    onclose: EventHandler[Event[TCPSocket]] = EventHandler("The connection is closed: the last event, exactly once.")
+    onclose: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
+        "The connection is closed: the last event, exactly once."
+    )
 
+    # pyright takes nothing from `self` here: of text it is told by TCPSocket[str](…).
+    @overload
+    @accepts(ConnectOptions[Bytes])
+    def __init__(self: TCPSocket[bytes]) -> None: ...
+    @overload
+    @accepts(ConnectOptions[Text])
+    def __init__(self: TCPSocket[str]) -> None: ...
+    @overload
+    @accepts(ConnectOptions[BinaryType])
+    def __init__(self: TCPSocket[bytes | str]) -> None: ...
     @takes(ConnectOptions)
     def __init__(self, options: ConnectOptions) -> None:
         self._set_up(options.host, options.port, options)
+
+    if TYPE_CHECKING:  # what a listener is called with; one of any type, with whatever happens to a socket
+
+        @overload
+        def addEventListener(
+            self, type: Literal["data"], listener: Callable[[TCPSocketEvent[DataT]], object], *, once: bool = False
+        ) -> None: ...
+        @overload
+        def addEventListener(
+            self,
+            type: Literal["error"],
+            listener: Callable[[TCPSocketErrorEvent[TCPSocket[DataT]]], object],
+            *,
+            once: bool = False,
+        ) -> None: ...
+        @overload
+        def addEventListener(
+            self, type: str, listener: Callable[[Event[TCPSocket[DataT]]], object], *, once: bool = False
+        ) -> None: ...
+        def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None: ...
 
     def _set_up(self, host: str, port: int, options: SocketOptions) -> Connection:
         super().__init__()
@@ -139,6 +179,18 @@ class TCPSocket(EventTarget):
         _set_stream(self, None)
         return connection
 
+    @overload
+    @classmethod
+    @accepts(AdoptOptions[Bytes])
+    def from_socket(cls: type[SelfT]) -> SelfT: ...
+    @overload
+    @classmethod
+    @accepts(AdoptOptions[Text])
+    def from_socket(cls) -> TCPSocket[str]: ...
+    @overload
+    @classmethod
+    @accepts(AdoptOptions[BinaryType])
+    def from_socket(cls) -> TCPSocket[bytes | str]: ...
     @classmethod
     @takes(AdoptOptions)
     def from_socket(cls: type[SelfT], options: AdoptOptions) -> SelfT:
@@ -211,7 +263,7 @@ class TCPSocket(EventTarget):
         """Bytes of the program's handed to the operating system so far (Node: ``bytesWritten``, which counts what is
         buffered too).
         """
-        return self._connection.outgoing.sent
+        return self._connection.bytes_sent
 
     def send(self, data: Buffer | str, byteOffset: int = 0, byteLength: int | None = None) -> bool:
         """Send data, or buffer it to be sent as soon as the peer takes it.
@@ -403,7 +455,7 @@ class TCPSocket(EventTarget):
 _set_connection, _set_stream = setters_of(TCPSocket, "_connection", "_stream")
 
 
-def connection_of(socket: TCPSocket) -> Connection:
+def connection_of(socket: TCPSocket[Any]) -> Connection:
     """What is inside, ready to be run."""
     connection = socket._connection
     if not connection.lifetime.started:
@@ -416,25 +468,25 @@ def accepted(
     peer: Any,
     options: SocketOptions,
     server: Host,
-    opening: Callable[[TCPSocket], tuple[Listeners, Event[Any]]],
+    opening: Callable[[TCPSocket[Any]], tuple[Listeners, Event[Any]]],
 ) -> Connection:
     """What is inside of a socket that a server has accepted.
 
     :param peer: its address
     :param opening: what makes the event that tells of it, and who listens to that
     """
-    socket = TCPSocket.__new__(TCPSocket)
+    socket: TCPSocket[Any] = TCPSocket.__new__(TCPSocket)
     connection = socket._set_up(*host_and_port(peer), options)
     _attach(socket, connection)
     connection.accept(Transport(sock), server, partial(opening, socket))
     return connection
 
 
-def _attach(socket: TCPSocket, connection: Connection) -> None:
+def _attach(socket: TCPSocket[Any], connection: Connection) -> None:
     connection.attach(socket, _text_event if socket.binaryType == "string" else TCPSocketEvent)
 
 
-def _text_event(type: str, target: TCPSocket, data: bytes) -> TCPSocketEvent:
+def _text_event(type: str, target: TCPSocket[str], data: bytes) -> TCPSocketEvent[str]:
     return TCPSocketEvent(type, target, data.decode("latin-1"))
 
 

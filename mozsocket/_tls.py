@@ -99,6 +99,11 @@ class TLSTransport:
         return self._engine.choked
 
     @property
+    def local(self) -> Any:
+        """The address of this end; None if it is closed."""
+        return self._transport.local
+
+    @property
     def moved(self) -> int:
         """How many bytes of records have gone either way, and of plaintext before."""
         return self._transport.moved

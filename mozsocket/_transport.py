@@ -119,6 +119,11 @@ class ByteTransport(Protocol):
         ...
 
     @property
+    def local(self) -> Any:
+        """The address of this end; None if it is closed."""
+        ...
+
+    @property
     def moved(self) -> int:
         """How many bytes have gone either way, of TLS those of its records."""
         ...
@@ -207,6 +212,14 @@ class Transport:
     def closed(self) -> bool:
         """Whether it has been closed."""
         return self.watched.closed
+
+    @property
+    def local(self) -> Any:
+        """The address of this end; None if it is closed."""
+        try:
+            return self.socket.getsockname()
+        except OSError:
+            return None
 
     def receive(self, size: int) -> bytes | None:
         """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.

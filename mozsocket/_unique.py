@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from typing import NoReturn, SupportsIndex
 
-__all__ = ("Referable", "Strict", "Unique")
+__all__ = ("Referable", "Strict", "Unique", "next_number")
+
+next_number: Callable[[], int] = count(1).__next__
+"""The number of a socket or a server in this process, by which the log tells them apart."""
 
 
 class Unique:

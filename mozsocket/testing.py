@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from typing import Any, overload
 
 import anyio
 import anyio.lowlevel
 
 from ._events import Event, EventTarget, types_of
+from ._options import Bytes, Text
 from ._socket import TCPSocket
 from ._transport import Transport, configure
 from ._unique import Referable, Unique
@@ -129,8 +130,16 @@ class EventRecorder(Unique, Referable):
         return self.data
 
 
+@overload
+def connected_pair(
+    *, binaryType: Bytes = ..., **options: Any
+) -> AbstractAsyncContextManager[tuple[TCPSocket, TCPSocket]]: ...
+@overload
+def connected_pair(
+    *, binaryType: Text, **options: Any
+) -> AbstractAsyncContextManager[tuple[TCPSocket[str], TCPSocket[str]]]: ...
 @asynccontextmanager
-async def connected_pair(**options: Any) -> AsyncIterator[tuple[TCPSocket, TCPSocket]]:
+async def connected_pair(**options: Any) -> AsyncIterator[tuple[TCPSocket[Any], TCPSocket[Any]]]:
     """Two open sockets that are connected to each other, in this process and without the network's delays.
 
     Leaving the block closes both: in order, or immediately if it is left by an exception.
@@ -239,8 +248,14 @@ class Peer(Unique, Referable):
         self._transport.close(tell=False)
 
 
+@overload
+def connected_peer(
+    *, binaryType: Bytes = ..., **options: Any
+) -> AbstractAsyncContextManager[tuple[TCPSocket, Peer]]: ...
+@overload
+def connected_peer(*, binaryType: Text, **options: Any) -> AbstractAsyncContextManager[tuple[TCPSocket[str], Peer]]: ...
 @asynccontextmanager
-async def connected_peer(**options: Any) -> AsyncIterator[tuple[TCPSocket, Peer]]:
+async def connected_peer(**options: Any) -> AsyncIterator[tuple[TCPSocket[Any], Peer]]:
     """An open socket and the peer that it is connected to, over TCP on this machine, as not all bad manners can be had
     without. Leaving the block closes both: the socket in order if the peer has taken all that was sent.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -59,7 +60,7 @@ async def test_a_peer_on_a_link_can_be_connected_back_to(on_a_link: str) -> None
         with await dial(accepting.server.localPort, on_a_link) as peer:
             sock, _ = await accepting.first()
             assert (sock.host, sock.port) == (on_a_link, port_of(peer))
-            assert repr(sock) == f"<TCPSocket [{on_a_link}]:{port_of(peer)} open>"
+            assert re.fullmatch(rf"<TCPSocket #\d+ .*->{re.escape(f'[{on_a_link}]:{port_of(peer)}')} open>", repr(sock))
             assert sock.extra(SocketAttribute.remote_address) == (on_a_link, port_of(peer))
             assert sock.extra(SocketAttribute.local_address) == (on_a_link, accepting.server.localPort)
             with socket.create_server(("::", 0), family=socket.AF_INET6) as behind:

@@ -831,7 +831,7 @@ async def test_an_exception_through_two_blocks(listener: stdlib_socket.socket) -
 async def test_a_socket_that_has_ended_cannot_be_entered_again(listener: stdlib_socket.socket) -> None:
     async with TCPSocket("127.0.0.1", port_of(listener)) as socket:
         pass
-    with pytest.raises(RuntimeError, match=r"<TCPSocket 127.0.0.1:\d+ closed> has ended: make a new one"):
+    with pytest.raises(RuntimeError, match=r"<TCPSocket #\d+ .*->127.0.0.1:\d+ closed> has ended: make a new one"):
         async with socket:
             pytest.fail("entered")
 

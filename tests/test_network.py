@@ -299,7 +299,7 @@ async def main():
         def onconnect(event):
             peer = event.socket
             assert peer.host == address, peer.host
-            assert repr(peer) == f"<TCPSocket [{address}]:{peer.port} open>", repr(peer)
+            assert f"->[{address}]:{peer.port} open>" in repr(peer), repr(peer)
             assert peer.extra(SocketAttribute.remote_address) == (address, peer.port)
             assert peer.extra(SocketAttribute.local_address) == (address, server.localPort)
             back = tcp.open(peer.host, server.localPort)  # what is shown can be connected to

@@ -78,6 +78,7 @@ def test_the_signature_has_each_option_once_with_its_default(call: Callable[...,
     assert {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} == options
     assert len(parameters) == len(positional) + len(options)
     assert all(isinstance(each.annotation, str) for each in parameters)
+    assert inspect.signature(call).parameters["binaryType"].annotation == "BinaryType"
 
 
 @each_call
@@ -164,7 +165,7 @@ def test_a_connection_without_an_option_finds_its_default() -> None:
 def test_no_docstrings_are_needed() -> None:
     program = "from mozsocket import TCPSocket; assert TCPSocket.__doc__ is None; print(TCPSocket('localhost', 80))"
     done = run([sys.executable, "-OO", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "<TCPSocket localhost:80 connecting>\n"
+    assert done.stdout == "<TCPSocket #1 localhost:80 connecting>\n"
 
 
 def connect_options(**options: Any) -> ConnectOptions:

@@ -191,7 +191,8 @@ async def test_what_does_not_fit_is_sent_before_the_source_is_closed_by_the_prog
 @pytest.mark.parametrize("to_text", [False, True])
 async def test_text(from_text: bool, to_text: bool) -> None:
     kinds = {False: "arraybuffer", True: "string"}
-    near_options, far_options = ({"binaryType": kinds[is_text]} for is_text in (from_text, to_text))
+    near_options: dict[str, Any] = {"binaryType": kinds[from_text]}
+    far_options: dict[str, Any] = {"binaryType": kinds[to_text]}
     async with connected_peer(**near_options) as (source, near), connected_peer(**far_options) as (target, far):
         pipe(source, target)
         await near.send(bytes(range(256)))

@@ -250,4 +250,4 @@ async def test_a_path_that_would_be_lines_of_a_log(caplog: pytest.LogCaptureFixt
 
 def test_it_is_a_flag() -> None:
     with pytest.raises(TypeError, match="proxy_protocol must be a bool, not str"):
-        TCPServerSocket(0, proxy_protocol="v1")  # type: ignore[arg-type]
+        TCPServerSocket(0, proxy_protocol="v1")  # type: ignore[call-overload]

@@ -558,7 +558,7 @@ async def bytes_by_default() -> None:
 
 async def keyword_arguments() -> None:
     with pytest.raises(TypeError):
-        TCPSocket("localhost", 1, {"binaryType": "string"})  # type: ignore[call-arg, arg-type]
+        TCPSocket("localhost", 1, {"binaryType": "string"})  # type: ignore[call-overload]
 
 
 async def with_open_pair(check: Callable[[TCPSocket], object]) -> None:

@@ -444,7 +444,7 @@ async def test_the_port_is_checked_before_the_privilege() -> None:
             except OSError:
                 pass  # somebody else has it
         with pytest.raises(TypeError, match="port must be an int"):
-            tcp.listen("80")  # type: ignore[arg-type]
+            tcp.listen("80")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("certified", [1, None, "yes"])

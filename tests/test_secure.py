@@ -95,21 +95,16 @@ async def test_bytes_that_come_one_at_a_time(role: str, version: ssl.TLSVersion,
                 received.append(result)
         return b"".join(received)
 
-    options = {"useSecureTransport": True, "linger": 0.1}
+    options: dict[str, Any] = {"useSecureTransport": True, "linger": 0.1}
     async with MozTCPSocket() as tcp:
         if role == "client":
-            socket_ = tcp.open(
-                "127.0.0.1",
-                port_of(listener),
-                ssl_context=client_context(version=version),
-                **options,  # type: ignore[arg-type]
-            )
+            socket_ = tcp.open("127.0.0.1", port_of(listener), ssl_context=client_context(version=version), **options)
             recorder = EventRecorder(socket_)
             socket_.addEventListener("data", lambda event: event.target.close())
             socket_.onopen = lambda event: event.target.send(b"hello")
             peer = await accept(listener)
         else:
-            server = tcp.listen(0, ssl_context=server_context(version=version), **options)  # type: ignore[arg-type]
+            server = tcp.listen(0, ssl_context=server_context(version=version), **options)
 
             def on_connect(event: Any) -> None:
                 nonlocal recorder
@@ -561,11 +556,11 @@ def bad(call: Any, error: type[Exception], match: str) -> None:
 
 
 async def test_bad_options() -> None:
-    bad(lambda: TCPSocket("localhost", 1, ssl_context=object()), TypeError, "must be an ssl.SSLContext")  # type: ignore[arg-type]
+    bad(lambda: TCPSocket("localhost", 1, ssl_context=object()), TypeError, "must be an ssl.SSLContext")  # type: ignore[call-overload]
     bad(lambda: TCPSocket("localhost", 1, ssl_context=server_context()), ValueError, "other side of TLS")
-    bad(lambda: TCPSocket("localhost", 1, useSecureTransport=1), TypeError, "must be a bool")  # type: ignore[arg-type]
+    bad(lambda: TCPSocket("localhost", 1, useSecureTransport=1), TypeError, "must be a bool")  # type: ignore[call-overload]
     bad(lambda: TCPSocket("localhost", 1, handshake_timeout=-1), ValueError, "0 or more")
-    bad(lambda: TCPSocket("localhost", 1, tls_standard_compatible=None), TypeError, "must be a bool")  # type: ignore[arg-type]
+    bad(lambda: TCPSocket("localhost", 1, tls_standard_compatible=None), TypeError, "must be a bool")  # type: ignore[call-overload]
     bad(lambda: TCPSocket("localhost", 1, server_hostname=""), ValueError, "server_hostname")
     for name in "a..b", f"{'x' * 64}.test", "größer..test":
         bad(partial(TCPSocket, "localhost", 1, server_hostname=name), ValueError, "server_hostname must be a host name")

@@ -45,6 +45,7 @@ LAYERS = [
     "_events.py",  # the events, and the object they happen to
     "_dispatch.py",  # calls the handlers, one event after the other
     "_lifetime.py",  # from entering a block to leaving it
+    "_journal.py",  # what the log is told of a connection's life
     "_connection.py",  # a connection, from its first byte to its last
     "_stream.py",  # the same as an AnyIO stream
     # Public: what a program imports; and what is inside of a server, which makes public sockets.

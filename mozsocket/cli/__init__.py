@@ -176,7 +176,7 @@ def demand(name: str, value: object, other: str) -> None:
 
 
 async def connect_and_relay(
-    socket: TCPSocket,
+    socket: TCPSocket[bytes | str],
     console: Console,
     progress: Progress,
     trace: Trace,
@@ -278,7 +278,7 @@ def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str
 
 
 async def listen_and_serve(
-    trace: Trace, serve: Callable[[TCPServerSocket], Awaitable[None]], port: int, options: dict[str, Any]
+    trace: Trace, serve: Callable[[TCPServerSocket[bytes | str]], Awaitable[None]], port: int, options: dict[str, Any]
 ) -> None:
     # Whether ports below 1024 may be listened on, the operating system decides.
     async with MozTCPSocket(certified=True) as tcp:
@@ -289,13 +289,13 @@ async def listen_and_serve(
 
 
 async def serve_relays(
-    trace: Trace, console: Console, progress: Progress, keep_open: bool, server: TCPServerSocket
+    trace: Trace, console: Console, progress: Progress, keep_open: bool, server: TCPServerSocket[bytes | str]
 ) -> None:
     """Relay one connection, or one after another."""
     numbers = itertools.count(1)
     accepted, relays = anyio.create_memory_object_stream[Relay](math.inf)
 
-    def on_connect(event: TCPServerSocketEvent) -> None:
+    def on_connect(event: TCPServerSocketEvent[bytes | str]) -> None:
         trace.watch(event.socket, f"accepted {next(numbers)}")
         accepted.send_nowait(Relay(event.socket, console, progress, end_with_input=False))
         if not keep_open:

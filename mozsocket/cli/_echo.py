@@ -23,11 +23,11 @@ class EchoService:
         self._trace = trace
         self._grace = grace
         self._numbers = itertools.count(1)
-        self._server: TCPServerSocket | None = None
-        self._connections: set[TCPSocket] = set()
+        self._server: TCPServerSocket[bytes | str] | None = None
+        self._connections: set[TCPSocket[bytes | str]] = set()
         self._change: anyio.Event | None = None
 
-    async def serve(self, server: TCPServerSocket) -> None:
+    async def serve(self, server: TCPServerSocket[bytes | str]) -> None:
         self._server = server
         server.onconnect = self._on_connect
         await server.closed()
@@ -50,23 +50,23 @@ class EchoService:
             note(f"{len(self._connections)} open, closed in {self._grace:g} s; Ctrl-C again closes at once")
         return True
 
-    def _on_connect(self, event: TCPServerSocketEvent) -> None:
+    def _on_connect(self, event: TCPServerSocketEvent[bytes | str]) -> None:
         connection = event.socket
         self._connections.add(connection)
         connection.addEventListener("close", self._on_close)
         echo_back(connection)
         self._trace.watch(connection, f"accepted {next(self._numbers)}")
 
-    def _on_close(self, event: Event[TCPSocket]) -> None:
+    def _on_close(self, event: Event[TCPSocket[bytes | str]]) -> None:
         self._connections.discard(event.target)
         if self._change is not None:
             self._change.set()
 
 
-def echo_back(socket: TCPSocket) -> None:
+def echo_back(socket: TCPSocket[bytes | str]) -> None:
     """Send back what a socket receives, as fast as it is taken."""
 
-    def on_data(event: TCPSocketEvent) -> None:
+    def on_data(event: TCPSocketEvent[bytes | str]) -> None:
         if not socket.send(event.data):
             socket.suspend()  # until it is taken
 

@@ -26,7 +26,9 @@ class Relay:
     :param end_with_input: whether the peer is told of the end of the input; what it answers then is received to its end
     """
 
-    def __init__(self, socket: TCPSocket, console: Console, progress: Progress, *, end_with_input: bool) -> None:
+    def __init__(
+        self, socket: TCPSocket[bytes | str], console: Console, progress: Progress, *, end_with_input: bool
+    ) -> None:
         self._socket = socket
         self._console = console
         self._progress = progress
@@ -40,16 +42,16 @@ class Relay:
         socket.onerror = self._on_error
         socket.onclose = lambda event: self._received_in.close()
 
-    def _on_data(self, event: TCPSocketEvent) -> None:
+    def _on_data(self, event: TCPSocketEvent[bytes | str]) -> None:
         self._socket.suspend()
         self._received_in.send_nowait(octets(event.data))
 
-    def _on_end(self, event: Event[TCPSocket]) -> None:
+    def _on_end(self, event: Event[TCPSocket[bytes | str]]) -> None:
         self._end_with_input = True
         if self._input_ended:
             self._socket.send_eof()
 
-    def _on_error(self, event: TCPSocketErrorEvent[TCPSocket]) -> None:
+    def _on_error(self, event: TCPSocketErrorEvent[TCPSocket[bytes | str]]) -> None:
         self._failure = event.error
 
     def close(self) -> None:

@@ -182,7 +182,7 @@ class StartTLS:
     :param socket: one whose first data is yet to come. Its ``ondata``, which must be set, gets that of TLS only
     """
 
-    def __init__(self, socket: TCPSocket, protocol: str, trace: Trace) -> None:
+    def __init__(self, socket: TCPSocket[bytes | str], protocol: str, trace: Trace) -> None:
         self._socket = socket
         self._trace = trace
         self._negotiation = Negotiation(DIALOGUES[protocol](), lambda line: self._tell("heard", line))
@@ -194,7 +194,7 @@ class StartTLS:
     def _tell(self, what: str, line: bytes) -> None:
         self._trace.tell("client", what, text_of(line.removesuffix(b"\r")))
 
-    def _on_data(self, event: TCPSocketEvent) -> None:
+    def _on_data(self, event: TCPSocketEvent[bytes | str]) -> None:
         try:
             command = self._negotiation.receive(octets(event.data, 0, None))
         except RefusedError as exc:

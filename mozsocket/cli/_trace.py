@@ -36,7 +36,7 @@ class Trace:
         self._err = err
         self._start = time.monotonic()
 
-    def watch(self, target: TCPSocket | TCPServerSocket, name: str) -> None:
+    def watch(self, target: TCPSocket[bytes | str] | TCPServerSocket[bytes | str], name: str) -> None:
         """Tell of all events of a socket or a server."""
         if self._enabled:
             for type_ in EVENT_TYPES[type(target)]:
@@ -96,7 +96,7 @@ class ShortTrace(Trace):
             self._summed, self._sizes, self._drains = "", [], 0
 
 
-EVENT_TYPES: dict[type[TCPSocket | TCPServerSocket], tuple[str, ...]] = {
+EVENT_TYPES: dict[type[TCPSocket[Any] | TCPServerSocket[Any]], tuple[str, ...]] = {
     TCPSocket: ("open", "secure", "drain", "data", "end", "error", "close"),
     TCPServerSocket: ("connect", "error"),
 }
@@ -114,18 +114,18 @@ def details(event: Event[Any]) -> str:
     return ""
 
 
-def encryption_of(socket: TCPSocket) -> str:
+def encryption_of(socket: TCPSocket[bytes | str]) -> str:
     """The version of TLS and the cipher; empty in plaintext."""
     tls = tls_of(socket)
     cipher = tls.cipher() if tls is not None else None
     return f"{tls.version()}, {cipher[0]}" if tls is not None and cipher is not None else ""
 
 
-def tls_of(socket: TCPSocket) -> ssl.SSLObject | None:
+def tls_of(socket: TCPSocket[bytes | str]) -> ssl.SSLObject | None:
     """None in plaintext, and when it is closed."""
     tls: ssl.SSLObject | None = socket.extra(TLSAttribute.ssl_object, None)  # noqa: S610  (this is not Django's)
     return tls
 
 
-def peer_of(socket: TCPSocket) -> str:
+def peer_of(socket: TCPSocket[bytes | str]) -> str:
     return f"{socket.host} port {socket.port}"

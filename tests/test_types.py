@@ -1,0 +1,63 @@
+"""Type checkers at their strictest find nothing in the README's programs, as they are printed, and in typed.py what
+they are to find.
+
+They are of the extra ``dev``, and what they say turns on no version of Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .test_readme import README, codes
+
+ROOT = Path(__file__).parents[1]
+
+NAMES = {"A library": ("whois", "test_whois")}
+"""The modules' names, where the README gives them."""
+
+STRICT = {
+    "typeCheckingMode": "strict",
+    "reportUnnecessaryTypeIgnoreComment": True,
+    "extraPaths": [str(ROOT)],
+}
+"""How pyright is to check."""
+
+pytestmark = pytest.mark.timeout(300)  # they read all that AnyIO and Trio are
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the README's programs and typed.py."""
+    folder = tmp_path_factory.mktemp("programs")
+    for title in (line[3:] for line in README.splitlines() if line.startswith("## ")):
+        found = codes(title)
+        names = NAMES.get(title) or [re.sub(r"\W", "_", title)] * bool(found)
+        for name, text in zip(names, found, strict=True):
+            (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / "tests" / "typed.py", folder)
+    (folder / "pyrightconfig.json").write_text(json.dumps(STRICT))
+    return folder
+
+
+def check(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_mypy(programs: Path) -> None:
+    pytest.importorskip("mypy")
+    check([sys.executable, "-m", "mypy", "--strict", "."], programs)
+
+
+def test_pyright(programs: Path) -> None:
+    pytest.importorskip("pyright")
+    check([sys.executable, "-m", "pyright", "--pythonpath", sys.executable], programs)
