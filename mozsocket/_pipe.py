@@ -8,7 +8,7 @@ from typing import Any
 
 from ._errors import InvalidStateError
 from ._events import Event
-from ._machine import PeerSide, ReadyState
+from ._machine import OwnSide, PeerSide, ReadyState
 from ._socket import TCPSocket, TCPSocketEvent, connection_of
 
 __all__ = ("pipe",)
@@ -52,13 +52,12 @@ class _Pipe:
     :ivar _holds: whether it has suspended the source
     :ivar _waits: whether that is until the target drains
     :ivar _ended: whether the source's peer has ended, and the target's is to be told
-    :ivar _closed: whether the source is closed, in order, and the target is to be
     """
 
     def __init__(self, source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
         self._source, self._target = source, target
         self._unsent = b""
-        self._holds = self._waits = self._ended = self._closed = False
+        self._holds = self._waits = self._ended = False
         self._listening: tuple[tuple[TCPSocket[Any], str, Callable[[Any], None]], ...] = (
             (source, "data", self._on_data),
             (source, "end", self._on_end),
@@ -108,12 +107,12 @@ class _Pipe:
         self._go_on()
 
     def _on_source_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
+        self._end()
         if _has_failed(self._source):
-            self._end()
             self._target.reset()
         else:
-            self._closed = True
-            self._go_on()
+            self._send_rest()
+            self._target.close()
 
     def _on_target_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
         self._end()
@@ -136,10 +135,7 @@ class _Pipe:
         state = self._target.readyState
         if state == ReadyState.OPEN and not self._waits:
             self._send()
-        if self._closed and not self._unsent:
-            self._end()
-            self._target.close()
-        elif state == ReadyState.CONNECTING or self._waits:
+        if state == ReadyState.CONNECTING or self._waits:
             self._hold()
         else:
             self._pass_on_end()
@@ -157,6 +153,12 @@ class _Pipe:
         except BufferError:
             self._waits = True
         self._unsent = data
+
+    def _send_rest(self) -> None:
+        """Whatever the limit, as nothing more will come; the target may be closing, by a pipe of the other way."""
+        connection = connection_of(self._target)
+        if self._unsent and connection.transport is not None and connection.machine.own_side is OwnSide.OPEN:
+            connection.hand_over(self._unsent)
 
     def _pass_on_end(self) -> None:
         if self._ended and self._target.readyState == ReadyState.OPEN:

@@ -63,7 +63,11 @@ class Ends:
 
 @asynccontextmanager
 async def piped(
-    layers: tuple[bool, bool] = (False, False), *, half_open: bool = True, **upstream_options: Any
+    layers: tuple[bool, bool] = (False, False),
+    *,
+    half_open: bool = True,
+    back_first: bool = False,
+    **upstream_options: Any,
 ) -> AsyncIterator[Ends]:
     """As a proxy does it.
 
@@ -82,8 +86,9 @@ async def piped(
         upstream = tcp.open("127.0.0.1", port_of(listener), **open_options)
         ends.ours |= {"client": event.socket, "upstream": upstream}
         ends.told |= {name: EventRecorder(each) for name, each in ends.ours.items()}
-        pipe(event.socket, upstream)
-        pipe(upstream, event.socket)
+        both = [(event.socket, upstream), (upstream, event.socket)]
+        for source, target in reversed(both) if back_first else both:
+            pipe(source, target)
 
     with anyio.fail_after(50), listening() as listener:
         async with MozTCPSocket() as tcp:
@@ -178,13 +183,21 @@ async def test_a_target_that_takes_only_so_much(limit: int) -> None:
         assert await blocking(read_all, ends.theirs["client"]) == b""
 
 
-async def test_what_does_not_fit_is_sent_before_the_source_is_closed_by_the_program() -> None:
-    async with piped(max_buffered_amount=1000) as ends:
-        data = os.urandom(50_000)
-        ends.theirs["client"].sendall(data)
-        await ends.told["client"].until(lambda: len(ends.told["client"].data) == len(data))
-        ends.ours["client"].close()
-        assert await blocking(read_all, ends.theirs["upstream"]) == data
+@pytest.mark.parametrize("back_first", [False, True])
+async def test_what_was_delivered_is_sent_though_the_program_closes_the_source(back_first: bool) -> None:
+    """While the target is slow, and there is some of it that does not fit."""
+    async with piped(max_buffered_amount=1000, back_first=back_first) as ends:
+        client = ends.theirs["client"]
+        client.setblocking(False)
+        for _ in range(3):
+            with suppress(BlockingIOError):
+                while True:
+                    client.send(os.urandom(65536))
+            await all_blocked()
+        ends.ours["client"].closeImmediately()  # which waits for nobody
+        await ends.told["client"].first("close")
+        await all_blocked()
+        assert await blocking(read_all, ends.theirs["upstream"]) == ends.told["client"].data
 
 
 @pytest.mark.parametrize("from_text", [False, True])
