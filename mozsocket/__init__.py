@@ -3,8 +3,10 @@
 from ._activation import listen_fds
 from ._errors import ConnectionLostError, InvalidStateError, TCPSocketError
 from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
+from ._framing import frames, lines
 from ._machine import ReadyState
 from ._options import BinaryType
+from ._pipe import pipe
 from ._scope import MozTCPSocket
 from ._server import TCPServerSocket, TCPServerSocketEvent
 from ._socket import TCPSocket, TCPSocketEvent
@@ -26,5 +28,8 @@ __all__ = (
     "TCPSocketError",
     "TCPSocketErrorEvent",
     "TCPSocketEvent",
+    "frames",
+    "lines",
     "listen_fds",
+    "pipe",
 )

@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-__all__ = ("BUFFER_THRESHOLD", "QUEUED_READ_SIZE", "Chunk", "Inbox", "SendBuffer", "octets")
+__all__ = ("BUFFER_THRESHOLD", "QUEUED_READ_SIZE", "Chunk", "Held", "Inbox", "SendBuffer", "octets")
 
 BUFFER_THRESHOLD = 65536
 """Bytes buffered above which :meth:`TCPSocket.send` gives False (Gecko's ``BUFFER_SIZE``)."""
@@ -38,6 +38,11 @@ LIMIT_AT_THE_END = 1 << 24
 
 _QUEUE_JOINED_BELOW = 4096  # bytes: reads as small as this are joined, so that the limit means memory
 
+RETAKEN = 4096
+"""Bytes to take at once of what was taken back. A handler that takes one line of it, and has the rest taken back again,
+has so much copied each time.
+"""
+
 _NOTHING: deque[bytes | bytearray] = deque()
 """What is left of those that were never used, as a deque takes 760 bytes."""
 
@@ -45,6 +50,9 @@ Chunk: TypeAlias = "bytes | bytearray | memoryview"
 
 _NO_CHUNKS: deque[Chunk] = deque()
 """Of the buffers that were never used, as a deque takes 760 bytes."""
+
+_NOTHING_FIRST: list[Chunk] = []
+"""Of those in which nothing was ever put back."""
 
 
 class SendBuffer:
@@ -226,6 +234,24 @@ def _cut(chunks: list[Chunk], limit: int) -> list[Chunk]:
     return first
 
 
+class Held(Protocol):
+    """What the handler of data was given and has not taken: some whole lines, say, and what there is of the next."""
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether there is something that it can take now."""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether there is something that it can take only together with what comes behind it."""
+
+    def finish(self, event: Any) -> object:
+        """A handler, for an event of data without any: nothing comes behind it."""
+
+    def take_back(self) -> bytes:
+        """All of it. Then it is empty, and its handler, if that is running, is done."""
+
+
 class Inbox:
     """A memory-object channel of reads; made when it is first needed, as most never are.
 
@@ -234,18 +260,34 @@ class Inbox:
 
     :ivar count: how many pieces of it are queued
     :ivar used: whether anything was ever queued
+    :ivar held: what was taken out of it, or was never in it, and the handler of data holds
+    :ivar retaken: how many bytes come first that were taken back from there
     """
 
-    __slots__ = ("_left", "_limit", "_receiver", "_rest", "_sender", "_size", "_tail", "count", "used")
+    __slots__ = (
+        "_first",
+        "_left",
+        "_limit",
+        "_receiver",
+        "_sender",
+        "_size",
+        "_tail",
+        "count",
+        "held",
+        "retaken",
+        "used",
+    )
 
     def __init__(self) -> None:
         self.used = False
         self.count = 0
         self._size = 0  # in bytes
         self._limit = LIMIT
-        self._rest: bytes | memoryview = b""  # of the first read, of which part was taken
+        self._first = _NOTHING_FIRST  # what comes before all that, the next last: rests of reads, and what was put back
         self._left = _NOTHING  # what was in the channel when that was closed
         self._tail: bytearray | None = None  # the last read, if it is small and others can be joined to it
+        self.held: Held | None = None
+        self.retaken = 0
         self._sender: MemoryObjectSendStream[bytes | bytearray]
         self._receiver: MemoryObjectReceiveStream[bytes | bytearray]
 
@@ -279,15 +321,20 @@ class Inbox:
         """The next of it, at most ``size`` bytes; None if there is none, or it was discarded."""
         if not self.count:
             return None
-        data = self._rest or self._next()
+        data = self._first.pop() if self._first else self._next()
         if len(data) > size:
-            self._rest = memoryview(data)[size:]
+            self._put_first(memoryview(data)[size:])
             data = data[:size]
         else:
-            self._rest = b""
             self.count -= 1
         self._size -= len(data)
+        self.retaken = max(self.retaken - len(data), 0)
         return bytes(data)
+
+    def _put_first(self, data: Chunk) -> None:
+        if self._first is _NOTHING_FIRST:
+            self._first = []
+        self._first.append(data)
 
     def _next(self) -> bytes | bytearray:
         data = self._left.popleft() if self._left else self._receiver.receive_nowait()
@@ -297,22 +344,35 @@ class Inbox:
 
     def put_back(self, data: bytes) -> None:
         """Put what was taken, or would have been the next, back before all else."""
-        if not self._rest:
-            self.count += 1
-        self._rest = data + bytes(self._rest)
+        self._put_first(data)
+        self.count += 1
         self._size += len(data)
 
+    def take_back(self) -> int:
+        """Put back what the handler of data holds: it is for another now, or has to wait.
+
+        :return: how many bytes
+        """
+        data = b"" if self.held is None else self.held.take_back()
+        if data:
+            self.put_back(data)
+            self.retaken += len(data)
+        return len(data)
+
     def discard(self) -> None:
-        """Forget what is queued."""
+        """Forget what is queued, and what is held."""
         if self.used:
             self._receiver.close()
-        self._rest, self._left, self._tail = b"", _NOTHING, None
-        self.count = self._size = 0
+        if self.held is not None:
+            self.held.take_back()
+            self.held = None
+        self._first, self._left, self._tail = _NOTHING_FIRST, _NOTHING, None
+        self.count = self._size = self.retaken = 0
 
     def close(self) -> None:
         """Put nothing in any more. What is queued can still be taken."""
         if self.used:
-            queued = self.count - bool(self._rest) - len(self._left)
+            queued = self.count - len(self._first) - len(self._left)
             if queued:
                 self._left = deque(self._receiver.receive_nowait() for _ in range(queued))
             self._receiver.close()

@@ -41,7 +41,7 @@ import anyio.lowlevel
 
 from . import _log
 from ._addresses import display, host_and_port, printable
-from ._buffers import QUEUED_READ_SIZE, Inbox, SendBuffer
+from ._buffers import QUEUED_READ_SIZE, RETAKEN, Inbox, SendBuffer
 from ._connect import connect
 from ._dispatch import Dispatcher
 from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
@@ -89,6 +89,8 @@ is read while it is in the processor's cache, and does not pile up (measured: 2.
 DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
 """Of the type, the target and the data."""
 
+_PEERS_END = (Due.END, Due.BOTH_ENDED)
+
 _WHY_CLOSED: dict[ClosedBy | None, str] = {
     None: "",
     ClosedBy.PROGRAM: "it was closed here",
@@ -131,6 +133,7 @@ class Connection:
     :ivar attempt: to connect, while that lasts
     :ivar server_side: its role in TLS; None if the context decides
     :ivar bytes_received: how many bytes the program was given so far
+    :ivar followers: what is called when it is over, events or not; None for none
     :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that
     """
 
@@ -162,6 +165,7 @@ class Connection:
         "buffers",
         "bytes_received",
         "dispatcher",
+        "followers",
         "host",
         "inbox",
         "lifetime",
@@ -189,6 +193,7 @@ class Connection:
         self.transport: Transport | TLSTransport | None = None
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
+        self.followers: list[Callable[[], None]] | None = None
         self.buffers = False
         self.bytes_received = 0
         self._listeners = listeners
@@ -374,6 +379,16 @@ class Connection:
             self._journal.closed(self)
         self._forget_queued()
         self.inbox.close()
+        followers, self.followers = self.followers, None
+        for follow in followers or ():
+            follow()
+
+    def follow(self, function: Callable[[], None]) -> None:
+        """Have a function called when it is over, be it that its owner is cancelled, and no handler is told of that."""
+        self.followers = [*(self.followers or ()), function]
+
+    def unfollow(self, function: Callable[[], None]) -> None:
+        self.followers = [each for each in self.followers or () if each != function] or None
 
     def _forget_queued(self) -> None:
         """At the end, but for what a stream can still be asked for: what came before the connection was lost."""
@@ -546,6 +561,7 @@ class Connection:
 
     def _begin_tls(self, tls: TLSTransport, leftover: bytes = b"") -> None:
         """Go on in TLS, to which all belongs that is not delivered yet."""
+        self.take_back()
         if leftover:
             tls.feed(leftover)
         while (data := self.inbox.take()) is not None:
@@ -694,6 +710,9 @@ class Connection:
         self.require_task("suspend()")
         self.machine.suspend()
         self._lean = False
+        held = self.inbox.held
+        if held is not None and held.is_pending:
+            self.take_back()
 
     def resume(self) -> None:
         self.require_task("resume()")
@@ -785,14 +804,17 @@ class Connection:
     def next_event(self) -> tuple[Listeners, Event[Any]] | None:
         machine = self.machine
         while (due := machine.due()) is not None:
+            if due in _PEERS_END and (held := self.inbox.held) is not None and held.is_unfinished:
+                self.inbox.held = None
+                return Listeners.of("data", held.finish), self._data_event("data", self._target, b"")
             machine.take(due)
             if due is _DATA:
-                data = self.inbox.take()
+                listeners, data = self._queued_data()
                 self.let_read()
                 if data:
                     self.bytes_received += len(data)
                     self._check_heard("data", _ADVICE)
-                    return self._listeners, self._data_event("data", self._target, data)
+                    return listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
                 self.buffers = False
                 self.advance()
@@ -801,6 +823,18 @@ class Connection:
         if machine.shut and machine.is_over():
             self.notify()
         return None
+
+    def _queued_data(self) -> tuple[Listeners, bytes | None]:
+        """The next of it, and whom it is for: what was taken back is for the handler, as the others have seen it; but
+        if there is none any more, for them: such as a pipe, which has taken its place.
+        """
+        listeners, retaken = self._listeners, self.inbox.retaken
+        if not retaken:
+            return listeners, self.inbox.take()
+        handler = listeners.handlers.get("data")
+        if handler is not None:
+            listeners = Listeners.of("data", handler)
+        return listeners, self.inbox.take(min(retaken, RETAKEN))
 
     def _event(self, due: Due) -> tuple[Listeners, Event[Any]]:
         assert self._target is not None
@@ -1136,6 +1170,26 @@ class Connection:
                 self.lose(exc)
             return True
 
+    # What a handler of data holds
+
+    def take_back(self) -> None:
+        """Have what the handler of data holds queued again, before all else."""
+        count = self.inbox.take_back()
+        if count:
+            self.bytes_received -= count
+            self._lean = False
+
+    def pass_on_held(self) -> None:
+        """There is another handler of data, for which is what the last one holds."""
+        self.take_back()
+        if self.inbox.retaken and self.machine.takes_data() and self.dispatcher.runs:
+            self.dispatcher.wake()
+
+    def reject(self, exc: OSError) -> None:
+        """What the peer has sent is not to be borne: the connection is lost, and what was to be delivered too."""
+        self.inbox.discard()
+        self.lose(exc)
+
     # Time
 
     def _limit_time(self) -> None:
@@ -1197,6 +1251,7 @@ class Connection:
 
     def begin_stream(self) -> None:
         """What arrives is for a stream from now on."""
+        self.take_back()
         self.machine.begin_stream()
         self._state_changed()
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from inspect import CO_COROUTINE, isawaitable, iscoroutine, iscoroutinefunction
 from types import FunctionType, MethodType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, overload
+from typing import Any, ClassVar, Generic, NamedTuple, TypeGuard, TypeVar, overload
 
 import anyio.lowlevel
 
@@ -22,8 +22,12 @@ __all__ = (
     "EventHandler",
     "EventTarget",
     "Listeners",
+    "OnlyHandler",
     "Rest",
     "TCPSocketErrorEvent",
+    "is_async",
+    "is_to_be_awaited",
+    "require_callable",
     "setters_of",
     "types_of",
 )
@@ -128,11 +132,20 @@ class EventHandler(Generic[EventT]):
 
     def __set__(self, target: EventTarget, handler: Callable[[EventT], object] | None) -> None:
         if handler is not None:
-            _require_callable(self._name, handler)
+            require_callable(self._name, handler)
         target._listeners.handle(self._name[2:], handler)
 
     def __delete__(self, target: EventTarget) -> None:
         raise AttributeError(f"{self._name} cannot be deleted: set it to None")
+
+
+class OnlyHandler:
+    """What is for an ``on…`` attribute and cannot be a listener beside it.
+
+    :ivar words: what it is, for an error
+    """
+
+    words: str
 
 
 class _Listener(NamedTuple):
@@ -153,6 +166,13 @@ class Listeners:
         self.handlers: dict[str, Callable[[Any], object]] = {}
         self._added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
         self.async_types: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, type: str, handler: Callable[[Any], object] | None) -> Listeners:
+        """A handler by itself; None for none."""
+        listeners = cls()
+        listeners.handle(type, handler)
+        return listeners
 
     def handle(self, type: str, handler: Callable[[Any], object] | None) -> None:
         """Set the handler of a type; None for none."""
@@ -192,7 +212,7 @@ class Listeners:
         pending = self._callbacks(event.type, self._added)
         for callback in pending:
             result = callback(event)
-            if result is not None and not isinstance(result, bool) and isawaitable(result):
+            if result is not None and is_to_be_awaited(result):
                 return Rest(result, event, pending)
         return None
 
@@ -217,7 +237,7 @@ class Listeners:
         calls = [entry.call for entry in (self._added or {}).get(type, ())]
         if type in self.handlers:
             calls.append(self.handlers[type])
-        if any(map(_is_async, calls)):
+        if any(map(is_async, calls)):
             self.async_types |= {type}
         else:
             self.async_types -= {type}
@@ -255,10 +275,14 @@ class EventTarget(Unique, Strict, Referable):
         :param listener: a function or ``async def`` function that takes one event
         :param once: whether to remove it when it is first called
         :raises ValueError: if events of that type do not happen to this object
-        :raises TypeError: if the listener cannot be called
+        :raises TypeError: if the listener cannot be called, or is one for ``ondata`` only
         """
         self._check_type(type)
-        _require_callable("a listener", listener)
+        require_callable("a listener", listener)
+        if isinstance(listener, OnlyHandler):
+            raise TypeError(
+                f"{listener.words} is for ondata only: what it leaves would be told to other listeners twice"
+            )
         self._listeners.add(type, listener, once)
 
     def removeEventListener(self, type: str, listener: Callable[[Any], object]) -> None:
@@ -322,9 +346,12 @@ class Rest:
 
 def _rest_of(result: object, event: Event[Any]) -> Rest | None:
     """What is left of an event when its only handler has returned something."""
-    if isinstance(result, bool) or not isawaitable(result):
-        return None
-    return Rest(result, event, iter(()))
+    return Rest(result, event, iter(())) if is_to_be_awaited(result) else None
+
+
+def is_to_be_awaited(result: object) -> TypeGuard[Awaitable[object]]:
+    """Whether what a handler has returned is."""
+    return not isinstance(result, bool) and isawaitable(result)
 
 
 def _drop(result: object) -> None:
@@ -332,13 +359,13 @@ def _drop(result: object) -> None:
         result.close()
 
 
-def _is_async(function: Callable[[Any], object]) -> bool:
+def is_async(function: Callable[[Any], object]) -> bool:
     plain = function.__func__ if isinstance(function, MethodType) else function
     if isinstance(plain, FunctionType):  # as a rule, and `inspect` takes its time
         return bool(plain.__code__.co_flags & CO_COROUTINE)
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def _require_callable(what: str, function: object) -> None:
+def require_callable(what: str, function: object) -> None:
     if not callable(function):
         raise TypeError(f"{what} must be a function that takes one event, not {function!r}")

@@ -51,6 +51,7 @@ __all__ = ("TCPSocket", "TCPSocketEvent", "accepted", "connection_of")
 
 T = TypeVar("T")
 D = TypeVar("D")
+EventT = TypeVar("EventT", bound=Event[Any])
 SelfT = TypeVar("SelfT", bound="TCPSocket[Any]")
 
 _NO_DEFAULT: Any = object()
@@ -61,7 +62,8 @@ class TCPSocketEvent(Event["TCPSocket[DataT]"], Generic[DataT]):
     """``data``: bytes have arrived.
 
     :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of
-        no particular length: TCP keeps no boundaries between messages
+        no particular length: TCP keeps no boundaries between messages. Of :func:`mozsocket.lines` and
+        :func:`mozsocket.frames` one of them, which may be empty
     """
 
     data: DataT
@@ -77,6 +79,19 @@ class TCPSocketEvent(Event["TCPSocket[DataT]"], Generic[DataT]):
 
 
 _set_type, _set_target, _set_data = setters_of(TCPSocketEvent, "type", "target", "data")
+
+
+class _DataHandler(EventHandler[EventT]):
+    """``ondata``. What the handler before has left is for the new one: see :func:`mozsocket.lines`."""
+
+    def __set__(self, target: Any, handler: Callable[[EventT], object] | None) -> None:
+        connection: Connection = target._connection
+        holds = connection.inbox.held is not None
+        if holds:
+            connection.require_task("setting ondata")
+        super().__set__(target, handler)
+        if holds:
+            connection.pass_on_held()
 
 
 @documents(ConnectOptions)
@@ -112,7 +127,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
     ondrain: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         "Everything buffered has been handed to the operating system, after a :meth:`send` that gave False."
     )
-    ondata: EventHandler[TCPSocketEvent[DataT]] = EventHandler("Bytes have arrived.")
+    ondata: EventHandler[TCPSocketEvent[DataT]] = _DataHandler("Bytes have arrived.")
     onend: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         "The peer has ended its side, and ours is open still: with ``allow_half_open`` only."
     )

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -406,7 +406,8 @@ async def test_the_chat_server(capsys: pytest.CaptureFixture[str]) -> None:
             await said(ann, b":bob PRIVMSG ann :hello you\r\n:bob QUIT\r\n")
             assert await blocking(read_all, bob) == b""
             ann.sendall(b"x" * 600)
-            assert await blocking(read_all, ann) == b"ERROR :line too long\r\n"
+            with suppress(ConnectionResetError):  # or an end, if all that it had sent was read
+                assert await blocking(read_all, ann) == b""
         tasks.cancel_scope.cancel()
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,14 +198,15 @@ async def test_the_proxy_goes_on_the_other_way_when_one_side_has_ended(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("source", "target"), WAYS)
-async def test_the_proxy_closes_one_side_when_the_other_is_lost(
+async def test_the_proxy_resets_one_side_when_the_other_is_reset(
     source: str, target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with proxied(capsys) as ends:
         ends[source].sendall(b"last words")
         await said(ends[target], b"last words")
         reset(ends[source])
-        assert await blocking(read_all, ends[target]) == b""
+        with pytest.raises(ConnectionResetError):
+            await blocking(read_all, ends[target])
 
 
 @pytest.mark.anyio
@@ -227,8 +228,10 @@ async def test_the_proxy_outlives_an_upstream_that_is_not_there(capsys: pytest.C
         tasks.start_soon(example("A proxy")["main"], 0, "127.0.0.1", unused_port())
         port = await port_from(capsys)
         for _ in range(2):
-            with await dial(port) as client:
-                assert await blocking(read_all, client) == b""
+            # A reset may come before it knows of the connection.
+            with suppress(ConnectionResetError), await dial(port) as client:
+                await blocking(read_all, client)
+                pytest.fail("that was an orderly end")
             assert re.fullmatch(r"upstream: ConnectionRefusedError: .*\n", capsys.readouterr().out)
         tasks.cancel_scope.cancel()
 
@@ -473,7 +476,9 @@ def test_interface_table_names_every_public_member_and_nothing_else() -> None:
         if re.search("=|^option$|^---", cell) and not re.search(r"[(*]", cell):
             continue  # of the options
         owner = re.match(r"\*\*`(\w+)\(", cell)
-        if owner:
+        if cell == "function":
+            members = set()  # those of no class
+        elif owner:
             members = named[owner[1]] = set()
         else:
             members.update(re.findall(r"\b([a-zA-Z_]+)\b(?=\(|`)", cell))

@@ -50,6 +50,8 @@ LAYERS = [
     "_stream.py",  # the same as an AnyIO stream
     # Public: what a program imports; and what is inside of a server, which makes public sockets.
     "_socket.py",
+    "_pipe.py",  # from one socket to another
+    "_framing.py",  # handlers of lines, and of frames
     "_acceptor.py",
     "_server.py",
     "_scope.py",
