@@ -24,7 +24,7 @@ import anyio
 import anyio.lowlevel
 
 from ._eagerness import Eagerness
-from ._raised import is_cancelled, own_cancellation, without_task
+from ._raised import own_cancellation, pass_over, without_task
 from ._readiness import Found, Registration, Waiting, Watched, Watcher, by_tasks
 from ._turn import flush, turn
 
@@ -330,8 +330,7 @@ class Poller:
             before = 0 if own is None else own.count()
             was_busy = self._see_to_all()
             if own is not None and own.count() != before:
-                own.take_back(before)
-                await self._pass_over_cancellation()
+                await pass_over(own, before)  # it was a handler, which its connection has been told
             elif was_busy:
                 eagerness.found()
                 await anyio.lowlevel.checkpoint()
@@ -339,14 +338,6 @@ class Poller:
                 await anyio.lowlevel.checkpoint()
             elif self._epoll is not None:
                 await self._wait(self._epoll)
-
-    async def _pass_over_cancellation(self) -> None:
-        """It was a handler that has cancelled this task, which its connection has been told."""
-        try:
-            await anyio.lowlevel.checkpoint()
-        except anyio.get_cancelled_exc_class():
-            if is_cancelled():  # by its owner, too
-                raise
 
     async def _wait(self, epoll: select.epoll) -> None:
         self._waits = True

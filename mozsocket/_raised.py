@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 
 from . import _log
 from ._errors import InvalidStateError
@@ -24,6 +25,7 @@ __all__ = (
     "is_of_cancellation",
     "log_displaced",
     "own_cancellation",
+    "pass_over",
     "runs_asyncio",
     "shown",
     "sort_out",
@@ -58,6 +60,19 @@ def own_cancellation() -> OwnCancellation | None:
     from ._asyncio import OwnCancellation
 
     return OwnCancellation()
+
+
+async def pass_over(own: OwnCancellation, before: int) -> None:
+    """Go on, where the current task has cancelled itself, and nobody else has.
+
+    :param before: what its count was before
+    """
+    own.take_back(before)
+    try:
+        await anyio.lowlevel.checkpoint()
+    except anyio.get_cancelled_exc_class():
+        if is_cancelled():  # by its owner, too
+            raise
 
 
 def is_of_cancellation(exc: BaseException | None) -> bool:

@@ -16,7 +16,7 @@ from ._connection import Connection
 from ._lifetime import Member
 from ._options import BinaryType, Bytes, ConnectOptions, ListenOptions, Text, accepts, check_flag, takes
 from ._poller import way_to_wait
-from ._raised import is_cancelled, is_of_cancellation, log_displaced, own_cancellation
+from ._raised import is_cancelled, is_of_cancellation, log_displaced, own_cancellation, pass_over
 from ._readiness import Waiting
 from ._server import TCPServerSocket, acceptor_of
 from ._socket import TCPSocket, connection_of
@@ -214,8 +214,8 @@ class MozTCPSocket(Unique, Strict, Referable):
             if is_cancelled():
                 raise  # else it is asyncio's own, of this task alone: no trouble of others
         if own is not None and own.count() != before:  # by a handler
-            own.take_back(before)
             connection.on_cancelled()
+            await pass_over(own, before)
 
     def _finish(self, connection: Connection) -> None:
         """End one that no task runs."""
