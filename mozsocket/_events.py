@@ -208,7 +208,9 @@ class Listeners:
         if self._added is None:  # as a rule
             handler = self.handlers.get(event.type)
             result = None if handler is None else handler(event)
-            return None if result is None else _rest_of(result, event)
+            if result is None or isinstance(result, bool):  # as of send()
+                return None
+            return Rest(result, event, iter(())) if is_to_be_awaited(result) else None
         pending = self._callbacks(event.type, self._added)
         for callback in pending:
             result = callback(event)
@@ -342,11 +344,6 @@ class Rest:
         self.drop()
         for callback in self._pending:
             _drop(callback(self.event))
-
-
-def _rest_of(result: object, event: Event[Any]) -> Rest | None:
-    """What is left of an event when its only handler has returned something."""
-    return Rest(result, event, iter(())) if is_to_be_awaited(result) else None
 
 
 def is_to_be_awaited(result: object) -> TypeGuard[Awaitable[object]]:

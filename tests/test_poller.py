@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no poller"),
 ]
 
-MOST_FRAMES = 16
+MOST_FRAMES = 15
 """Of ours, from the epoll's word to the answer's being sent."""
 
 
