@@ -336,9 +336,9 @@ class TCPSocket(EventTarget, Generic[DataT]):
         nothing that was injected into the plaintext is delivered later. ``secure`` fires after the handshake; if that
         fails, ``error`` and ``close``. On a connection that is secure, or about to be, it does nothing.
 
-        :param ssl_context: as of :class:`TCPSocket`; None for that of the socket's options, or of its server's, which
-            on an accepted socket has to be there, as it holds the certificate
-        :param server_hostname: likewise
+        :param ssl_context: of a client: what is trusted, client certificates, ALPN; None for
+            :func:`ssl.create_default_context`. Of an accepted socket: the certificate, what is demanded of the client
+        :param server_hostname: of a client: the name or address that the certificate must be for; None for the host
         :param leftover: what came in the same ``data`` as the plaintext's end, behind it. It is part of TLS too: an
             early ClientHello, unless an attacker has put it there; then the handshake fails
         :raises InvalidStateError: if the socket is not open, or either side has ended

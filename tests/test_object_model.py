@@ -263,7 +263,7 @@ def adopt(sock: stdlib_socket.socket, **given: Any) -> Called:
 async def test_adopting_one_of_a_pair() -> None:
     ours, theirs = stdlib_socket.socketpair()
     with ours, theirs:
-        socket = adopt(ours, binaryType="string", linger=1, server_hostname="name.example")
+        socket = adopt(ours, binaryType="string", linger=1, useSecureTransport=True, server_hostname="name.example")
     assert socket.call[0] == ("localhost", 1)  # which it would not be connected to
     assert (socket.host, socket.port, socket.binaryType) == ("", 0, "string")
     assert re.fullmatch(r"<Called #\d+ a socket without an address connecting>", repr(socket))
@@ -316,7 +316,8 @@ def adopt_listener(sock: stdlib_socket.socket, **given: Any) -> CalledServer:
 
 async def test_adopting_a_listener(listener: stdlib_socket.socket) -> None:
     port = port_of(listener)
-    server = adopt_listener(listener, max_connections=3, binaryType="string", ssl_context=server_context())
+    tls: dict[str, Any] = {"useSecureTransport": True, "ssl_context": server_context()}
+    server = adopt_listener(listener, max_connections=3, binaryType="string", **tls)
     assert server.call[0] == (port,)
     assert server.localPort == port
     assert re.fullmatch(rf"<CalledServer #\d+ 127.0.0.1:{port} listening>", repr(server))

@@ -646,8 +646,8 @@ async def upgrade_takes_options() -> None:
 async def servers_upgrade() -> None:
     with listening() as listener:
         async with MozTCPSocket() as tcp:
-            socket, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
-            socket.upgradeToSecure()
+            socket, recorder, peer = await connected(tcp, "server", listener)
+            socket.upgradeToSecure(ssl_context=server_context())
             with await secure(peer, client_context()):
                 await recorder.first("secure")
                 socket.close()
