@@ -241,11 +241,14 @@ class Connection:
     def become(self, host: str, port: int, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         """Take a socket that others have connected, in whatever role the context is for.
 
+        :param context: for TLS from the start, unless there is one already
         :raises ValueError: if there is no name to check the certificate for
         """
         self.host, self.port = host, port
         self.server_side = None
-        self.options = AdoptOptions(sock, **{**shared(self.options, ClientOptions), "ssl_context": context})
+        options = shared(self.options, ClientOptions)
+        options["ssl_context"] = options["ssl_context"] or context
+        self.options = AdoptOptions(sock, **options)
         self.transport = Transport(sock)
         if self.lifetime.over:  # closed already, by the constructor of a subclass
             self.transport.close()
