@@ -252,16 +252,19 @@ class Connection:
     def become(self, host: str, port: int, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         """Take a socket that others have connected, in whatever role the context is for.
 
+        :param context: for TLS from the start, unless there is one already
         :raises ValueError: if there is no name to check the certificate for
         """
         self.host, self.port = host, port
         self.server_side = None
-        self.options = AdoptOptions(sock, **{**shared(self.options, ClientOptions), "ssl_context": context})
+        options = shared(self.options, ClientOptions)
+        options["ssl_context"] = options["ssl_context"] or context
+        self.options = AdoptOptions(sock, **options)
         self.transport = Transport(sock)
         if self.lifetime.over:  # closed already, by the constructor of a subclass
             self.transport.close()
         elif self.options.useSecureTransport:
-            self.make_tls()  # to raise here what it may raise
+            self._make_tls_of_options()  # to raise here what it may raise
 
     def accept(self, transport: Transport, server: Host, opening: Callable[[], tuple[Listeners, Event[Any]]]) -> None:
         """Take one that a server has accepted.
@@ -483,7 +486,7 @@ class Connection:
             machine.go_on_to(Opening.HEADER)
         elif done < Opening.HANDSHAKE and options.useSecureTransport:
             machine.go_on_to(Opening.HANDSHAKE)
-            self._begin_tls(self.make_tls())
+            self._begin_tls(self._make_tls_of_options())
         elif done < Opening.ADMISSION and self._server is not None and machine.ready is _CONNECTING:
             machine.go_on_to(Opening.ADMISSION)
             self._server.admit(self)
@@ -542,20 +545,22 @@ class Connection:
 
     # TLS
 
-    def make_tls(self, context: ssl.SSLContext | None = None, server_hostname: str | None = None) -> TLSTransport:
+    def _make_tls_of_options(self) -> TLSTransport:
+        return self._make_tls(self.options.ssl_context, self.options.server_hostname)
+
+    def _make_tls(self, context: ssl.SSLContext | None, server_hostname: str | None) -> TLSTransport:
         """TLS over the transport there is, behind what is buffered.
 
         :raises ValueError: if there is no context, it is for the other side, or there is no name to check
         """
         assert isinstance(self.transport, Transport)
         host = self.host if self.port else ""  # and not the path of a UNIX-domain socket
-        options = self.options
         return tls_over(
             self.transport,
-            context or options.ssl_context,
-            server_hostname or options.server_hostname or host,
+            context,
+            server_hostname or host,
             server_side=self.server_side,
-            standard_compatible=options.tls_standard_compatible,
+            standard_compatible=self.options.tls_standard_compatible,
             plaintext=self.outgoing.amount,
         )
 
@@ -763,7 +768,7 @@ class Connection:
             raise InvalidStateError("upgradeToSecure() on a connection of which one side has ended: TLS needs both")
         self.require_task("upgradeToSecure()")
         if self._tls is None:
-            self._begin_tls(self.make_tls(context, server_hostname), leftover)
+            self._begin_tls(self._make_tls(context, server_hostname), leftover)
             if not self._flush_scheduled:
                 self._schedule_flush(turn.written)
             self._limit_time()

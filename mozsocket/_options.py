@@ -97,8 +97,9 @@ class SocketOptions(_Absent, Generic[BinaryTypeT]):
     :param allow_half_open: whether the socket stays open when the peer has ended its side: ``end`` fires, and sending
         goes on until :meth:`TCPSocket.send_eof` or :meth:`TCPSocket.close` (Node's ``allowHalfOpen``)
     :param useSecureTransport: whether to use TLS from the start: ``open`` fires after the handshake
-    :param ssl_context: for TLS: what is trusted, client certificates, ALPN; None for
-        :func:`ssl.create_default_context`, which checks the certificate and the name by the system's authorities
+    :param ssl_context: with ``useSecureTransport=True`` only: what is trusted, client certificates, ALPN; None for
+        :func:`ssl.create_default_context`, which checks the certificate and the name by the system's authorities. For
+        STARTTLS it is an argument of :meth:`TCPSocket.upgradeToSecure`
     :param handshake_timeout: seconds that a TLS handshake may take
     :param idle_timeout: seconds in which nothing is received, nor anything sent taken by the system, after which the
         connection fails with NetworkTimeoutError; None for no limit. It is noticed up to an eighth later. While closing
@@ -132,6 +133,8 @@ class SocketOptions(_Absent, Generic[BinaryTypeT]):
         check_flag("allow_half_open", self.allow_half_open)
         check_flag("useSecureTransport", self.useSecureTransport)
         check_ssl_context(self.ssl_context)
+        if not self.useSecureTransport:
+            _refuse_without_tls("ssl_context", self.ssl_context)
         _check_seconds("handshake_timeout", self.handshake_timeout)
         if self.idle_timeout is not None:
             _check_seconds("idle_timeout", self.idle_timeout, zero=False)
@@ -144,7 +147,8 @@ class SocketOptions(_Absent, Generic[BinaryTypeT]):
 class ClientOptions(SocketOptions[BinaryTypeT]):
     """The options of a :class:`TCPSocket` that the program makes.
 
-    :param server_hostname: for TLS: the name or address that the certificate must be for; None for the host
+    :param server_hostname: with ``useSecureTransport=True`` only: the name or address that the certificate must be
+        for; None for the host
     """
 
     server_hostname: str | None = None
@@ -153,6 +157,8 @@ class ClientOptions(SocketOptions[BinaryTypeT]):
         SocketOptions.__post_init__(self)
         if self.server_hostname is not None:
             check_server_hostname(self.server_hostname)
+        if not self.useSecureTransport:
+            _refuse_without_tls("server_hostname", self.server_hostname)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +212,8 @@ class ServerOptions(SocketOptions[BinaryTypeT]):
 
     :param useSecureTransport: whether to use TLS from the first byte: ``connect`` fires after the handshake. It needs
         an ``ssl_context``. A connection whose handshake fails is logged
-    :param ssl_context: the certificate, what is demanded of clients, ALPN; for TLS from the first byte, and for
-        :meth:`TCPSocket.upgradeToSecure` of the accepted sockets
+    :param ssl_context: with ``useSecureTransport=True`` only: the certificate, what is demanded of clients, ALPN. For
+        STARTTLS it is an argument of :meth:`TCPSocket.upgradeToSecure` of the accepted sockets
     :param handshake_timeout: seconds that a TLS handshake may take, and the header of the PROXY protocol before it
     :param proxy_protocol: whether each connection begins with a header of the PROXY protocol, version 1 or 2, as a
         load balancer sends it: ``host`` and ``port`` of the accepted socket are then the client's. A connection
@@ -425,6 +431,18 @@ def check_ssl_context(value: object) -> None:
     """:raises TypeError: if it is neither None nor an SSLContext"""
     if value is not None and not isinstance(value, ssl.SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(value).__name__}")
+
+
+def _refuse_without_tls(name: str, value: object) -> None:
+    """Whoever gives such an option means the connection to be encrypted, as it would be in AnyIO and asyncio.
+
+    :raises ValueError: if an option of TLS is given where there is none
+    """
+    if value is not None:
+        raise ValueError(
+            f"{name} alone encrypts nothing: say useSecureTransport=True too or, for STARTTLS, give {name} to"
+            " upgradeToSecure() instead"
+        )
 
 
 def check_role(context: ssl.SSLContext, *, server_side: bool) -> None:

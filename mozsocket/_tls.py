@@ -301,7 +301,7 @@ def tls_over(
     """
     if context is None:
         if server_side:
-            raise ValueError("upgradeToSecure() on an accepted socket needs an ssl_context, its own or the server's")
+            raise ValueError("upgradeToSecure() on an accepted socket needs an ssl_context with a certificate")
         context = default_context()
     if server_side is None:
         server_side = context.protocol is ssl.PROTOCOL_TLS_SERVER

@@ -93,8 +93,9 @@ class Expected(logging.Handler):
 class EchoServer:
     """Sends back what it receives, as fast as it is taken; the first line may ask for TLS, or for an exception."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, context: ssl.SSLContext) -> None:
         self._ledger = ledger
+        self._context = context
 
     def on_connect(self, event: Any) -> None:
         accepted = event.socket
@@ -111,7 +112,7 @@ class EchoServer:
         accepted.ondata = self._echo
         if event.data == REQUEST:
             accepted.send(READY)
-            accepted.upgradeToSecure()
+            accepted.upgradeToSecure(ssl_context=self._context)
         else:
             self._echo(event)
 
@@ -129,13 +130,14 @@ class EchoServer:
 class EchoClient:
     """Sends so many bytes and checks that they come back."""
 
-    def __init__(self, socket_: TCPSocket, kind: str, size: int, ledger: Ledger) -> None:
+    def __init__(self, socket_: TCPSocket, kind: str, size: int, ledger: Ledger, context: ssl.SSLContext) -> None:
         begin = random.randrange(len(PATTERN))
         self._data = (PATTERN[begin:] + PATTERN)[:size]
         self._chunk = random.choice(CHUNKS)
         self._socket = socket_
         self._kind = kind
         self._ledger = ledger
+        self._context = context
         self._sent = self._received = 0
         socket_.onopen = self._on_open
         socket_.onsecure = lambda event: self._send()
@@ -158,7 +160,7 @@ class EchoClient:
     def _on_data(self, event: Any) -> None:
         if self._kind == "starttls" and not self._socket.ssl:
             self._ledger.require(event.data == READY, f"{event.data[:20]!r} instead of {READY!r}")
-            self._socket.upgradeToSecure()
+            self._socket.upgradeToSecure(ssl_context=self._context)
             return
         expected = self._data[self._received :][: len(event.data)]
         self._ledger.require(event.data == expected, f"wrong data at {self._received} of {len(self._data)}")
@@ -194,11 +196,11 @@ class Soak:
         return self._ledger.problems
 
     async def _soak(self, seconds: float) -> None:
-        options: dict[str, Any] = {"host": "127.0.0.1", "ssl_context": self._contexts[1], "handshake_timeout": 2}
+        tls: dict[str, Any] = {"useSecureTransport": True, "ssl_context": self._contexts[1]}
         async with MozTCPSocket() as tcp:
-            for kind, secure in (("plain", False), ("tls", True)):
-                server = tcp.listen(0, useSecureTransport=secure, **options)
-                server.onconnect = EchoServer(self._ledger).on_connect
+            for kind, options in (("plain", {}), ("tls", tls)):
+                server = tcp.listen(0, host="127.0.0.1", handshake_timeout=2, **options)
+                server.onconnect = EchoServer(self._ledger, self._contexts[1]).on_connect
                 self._ports[kind] = server.localPort
             self._ports["starttls"] = self._ports["plain"]
             await self._churn(min(WARM_UP, seconds / 3))
@@ -263,15 +265,20 @@ class Soak:
     # Connections that nothing may happen to
 
     def _client(self, port: int, kind: str) -> TCPSocket:
-        return TCPSocket("localhost", port, useSecureTransport=kind == "tls", ssl_context=self._contexts[0])
+        secure = kind == "tls"
+        return TCPSocket(
+            "localhost", port, useSecureTransport=secure, ssl_context=self._contexts[0] if secure else None
+        )
+
+    def _echo_client(self, port: int, kind: str, ledger: Ledger) -> EchoClient:
+        return EchoClient(self._client(port, kind), kind, random.choice(SIZES), ledger, self._contexts[0])
 
     async def between_ours(self, kind: str) -> None:
-        client = EchoClient(self._client(self._ports[kind], kind), kind, random.choice(SIZES), self._ledger)
-        await client.run()
+        await self._echo_client(self._ports[kind], kind, self._ledger).run()
 
     async def ours_to_theirs(self, kind: str) -> None:
         with listening() as listener:
-            client = EchoClient(self._client(port_of(listener), kind), kind, random.choice(SIZES), self._ledger)
+            client = self._echo_client(port_of(listener), kind, self._ledger)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(blocking, self._serve, listener, kind)
                 await client.run()
@@ -385,7 +392,7 @@ class Soak:
         self._ledger.errors.update(errors)
 
     async def cancelled(self, kind: str) -> None:
-        client = EchoClient(self._client(self._ports[kind], kind), kind, random.choice(SIZES), Ledger())
+        client = self._echo_client(self._ports[kind], kind, Ledger())
         with anyio.move_on_after(random.random() / 20):
             await client.run()
 

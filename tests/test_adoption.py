@@ -239,6 +239,7 @@ def options_of(made: TCPSocket | TCPServerSocket) -> SocketOptions:
 @pytest.mark.parametrize("name", [*OPTIONS, "server_hostname", "proxy_protocol"])
 def test_every_option_reaches_the_connections(name: str, listener: socket.socket) -> None:
     value = {"server_hostname": "localhost", "proxy_protocol": True, **OPTIONS}[name]
+    options = {name: value, "useSecureTransport": name == "server_hostname"}
     ours, peer = socket.socketpair()
     with listener, ours, peer:
         makers: dict[Any, Any] = {
@@ -248,7 +249,7 @@ def test_every_option_reaches_the_connections(name: str, listener: socket.socket
         }
         for make, argument in makers.items():
             if name in inspect.signature(make).parameters:
-                assert getattr(options_of(make(argument, **{name: value})), name) == value
+                assert getattr(options_of(make(argument, **options)), name) == value
 
 
 def test_a_socket_that_is_refused_stays_as_it_was() -> None:

@@ -151,11 +151,11 @@ async def test_small_ones_that_wait_for_a_handshake(
         ours, theirs = client_context(version=version), server_context(version=version)
         if role == "server":
             ours, theirs = server_context(version=version), client_context(version=version)
-        sock, _, peer = await connected(tcp, role, listener, ssl_context=ours)
+        sock, _, peer = await connected(tcp, role, listener)
         sent = pieces(10, 3000)
         for data in sent:
             sock.send(data)
-        sock.upgradeToSecure(server_hostname="localhost")
+        sock.upgradeToSecure(ssl_context=ours, server_hostname="localhost")
         for data in sent:
             sock.send(data)
         assert await blocking(read_exactly, peer, 30_000) == b"".join(sent)

@@ -125,7 +125,7 @@ class Exchange:
 
     def _start(self, tcp: MozTCPSocket, listener: socket.socket) -> None:
         secure = self._security == "tls"
-        context = None if self._security == "plain" else self._context
+        context = self._context if secure else None
         if self._role == "client":
             self._start_peer(lambda: listener.accept()[0])
             opened = tcp.open("localhost", port_of(listener), useSecureTransport=secure, ssl_context=context)
@@ -150,7 +150,7 @@ class Exchange:
         def on_greeting(event: Any) -> None:
             if self._security == "upgrade":
                 socket_.send(b"upgrade")
-                socket_.upgradeToSecure()
+                socket_.upgradeToSecure(ssl_context=self._context)
             socket_.send(MUCH)
             socket_.ondata = on_answer
 
@@ -220,7 +220,7 @@ class StreamExchange(Exchange):
                 self._received += await stream.receive()
             if self._security == "upgrade":
                 await stream.send(b"upgrade")
-                socket_.upgradeToSecure()
+                socket_.upgradeToSecure(ssl_context=self._context)
             await stream.send(MUCH)
             while len(self._received) < len(GREETING + ANSWER):
                 self._received += await stream.receive()

@@ -290,11 +290,12 @@ async def test_a_server_outlives_what_its_context_raises(
     context = RaisingContext(ssl.PROTOCOL_TLS_SERVER)
     certificate().configure_cert(context)
     context.error = kind()
-    async with TCPServerSocket(0, host="127.0.0.1", useSecureTransport=way == "start", ssl_context=context) as server:
+    options: dict[str, Any] = {"useSecureTransport": True, "ssl_context": context} if way == "start" else {}
+    async with TCPServerSocket(0, host="127.0.0.1", **options) as server:
 
         def onconnect(event: Any) -> None:
             if way == "upgrade":
-                event.socket.upgradeToSecure()
+                event.socket.upgradeToSecure(ssl_context=context)
             echo_to(event)
 
         server.onconnect = onconnect

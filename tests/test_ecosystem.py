@@ -37,6 +37,11 @@ def web() -> Iterator[WebServer]:
         yield server
 
 
+def tls_of(scheme: str) -> dict[str, Any]:
+    """The options of a server."""
+    return {"useSecureTransport": True, "ssl_context": server_context()} if scheme == "https" else {}
+
+
 # httpcore over our stream
 
 
@@ -128,7 +133,7 @@ class Endless:
 async def test_a_request_of_httpcore_to_a_server_that_does_not_read(scheme: str) -> None:
     """It is given up, and httpcore closes the connection where nothing can cancel that."""
     async with MozTCPSocket() as tcp:
-        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=scheme == "https", ssl_context=server_context())
+        server = tcp.listen(0, host="127.0.0.1", **tls_of(scheme))
         server.onconnect = lambda event: event.socket.suspend()
         async with httpcore.AsyncConnectionPool(ssl_context=client_context(), network_backend=Backend(tcp)) as pool:
             with anyio.fail_after(20), pytest.raises(TimeoutError):
@@ -263,7 +268,7 @@ async def test_curl_is_served(scheme: str, tmp_path: Any) -> None:
     curl = program("curl")
     AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
     async with MozTCPSocket() as tcp:
-        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=scheme == "https", ssl_context=server_context())
+        server = tcp.listen(0, host="127.0.0.1", **tls_of(scheme))
         server.onconnect = onconnect
         url = f"{scheme}://localhost:{server.localPort}/"
         options = "-sS4", "--noproxy", "*", "--cacert", tmp_path / "ca.pem"

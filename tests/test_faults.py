@@ -56,7 +56,8 @@ def answer_and_close(event: Any) -> None:
 async def test_the_last_response(secured: bool) -> None:
     context = client_context()
     async with MozTCPSocket() as tcp:
-        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=secured, ssl_context=server_context())
+        options: dict[str, Any] = {"useSecureTransport": True, "ssl_context": server_context()} if secured else {}
+        server = tcp.listen(0, host="127.0.0.1", **options)
         server.onconnect = lambda event: setattr(event.socket, "ondata", answer_and_close)
         for _ in range(100):
             peer = await dial(server.localPort)
@@ -98,8 +99,8 @@ async def test_a_reset_in_the_handshake(role: str, listener: stdlib_socket.socke
             peer = await accept(listener)
             await blocking(peer.recv, 1)
         else:
-            socket, events, peer = await connected(tcp, role, listener, ssl_context=server_context())
-            socket.upgradeToSecure()
+            socket, events, peer = await connected(tcp, role, listener)
+            socket.upgradeToSecure(ssl_context=server_context())
             peer.sendall(b"\x16\x03\x01")
         reset(peer)
         await events.first("close")

@@ -134,9 +134,9 @@ async def test_before_a_handshake(role: str, version: ssl.TLSVersion, listener: 
         ours, theirs = client_context(version=version), server_context(version=version)
         if role == "server":
             ours, theirs = server_context(version=version), client_context(version=version)
-        sock, _, peer = await connected(tcp, role, listener, ssl_context=ours)
+        sock, _, peer = await connected(tcp, role, listener)
         stream = sock.stream()
-        sock.upgradeToSecure(server_hostname="localhost")
+        sock.upgradeToSecure(ssl_context=ours, server_hostname="localhost")
         await give_up(stream.send, b"once")
         await give_up(stream.send, b"never")
         await give_up(stream.send_eof)
@@ -291,10 +291,10 @@ async def test_closing_lasts_no_longer_than_linger(linger: float, layer: str, ro
 async def test_closing_lasts_no_longer_than_linger_before_a_handshake(role: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         context = client_context() if role == "client" else server_context()
-        sock, _, peer = await connected(tcp, role, listener, ssl_context=context, linger=0.2)
+        sock, _, peer = await connected(tcp, role, listener, linger=0.2)
         with peer:
             descriptor = descriptor_of(sock)
-            sock.upgradeToSecure(server_hostname="localhost")
+            sock.upgradeToSecure(ssl_context=context, server_hostname="localhost")
             sock.send(b"secret")
             began = time.monotonic()
             await sock.stream().aclose()
@@ -372,7 +372,7 @@ async def begin(state: str, sock: TCPSocket, tasks: anyio.abc.TaskGroup) -> None
         await stream.send_eof()
         tasks.start_soon(wait, stream.receive)
     if state == "handshake":
-        sock.upgradeToSecure(server_hostname="localhost")
+        sock.upgradeToSecure(ssl_context=client_context(), server_hostname="localhost")
         tasks.start_soon(wait, stream.receive)
         tasks.start_soon(wait, stream.send, b"secret")
     await all_blocked()
@@ -398,9 +398,8 @@ WAYS = {"forcefully": anyio.aclose_forcefully, "cancelled": close_cancelled, "gi
     [("plain", "handshake"), *itertools.product(["plain", *VERSIONS], STATES)],
 )
 async def test_the_descriptor_is_closed_when_it_returns(state: str, way: str, layer: str) -> None:
-    context = {"ssl_context": client_context()} if state == "handshake" else {}
     async with (
-        joined(layer, "client", linger=LONG, **context) as (sock, recorder, _),
+        joined(layer, "client", linger=LONG) as (sock, recorder, _),
         anyio.create_task_group() as tasks,
     ):
         await begin(state, sock, tasks)

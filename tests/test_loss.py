@@ -377,19 +377,15 @@ async def test_the_alert_is_told_and_not_the_reset_behind_it(
     context = server_context(version=version, ask_for_certificate=True)
     for _ in range(5):
         async with MozTCPSocket() as tcp:
-            sock = tcp.open(
-                "127.0.0.1",
-                port_of(listener),
-                useSecureTransport=way != "starttls",
-                ssl_context=client_context(version=version),
-                server_hostname="localhost",
-            )
+            tls: dict[str, Any] = {"ssl_context": client_context(version=version), "server_hostname": "localhost"}
+            options = {} if way == "starttls" else {"useSecureTransport": True, **tls}
+            sock = tcp.open("127.0.0.1", port_of(listener), **options)
             recorder = EventRecorder(sock)
             stream = sock.stream() if way == "stream" else None
             peer = await accept(listener)
             if way == "starttls":
                 await sock.opened()
-                sock.upgradeToSecure()
+                sock.upgradeToSecure(**tls)
                 sock.send(MUCH)
             else:
                 sock.onopen = lambda event: event.target.send(MUCH)
@@ -418,17 +414,12 @@ async def refuse(peer: socket.socket, context: ssl.SSLContext) -> None:
 async def test_the_peer_is_told_though_a_child_has_the_socket_too(
     end: str, layer: str, listener: socket.socket
 ) -> None:
-    context = client_context()
+    options: dict[str, Any] = {}
+    if layer != "plain":
+        options = {"useSecureTransport": True, "ssl_context": client_context(), "server_hostname": "localhost"}
     inherited: list[int] = []
     with suppress(ZeroDivisionError), anyio.CancelScope() as scope:
-        async with TCPSocket(
-            "127.0.0.1",
-            port_of(listener),
-            useSecureTransport=layer != "plain",
-            ssl_context=context,
-            server_hostname="localhost",
-            linger=0,
-        ) as sock:
+        async with TCPSocket("127.0.0.1", port_of(listener), linger=0, **options) as sock:
             peer = await accept(listener)
             if layer != "plain":
                 peer = await secure(peer, server_context(), server_side=True)

@@ -540,12 +540,14 @@ class Machine(RuleBasedStateMachine):
         program = self.program
         async with MozTCPSocket() as tcp:
             self._scope = tcp.cancel_scope
+            if options["useSecureTransport"]:
+                options |= {"ssl_context": CONTEXTS[program.role == "server"]}
             if program.role == "client":
                 if options["useSecureTransport"]:
-                    options |= {"ssl_context": CONTEXTS[0], "server_hostname": "localhost"}
+                    options |= {"server_hostname": "localhost"}
                 program.watch(tcp.open("127.0.0.1", port_of(self._listener), **options))
             else:
-                server = tcp.listen(0, host="127.0.0.1", ssl_context=CONTEXTS[1], **options)
+                server = tcp.listen(0, host="127.0.0.1", **options)
                 self._port = server.localPort
 
                 def on_connect(event: Any) -> None:

@@ -39,7 +39,7 @@ from mozsocket import (
 from mozsocket.testing import EventRecorder, connected_pair, connected_peer
 
 from .certificates import client_context, server_context
-from .peers import PEER_TIMEOUT, blocking, dial, listening, port_of, read_exactly, send_all
+from .peers import PEER_TIMEOUT, blocking, dial, listening, port_of, read_all, read_exactly, secure, send_all
 
 pytestmark = pytest.mark.anyio
 
@@ -263,7 +263,7 @@ def adopt(sock: stdlib_socket.socket, **given: Any) -> Called:
 async def test_adopting_one_of_a_pair() -> None:
     ours, theirs = stdlib_socket.socketpair()
     with ours, theirs:
-        socket = adopt(ours, binaryType="string", linger=1, server_hostname="name.example")
+        socket = adopt(ours, binaryType="string", linger=1, useSecureTransport=True, server_hostname="name.example")
     assert socket.call[0] == ("localhost", 1)  # which it would not be connected to
     assert (socket.host, socket.port, socket.binaryType) == ("", 0, "string")
     assert re.fullmatch(r"<Called #\d+ a socket without an address connecting>", repr(socket))
@@ -316,7 +316,8 @@ def adopt_listener(sock: stdlib_socket.socket, **given: Any) -> CalledServer:
 
 async def test_adopting_a_listener(listener: stdlib_socket.socket) -> None:
     port = port_of(listener)
-    server = adopt_listener(listener, max_connections=3, binaryType="string", ssl_context=server_context())
+    tls: dict[str, Any] = {"useSecureTransport": True, "ssl_context": server_context()}
+    server = adopt_listener(listener, max_connections=3, binaryType="string", **tls)
     assert server.call[0] == (port,)
     assert server.localPort == port
     assert re.fullmatch(rf"<CalledServer #\d+ 127.0.0.1:{port} listening>", repr(server))
@@ -496,6 +497,36 @@ async def test_what_the_constructor_of_a_subclass_does_counts_when_it_adopts() -
             theirs.sendall(b"hello")
             assert await socket.mine.receive() == b"hello"
             await socket.mine.aclose()
+
+
+async def test_the_context_of_a_subclass_counts_when_it_adopts() -> None:
+    """The peer is not trusted by the default one."""
+
+    class Secure(TCPSocket):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            tls = {"useSecureTransport": True, "ssl_context": client_context(), "server_hostname": "localhost"}
+            super().__init__(*args, **{**options, **tls})
+
+    ours, theirs = stdlib_socket.socketpair()
+    theirs.settimeout(PEER_TIMEOUT)
+    async with Secure.from_socket(ours) as socket:
+        with await secure(theirs, server_context(), server_side=True) as peer:
+            await socket.opened()
+            socket.close()
+            assert await blocking(read_all, peer) == b""
+
+
+async def test_a_subclass_without_tls_is_not_given_a_context_for_it() -> None:
+    class Plain(TCPSocket):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "useSecureTransport": False, "ssl_context": None})
+
+    ours, theirs = stdlib_socket.socketpair()
+    with ours, theirs:
+        for context in client_context(), server_context():
+            with pytest.raises(ValueError, match="ssl_context alone encrypts nothing"):
+                Plain.from_socket(ours, useSecureTransport=True, ssl_context=context)
+            assert ours.fileno() != -1
 
 
 def test_a_subclass_that_closes_in_its_constructor_adopts_nothing() -> None:

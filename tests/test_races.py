@@ -75,13 +75,13 @@ async def test_an_upgrade_when_the_connection_is_lost_but_that_is_yet_to_be_told
 
     for turns in range(20):
         async with MozTCPSocket() as tcp:
-            socket, events, peer = await connected(tcp, role, listener, ssl_context=CONTEXTS[role])
+            socket, events, peer = await connected(tcp, role, listener)
             socket.ondata = slow  # so that events are told by a task of their own
             reset(peer)
             for _ in range(turns):
                 await anyio.lowlevel.checkpoint()
             with suppress(InvalidStateError):
-                socket.upgradeToSecure()
+                socket.upgradeToSecure(ssl_context=CONTEXTS[role])
             await events.first("close")
             assert events.types[-2:] == ["error", "close"]
             assert events.of("error")[-1].name == "NetworkInterruptError"

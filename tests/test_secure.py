@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .peers import (
     blocking,
     dial,
     exchange,
+    listening,
     port_of,
     read_all,
     read_exactly,
@@ -557,7 +559,11 @@ def bad(call: Any, error: type[Exception], match: str) -> None:
 
 async def test_bad_options() -> None:
     bad(lambda: TCPSocket("localhost", 1, ssl_context=object()), TypeError, "must be an ssl.SSLContext")  # type: ignore[call-overload]
-    bad(lambda: TCPSocket("localhost", 1, ssl_context=server_context()), ValueError, "other side of TLS")
+    bad(
+        lambda: TCPSocket("localhost", 1, useSecureTransport=True, ssl_context=server_context()),
+        ValueError,
+        "other side of TLS",
+    )
     bad(lambda: TCPSocket("localhost", 1, useSecureTransport=1), TypeError, "must be a bool")  # type: ignore[call-overload]
     bad(lambda: TCPSocket("localhost", 1, handshake_timeout=-1), ValueError, "0 or more")
     bad(lambda: TCPSocket("localhost", 1, tls_standard_compatible=None), TypeError, "must be a bool")  # type: ignore[call-overload]
@@ -567,10 +573,62 @@ async def test_bad_options() -> None:
     bad(lambda: TCPSocket("localhost", 1, server_hostname=".x"), ValueError, "dot")
     bad(lambda: TCPSocket("localhost", 1, server_hostname="\u2024\u2024"), ValueError, "not allowed")
     bad(lambda: TCPServerSocket(0, useSecureTransport=True), ValueError, "needs an ssl_context")
-    bad(lambda: TCPServerSocket(0, ssl_context=client_context()), ValueError, "other side of TLS")
+    bad(
+        lambda: TCPServerSocket(0, useSecureTransport=True, ssl_context=client_context()),
+        ValueError,
+        "other side of TLS",
+    )
     ours, theirs = socket.socketpair()
     with ours, theirs:
         bad(lambda: TCPSocket.from_socket(ours, useSecureTransport=True), ValueError, "server_hostname")
+
+
+@contextmanager
+def calls(tcp: MozTCPSocket) -> Iterator[tuple[list[Callable[..., Any]], list[Callable[..., Any]]]]:
+    """All that take options of TLS: those that make clients, and those that make servers."""
+    client: Any = TCPSocket
+    server: Any = TCPServerSocket
+    scope: Any = tcp
+    ours, theirs = socket.socketpair()
+    with ours, theirs, listening() as listener:
+        address = "127.0.0.1", port_of(listener)
+        yield (
+            [partial(client, *address), partial(scope.open, *address), partial(client.from_socket, ours)],
+            [partial(server, 0), partial(scope.listen, 0), partial(server.from_socket, listener)],
+        )
+
+
+@pytest.mark.parametrize("said", [{}, {"useSecureTransport": False}], ids=["unsaid", "said"])
+@pytest.mark.parametrize("context", [client_context, server_context])
+async def test_an_option_of_tls_where_there_is_none(context: Callable[[], ssl.SSLContext], said: Any) -> None:
+    """Whoever gives it means the connection to be encrypted."""
+    message = (
+        "{0} alone encrypts nothing: say useSecureTransport=True too or, for STARTTLS, give {0} to upgradeToSecure()"
+        " instead"
+    )
+    async with MozTCPSocket() as tcp:
+        with calls(tcp) as (of_clients, of_servers):
+            for call in of_clients + of_servers:
+                with pytest.raises(ValueError, match="encrypts nothing") as raised:
+                    call(ssl_context=context(), **said)
+                assert str(raised.value) == message.format("ssl_context")
+            for call in of_clients:
+                with pytest.raises(ValueError, match="encrypts nothing") as raised:
+                    call(server_hostname="localhost", **said)
+                assert str(raised.value) == message.format("server_hostname")
+            for call in of_clients + of_servers:
+                call().close()  # a socket that was to be adopted is as it was
+
+
+async def test_an_option_of_tls_that_is_none() -> None:
+    """As one has it who decides on TLS when the program runs."""
+    async with MozTCPSocket() as tcp:
+        with calls(tcp) as (of_clients, of_servers):
+            made = [call(ssl_context=None, server_hostname=None) for call in of_clients]
+            made += [call(ssl_context=None) for call in of_servers]
+            for each in made:
+                each.close()
+    assert not any(each.ssl for each in made if isinstance(each, TCPSocket))
 
 
 async def test_secured_raises_when_it_never_will_be(listener: socket.socket) -> None:

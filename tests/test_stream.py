@@ -535,8 +535,8 @@ async def test_closing_in_an_asynchronous_handler() -> None:
 async def test_upgrading_while_receiving(role: str, listener: socket.socket) -> None:
     """The handshake is done beside the waiting receive(), and what comes after it is decrypted."""
     async with MozTCPSocket() as tcp:
-        options = {"ssl_context": client_context() if role == "client" else server_context()}
-        sock, recorder, peer = await connected(tcp, role, listener, **options)
+        context = client_context() if role == "client" else server_context()
+        sock, recorder, peer = await connected(tcp, role, listener)
         stream = sock.stream()
         got: list[bytes] = []
 
@@ -546,7 +546,7 @@ async def test_upgrading_while_receiving(role: str, listener: socket.socket) -> 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(receive)
             await all_blocked()
-            sock.upgradeToSecure(server_hostname="localhost")
+            sock.upgradeToSecure(ssl_context=context, server_hostname="localhost")
             tasks.start_soon(stream.send, b"encrypted")
             if role == "client":
                 tls = await secure(peer, server_context(), server_side=True)
@@ -567,13 +567,13 @@ async def test_upgrading_while_receiving(role: str, listener: socket.socket) -> 
 
 async def test_receiving_waits_for_a_handshake_that_takes_its_time(listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
-        sock, _, peer = await connected(tcp, "client", listener, ssl_context=client_context())
+        sock, _, peer = await connected(tcp, "client", listener)
         with peer:
             stream = sock.stream()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(stream.receive)
                 await all_blocked()
-                sock.upgradeToSecure(server_hostname="localhost")
+                sock.upgradeToSecure(ssl_context=client_context(), server_hostname="localhost")
                 assert await blocking(peer.recv, 10)
                 await all_blocked()
                 tasks.cancel_scope.cancel()
@@ -784,14 +784,14 @@ async def test_what_was_queued_before_the_first_receive(listener: socket.socket)
 async def test_what_a_cancelled_receive_had_read_belongs_to_tls(listener: socket.socket) -> None:
     """Injected plaintext is not delivered later, as if it had come encrypted."""
     async with MozTCPSocket() as tcp:
-        sock, recorder, peer = await connected(tcp, "client", listener, ssl_context=client_context())
+        sock, recorder, peer = await connected(tcp, "client", listener)
         with peer:
             stream = sock.stream()
             await send_all(peer, b"injected")
             with anyio.CancelScope() as scope:
                 scope.cancel()
                 await stream.receive()
-            sock.upgradeToSecure(server_hostname="localhost")
+            sock.upgradeToSecure(ssl_context=client_context(), server_hostname="localhost")
             with pytest.raises(anyio.BrokenResourceError):
                 await stream.receive()
         await recorder.first("close")

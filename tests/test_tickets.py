@@ -27,11 +27,14 @@ STARTING = pytest.mark.parametrize("upgrading", [False, True], ids=["from the st
 
 async def accepted(tcp: MozTCPSocket, *, upgrading: bool, **options: Any) -> tuple[Accepting, socket.socket]:
     """A server of TLS, and a connection to it. An upgrade is up to the first that is accepted."""
-    server = tcp.listen(0, host="127.0.0.1", useSecureTransport=not upgrading, ssl_context=server_context(), **options)
+    context = server_context()
+    if not upgrading:
+        options |= {"useSecureTransport": True, "ssl_context": context}
+    server = tcp.listen(0, host="127.0.0.1", **options)
     accepting = Accepting(server)
     sock = await dial(server.localPort)
     if upgrading:
-        (await accepting.first())[0].upgradeToSecure()
+        (await accepting.first())[0].upgradeToSecure(ssl_context=context)
     return accepting, sock
 
 
@@ -110,13 +113,13 @@ async def test_they_come_with_the_first_data(upgrading: bool, version: ssl.TLSVe
     """And the client resumes with them."""
     context = client_context(version=version)
     async with MozTCPSocket() as tcp:
-        server = tcp.listen(
-            0, host="127.0.0.1", useSecureTransport=not upgrading, ssl_context=server_context(version=version)
-        )
+        tls: dict[str, Any] = {"ssl_context": server_context(version=version)}
+        options = {} if upgrading else {"useSecureTransport": True, **tls}
+        server = tcp.listen(0, host="127.0.0.1", **options)
 
         def on_connect(event: Any) -> None:
             if upgrading:
-                event.socket.upgradeToSecure()
+                event.socket.upgradeToSecure(**tls)
             event.socket.ondata = lambda event: event.target.send(event.data)
 
         server.onconnect = on_connect

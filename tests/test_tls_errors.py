@@ -177,8 +177,8 @@ async def failed(
             recorder = EventRecorder(socket_)
             peer = await accept(listener)
         else:
-            socket_, recorder, peer = await connected(tcp, role, listener, ssl_context=ours)
-            socket_.upgradeToSecure()
+            socket_, recorder, peer = await connected(tcp, role, listener)
+            socket_.upgradeToSecure(ssl_context=ours)
         # The peer is told by an alert. A reset would be no SSLError.
         with pytest.raises(ssl.SSLError) as told, peer, await secure(peer, theirs, server_side=role == "client") as tls:
             await blocking(read_all, tls)
@@ -380,12 +380,13 @@ async def test_a_server_logs_a_failed_handshake_and_serves_others(
     """Where TLS is there from the start, it has nothing to announce; an upgrade nobody listens to is logged too."""
     ours = server_context(version=version, ask_for_certificate=True)
     async with MozTCPSocket() as tcp:
-        server = tcp.listen(0, host="127.0.0.1", useSecureTransport=not upgrading, ssl_context=ours)
+        options: dict[str, Any] = {} if upgrading else {"useSecureTransport": True, "ssl_context": ours}
+        server = tcp.listen(0, host="127.0.0.1", **options)
         accepted = []
 
         def on_connect(event: Any) -> None:
             accepted.append(event.socket)
-            event.socket.upgradeToSecure()
+            event.socket.upgradeToSecure(ssl_context=ours)
             event.socket.send(b"hello")
 
         server.onconnect = on_connect
@@ -443,8 +444,8 @@ async def spoken_to(role: str, noise: bytes, listener: socket.socket) -> tuple[T
             recorder = EventRecorder(socket_)
             peer = await accept(listener)
         else:
-            socket_, recorder, peer = await connected(tcp, role, listener, ssl_context=server_context())
-            socket_.upgradeToSecure()
+            socket_, recorder, peer = await connected(tcp, role, listener)
+            socket_.upgradeToSecure(ssl_context=server_context())
         with peer:
             peer.sendall(noise)
             seen = await blocking(read_all, peer)
@@ -514,9 +515,9 @@ async def test_an_alert_later(description: int, name: str, role: str, listener: 
     if role == "server":
         ours, theirs = server_context(version=TLS12), client_context(version=TLS12)
     async with MozTCPSocket() as tcp:
-        socket_, recorder, sock = await connected(tcp, role, listener, ssl_context=ours)
+        socket_, recorder, sock = await connected(tcp, role, listener)
         with sock:
-            socket_.upgradeToSecure(server_hostname="localhost" if role == "client" else None)
+            socket_.upgradeToSecure(ssl_context=ours, server_hostname="localhost" if role == "client" else None)
             peer = await recorded(sock, theirs, server_side=role == "client")
             sock.sendall(peer.record(alert(description)[5:], ALERT))
             await blocking(read_all, sock)
@@ -548,8 +549,8 @@ async def test_a_peer_that_ends_in_the_handshake(role: str, listener: socket.soc
             )
             peer = await accept(listener)
         else:
-            socket_, recorder, peer = await connected(tcp, role, listener, ssl_context=server_context())
-            socket_.upgradeToSecure()
+            socket_, recorder, peer = await connected(tcp, role, listener)
+            socket_.upgradeToSecure(ssl_context=server_context())
         with peer:
             peer.shutdown(socket.SHUT_WR)
             await recorder.first("close")
@@ -616,11 +617,9 @@ async def test_what_is_spoilt_on_its_way_to_the_peer_is_refused(
         peer.shutdown(socket.SHUT_WR)
 
     async with MozTCPSocket() as tcp:
-        socket_, recorder, peer = await connected(
-            tcp, role, listener, ssl_context=client_context() if role == "client" else server_context()
-        )
+        socket_, recorder, peer = await connected(tcp, role, listener)
         with peer:
-            socket_.upgradeToSecure()
+            socket_.upgradeToSecure(ssl_context=client_context() if role == "client" else server_context())
             await blocking(shake_hands, theirs, incoming, outgoing, peer)
             await socket_.secured()
             socket_.send(b"x" * 100)

@@ -161,7 +161,7 @@ class Smtp:
             self._socket.send(answers.get(command, b"250 fine\r\n"))
         if command == b"STARTTLS":
             leftover, self._received = self._received, b""
-            self._socket.upgradeToSecure(leftover=leftover)
+            self._socket.upgradeToSecure(ssl_context=server_context(), leftover=leftover)
         elif command == b"DATA":
             self._mail = []
         elif command == b"QUIT":
@@ -186,7 +186,7 @@ def imap(socket_: TCPSocket) -> None:
             socket_.send(b"* CAPABILITY IMAP4rev1 STARTTLS\r\n")
         socket_.send(tag + b" OK done\r\n")
         if command.upper() == b"STARTTLS":
-            socket_.upgradeToSecure()
+            socket_.upgradeToSecure(ssl_context=server_context())
         elif command.upper() == b"LOGOUT":
             socket_.close()
 
@@ -200,7 +200,7 @@ def pop3(socket_: TCPSocket) -> None:
     def on_data(event: Any) -> None:
         socket_.send(b"+OK\r\n")
         if event.data.upper() == b"STLS\r\n":
-            socket_.upgradeToSecure()
+            socket_.upgradeToSecure(ssl_context=server_context())
         elif event.data.upper() == b"QUIT\r\n":
             socket_.close()
 
@@ -210,7 +210,6 @@ def pop3(socket_: TCPSocket) -> None:
 
 @contextmanager
 def serving(tcp: MozTCPSocket, handle: Callable[[TCPSocket], object], **options: Any) -> Iterator[TCPServerSocket]:
-    options.setdefault("ssl_context", server_context())
     server = tcp.listen(0, host="127.0.0.1", **options)
     server.onconnect = lambda event: handle(event.socket) and None
     yield server
@@ -316,7 +315,7 @@ async def test_s_client_refuses_a_certificate_for_another_host(
     flag: str, files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with MozTCPSocket() as tcp:
-        with serving(tcp, reversing, useSecureTransport=True) as server:
+        with serving(tcp, reversing, useSecureTransport=True, ssl_context=server_context()) as server:
             where: list[str | Path] = ["-connect", f"127.0.0.1:{server.localPort}", "-CAfile", files / "ca.pem"]
             trust = ["-verify_return_error", "-verify_hostname", "other.example", "-quiet", flag]
             status, output, errors = await run("openssl", "s_client", *where, *trust, stdin=b"secret")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -89,15 +90,17 @@ class Maker:
 
     def __init__(self, tcp: MozTCPSocket, *, tls: bool) -> None:
         self.tcp = tcp
-        self.options: dict[str, Any] = {"linger": 0, "useSecureTransport": tls}
-        self.server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context(), **self.options)
+        self.tls = tls
+        self.server = tcp.listen(0, host="127.0.0.1", **self.options(server_context()))
         self.server.onconnect = lambda event: self.accepted.append(TrioStream(event.socket))
         self.accepted: list[TrioStream] = []
 
+    def options(self, context: ssl.SSLContext) -> dict[str, Any]:
+        return {"linger": 0, "useSecureTransport": self.tls, "ssl_context": context if self.tls else None}
+
     async def pair(self) -> tuple[TrioStream, TrioStream]:
-        client = TrioStream(
-            self.tcp.open("localhost", self.server.localPort, ssl_context=client_context(), **self.options)
-        )
+        sock = self.tcp.open("localhost", self.server.localPort, **self.options(client_context()))
+        client = TrioStream(sock)
         await client.sock.opened()
         while not self.accepted:
             await trio.testing.wait_all_tasks_blocked()

@@ -286,6 +286,12 @@ async def test_bad_arguments_change_nothing(listener: socket.socket) -> None:
                     socket_.upgradeToSecure(server_hostname=b"x")  # type: ignore[arg-type]
                 with pytest.raises(TypeError, match="leftover must be a bytes-like object or a str, not int"):
                     socket_.upgradeToSecure(leftover=1)  # type: ignore[arg-type]
+                with pytest.raises(ValueError, match="leftover") as raised:
+                    socket_.upgradeToSecure(leftover="\x16\x03\x01\x80")
+                assert str(raised.value) == (
+                    'leftover must be str of ASCII, or with binaryType="string" of characters up to U+00FF, one a byte;'
+                    " character 3 is U+0080: encode the text first, as by text.encode()"
+                )
                 if role == "server":
                     with pytest.raises(ValueError, match="accepted socket needs an ssl_context"):
                         socket_.upgradeToSecure()
@@ -349,7 +355,9 @@ class Starttls:
             if line == b"STARTTLS" and not self._socket.ssl:
                 self._socket.send(b"220 go ahead\r\n")
                 leftover = b"\r\n".join([*lines[number + 1 :], self._rest])
-                self._socket.upgradeToSecure(leftover=leftover if self._keep_leftover else b"")
+                self._socket.upgradeToSecure(
+                    ssl_context=server_context(), leftover=leftover if self._keep_leftover else b""
+                )
                 self._rest = b""
                 return
             self.lines.append((self._socket.ssl, line))
@@ -365,7 +373,7 @@ async def serve_starttls(tcp: MozTCPSocket, *, keep_leftover: bool) -> tuple[soc
         server.close()
         done.set()
 
-    server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context())
+    server = tcp.listen(0, host="127.0.0.1")
     server.onconnect = on_connect
     peer = await dial(server.localPort)
     await done.wait()
@@ -407,16 +415,32 @@ async def test_an_early_client_hello_in_the_segment_of_the_plaintext() -> None:
     assert server.lines == [(True, b"encrypted")]
 
 
+async def test_an_early_client_hello_that_came_as_text(listener: socket.socket) -> None:
+    """With binaryType="string" it is as much a str as what it came behind."""
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, "server", listener, binaryType="string")
+        with peer:
+            client = EarlyHello()
+            peer.sendall(b"STARTTLS\r\n" + client.hello)
+            await recorder.until(lambda: len(recorder.data) == 10 + len(client.hello))
+            leftover = recorder.data.removeprefix("STARTTLS\r\n")
+            assert not leftover.isascii()
+            socket_.upgradeToSecure(ssl_context=server_context(), leftover=leftover)
+            await blocking(client.go_on, peer)
+            await recorder.until(lambda: recorder.data.endswith("encrypted\r\n"))
+            tcp.close()
+
+
 async def test_an_early_client_hello_that_waits_to_be_delivered(listener: socket.socket) -> None:
     """It is received while the socket is suspended, before the call: it is TLS's."""
     async with MozTCPSocket() as tcp:
-        socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
+        socket_, recorder, peer = await connected(tcp, "server", listener)
         with peer:
             socket_.suspend()
             client = EarlyHello()
             peer.sendall(client.hello)
             await all_blocked()
-            socket_.upgradeToSecure()
+            socket_.upgradeToSecure(ssl_context=server_context())
             socket_.resume()
             await blocking(client.go_on, peer)
             await recorder.first("data")
@@ -494,12 +518,12 @@ async def test_commands_that_the_program_throws_away() -> None:
 
 async def test_commands_injected_while_suspended(listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
-        socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
+        socket_, recorder, peer = await connected(tcp, "server", listener)
         with peer:
             socket_.suspend()
             peer.sendall(INJECTED * 20_000)  # more than the channel holds: the reader waits for room in it
             await all_blocked()
-            socket_.upgradeToSecure()
+            socket_.upgradeToSecure(ssl_context=server_context())
             socket_.resume()
             error = await recorder.first("error")
             await recorder.first("close")
@@ -514,13 +538,13 @@ async def test_an_upgrade_at_any_moment_while_the_channel_fills(
     monkeypatch.setattr("mozsocket._limits.ALERT_PATIENCE", 0.01)
     for turns in range(50):
         async with MozTCPSocket() as tcp:
-            socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=server_context())
+            socket_, recorder, peer = await connected(tcp, "server", listener)
             with peer:
                 socket_.suspend()
                 peer.sendall(INJECTED * 20_000)
                 for _ in range(turns):
                     await anyio.lowlevel.checkpoint()
-                socket_.upgradeToSecure()
+                socket_.upgradeToSecure(ssl_context=server_context())
                 socket_.resume()
                 error = await recorder.first("error")
         assert error.message == "SecurityProtocol"
@@ -560,10 +584,10 @@ async def test_responses_injected_into_the_plaintext(together: bool, listener: s
 
 async def test_others_are_served_while_one_never_answers(caplog: pytest.LogCaptureFixture) -> None:
     async with MozTCPSocket() as tcp:
-        server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context(), handshake_timeout=0.2)
+        server = tcp.listen(0, host="127.0.0.1", handshake_timeout=0.2)
 
         def on_connect(event: Any) -> None:
-            event.socket.upgradeToSecure()
+            event.socket.upgradeToSecure(ssl_context=server_context())
             event.socket.onsecure = lambda event: event.target.close()
 
         server.onconnect = on_connect
@@ -576,11 +600,22 @@ async def test_others_are_served_while_one_never_answers(caplog: pytest.LogCaptu
     assert "NetworkTimeoutError" in record.getMessage()
 
 
-async def test_the_context_of_the_call_wins_over_that_of_the_server(listener: socket.socket) -> None:
+async def test_the_context_is_that_of_the_call_alone() -> None:
+    """Of the connections of one server each may have another."""
+    wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate
     async with MozTCPSocket() as tcp:
-        wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate
-        socket_, recorder, peer = await connected(tcp, "server", listener, ssl_context=wrong)
-        socket_.upgradeToSecure(ssl_context=server_context())
-        with await secure(peer, client_context()):
-            await recorder.first("secure")
-            socket_.close()
+        accepting = Accepting(tcp.listen(0, host="127.0.0.1"))
+        for number, context in enumerate((wrong, server_context()), 1):
+            peer = await dial(accepting.server.localPort)
+            await accepting.until(number)
+            socket_, recorder = accepting.sockets[-1]
+            socket_.upgradeToSecure(ssl_context=context)
+            if context is wrong:
+                with pytest.raises(ssl.SSLError), peer:
+                    await secure(peer, client_context())
+                await recorder.first("error")
+            else:
+                with await secure(peer, client_context()):
+                    await recorder.first("secure")
+                    socket_.close()
+        accepting.server.close()
