@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -356,8 +357,26 @@ def test_the_programs_that_talk_to_a_server(tmp_path: Path) -> None:
     """As printed, but for the port."""
     (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
     with running(tmp_path, file_of(tmp_path, "A server", port=0)) as port:
-        for title, output in {"A client": "b'hello'\n", "Without handlers": "", "Back-pressure": ""}.items():
-            assert output_of(tmp_path, file_of(tmp_path, title, port=port)) == output
+        assert output_of(tmp_path, file_of(tmp_path, "A client", port=port)) == "b'hello'\n"
+
+
+@pytest.mark.parametrize("title", ["Without handlers", "Back-pressure"])
+def test_the_programs_that_send_to_a_server(title: str, tmp_path: Path) -> None:
+    """One that answers nothing: they would be warned of what they do not listen to."""
+    (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
+    received = []
+
+    def serve() -> None:
+        with listener.accept()[0] as peer:
+            peer.settimeout(PEER_TIMEOUT)
+            received.append(len(read_all(peer)))
+
+    with listening() as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        assert output_of(tmp_path, file_of(tmp_path, title, port=port_of(listener))) == ""
+        server.join()
+    assert received == [1_000_000]
 
 
 def test_the_program_that_is_a_proxy(tmp_path: Path) -> None:
