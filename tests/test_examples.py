@@ -364,7 +364,7 @@ def test_the_programs_that_talk_to_a_server(tmp_path: Path) -> None:
 def test_the_programs_that_send_to_a_server(title: str, tmp_path: Path) -> None:
     """One that answers nothing: they would be warned of what they do not listen to."""
     (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
-    received = []
+    received: list[int] = []
 
     def serve() -> None:
         with listener.accept()[0] as peer:
