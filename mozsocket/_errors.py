@@ -148,6 +148,19 @@ class TCPSocketError(OSError):
         then those that vouch for it. Empty otherwise, and of a client refused by a server: OpenSSL keeps none then
 
     Its ``__cause__`` is the exception it was made from; where several addresses were tried, the group of all.
+
+    The names, by their class:
+
+    ``"Network"``
+        ConnectionRefusedError, DomainNotFoundError, NetworkTimeoutError, NetworkInterruptError (it was cut off),
+        NetworkError
+    ``"SecurityCertificate"`` (the peer's is not accepted)
+        SecurityExpiredCertificateError, SecurityRevokedCertificateError, SecurityUntrustedCertificateIssuerError,
+        SecurityInadequateKeyUsageError, SecurityCertificateSignatureAlgorithmDisabledError,
+        SecurityCertificateDomainMismatchError, SecurityBadCertificateError, SecurityError
+    ``"SecurityProtocol"`` (anything else that TLS fails for, as when the peer does not accept our certificate)
+        SecurityNoCertificateError, SecurityUnsupportedTLSVersionError, SecurityUnsupportedCertificateTypeError, and
+        those above
     """
 
     def __init__(

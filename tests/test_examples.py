@@ -27,7 +27,7 @@ from .certificates import AUTHORITY, client_context
 from .peers import PEER_TIMEOUT, accept, blocking, dial, listening, port_of, read_all, read_exactly
 from .programs import program
 from .services import MailServer, mail, redis
-from .test_readme import codes, example, file_of, output_of, port_from, said
+from .test_readme import example, file_of, output_of, port_from, said
 
 MESSAGE = b"From: a@localhost\r\nSubject: hello\r\n\r\n.dot\r\n..dots\r\n" + b"x" * 900 + b"\r\n"
 
@@ -59,7 +59,7 @@ READERS: dict[str, Callable[[MailServer], Awaitable[bytes]]] = {
 @pytest.mark.parametrize("reader", READERS)
 async def test_mail_that_is_sent_can_be_read_back(reader: str, mail_server: MailServer) -> None:
     """By clients on mozsocket, and by those of the standard library."""
-    send_mail = example("Sending mail")["send_mail"]
+    send_mail = example("mail")["send_mail"]
     port, address = mail_server.smtp_port, mail_server.address
     await send_mail("localhost", port, "a@localhost", [address], MESSAGE, client_context())
     with anyio.fail_after(PEER_TIMEOUT):
@@ -207,7 +207,7 @@ def read_by_pop3(server: MailServer) -> bytes:
 
 @pytest.mark.anyio
 async def test_mail_that_is_refused(mail_server: MailServer) -> None:
-    names = example("Sending mail")
+    names = example("mail")
     with pytest.raises(names["SMTPError"], match=r"RCPT TO:<someone@elsewhere\.example>: 550"):
         await names["send_mail"](
             "localhost", mail_server.smtp_port, "a@localhost", ["someone@elsewhere.example"], MESSAGE, client_context()
@@ -216,7 +216,7 @@ async def test_mail_that_is_refused(mail_server: MailServer) -> None:
 
 @pytest.mark.anyio
 async def test_mail_to_a_server_that_is_not_trusted(mail_server: MailServer) -> None:
-    send_mail = example("Sending mail")["send_mail"]
+    send_mail = example("mail")["send_mail"]
     with pytest.raises(TCPSocketError, match="certificate"):
         await send_mail("localhost", mail_server.smtp_port, "a@localhost", [mail_server.address], MESSAGE)
 
@@ -231,14 +231,14 @@ def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trust")
 def test_the_program_that_asks_a_mail_server(mail_server: MailServer, tmp_path: Path) -> None:
     """Exim offers STARTTLS until it is used: the answer that is shown is the one under TLS."""
-    command = file_of(tmp_path, "STARTTLS"), "localhost", str(mail_server.smtp_port)
+    command = file_of(tmp_path, "starttls"), "localhost", str(mail_server.smtp_port)
     output = output_of(tmp_path, *command)
     assert re.fullmatch(r"secure\n250-localhost Hello .*\n(250-.*\n)+250 HELP\n", output)
     assert "STARTTLS" not in output
 
 
 def test_the_program_that_asks_a_mail_server_that_is_not_trusted(mail_server: MailServer, tmp_path: Path) -> None:
-    command = file_of(tmp_path, "STARTTLS"), "localhost", str(mail_server.smtp_port)
+    command = file_of(tmp_path, "starttls"), "localhost", str(mail_server.smtp_port)
     output = output_of(tmp_path, *command, status=1)
     assert "SecurityUntrustedCertificateIssuerError" in output
     assert "250" not in output
@@ -246,7 +246,7 @@ def test_the_program_that_asks_a_mail_server_that_is_not_trusted(mail_server: Ma
 
 @pytest.mark.usefixtures("trust")
 def test_the_program_that_sends_mail(mail_server: MailServer, tmp_path: Path) -> None:
-    command = file_of(tmp_path, "Sending mail"), "localhost", str(mail_server.smtp_port), "a@localhost"
+    command = file_of(tmp_path, "mail"), "localhost", str(mail_server.smtp_port), "a@localhost"
     message = MESSAGE.decode().replace("\r\n", "\n")  # as files are
     refused = output_of(tmp_path, *command, mail_server.address, "you@elsewhere.example", status=1, stdin=message)
     assert "SMTPError: RCPT TO:<you@elsewhere.example>: 550" in refused
@@ -258,7 +258,7 @@ def test_the_program_that_sends_mail(mail_server: MailServer, tmp_path: Path) ->
 
 
 def test_the_program_that_asks_redis(redis_port: int, tmp_path: Path) -> None:
-    command = file_of(tmp_path, "Redis, pipelined"), "127.0.0.1", str(redis_port)
+    command = file_of(tmp_path, "redis"), "127.0.0.1", str(redis_port)
     assert re.fullmatch(r"visits: \d+000\n", output_of(tmp_path, *command))
 
 
@@ -266,7 +266,7 @@ def test_the_program_that_asks_redis(redis_port: int, tmp_path: Path) -> None:
 async def test_redis_is_asked_everything_before_it_answers_anything(capsys: pytest.CaptureFixture[str]) -> None:
     with listening() as listener:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(example("Redis, pipelined")["main"], "127.0.0.1", port_of(listener))
+            tasks.start_soon(example("redis")["main"], "127.0.0.1", port_of(listener))
             with await accept(listener) as peer:
                 await said(peer, b"*2\r\n$4\r\nINCR\r\n$6\r\nvisits\r\n" * 1000)
                 peer.sendall(b"".join(b":%d\r\n" % visits for visits in range(1, 1001)))
@@ -276,7 +276,7 @@ async def test_redis_is_asked_everything_before_it_answers_anything(capsys: pyte
 
 @pytest.mark.anyio
 async def test_redis_pipelined(redis_port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    names = example("Redis, pipelined")
+    names = example("redis")
     await names["main"]("127.0.0.1", redis_port)
     assert re.fullmatch(r"visits: \d+000\n", capsys.readouterr().out)
     async with TCPSocket("127.0.0.1", redis_port) as sock:
@@ -303,7 +303,7 @@ async def test_a_gibibyte_of_values_through_redis(redis_port: int) -> None:
     """Pipelined: while the first answers come, the last commands are still on their way."""
     size, count, rounds = 1 << 20, 128, 8
     async with TCPSocket("127.0.0.1", redis_port) as sock:
-        client = example("Redis, pipelined")["Redis"](sock)
+        client = example("redis")["Redis"](sock)
         await sock.opened()
         for number in range(rounds):
             values = [bytes([number, index]) * (size // 2) for index in range(count)]
@@ -340,7 +340,7 @@ def running(where: Path, *command: str) -> Iterator[int]:
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 def test_the_line_server(loop: str, tmp_path: Path) -> None:
-    with running(tmp_path, file_of(tmp_path, "A line server"), loop, "0") as port:
+    with running(tmp_path, file_of(tmp_path, "line_server"), loop, "0") as port:
         with socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer:
             peer.sendall(b"a\nb")
             assert read_exactly(peer, 4) == b"1 a\n"
@@ -356,12 +356,12 @@ def test_the_line_server(loop: str, tmp_path: Path) -> None:
 def test_the_programs_that_talk_to_a_server(tmp_path: Path) -> None:
     """As printed, but for the port."""
     (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
-    with running(tmp_path, file_of(tmp_path, "A server", port=0)) as port:
-        assert output_of(tmp_path, file_of(tmp_path, "A client", port=port)) == "b'hello'\n"
+    with running(tmp_path, file_of(tmp_path, "echo_server", port=0)) as port:
+        assert output_of(tmp_path, file_of(tmp_path, "client", port=port)) == "b'hello'\n"
 
 
-@pytest.mark.parametrize("title", ["Without handlers", "Back-pressure"])
-def test_the_programs_that_send_to_a_server(title: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["awaiting", "upload"])
+def test_the_programs_that_send_to_a_server(name: str, tmp_path: Path) -> None:
     """One that answers nothing: they would be warned of what they do not listen to."""
     (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
     received: list[int] = []
@@ -374,14 +374,14 @@ def test_the_programs_that_send_to_a_server(title: str, tmp_path: Path) -> None:
     with listening() as listener:
         server = threading.Thread(target=serve)
         server.start()
-        assert output_of(tmp_path, file_of(tmp_path, title, port=port_of(listener))) == ""
+        assert output_of(tmp_path, file_of(tmp_path, name, port=port_of(listener))) == ""
         server.join()
     assert received == [1_000_000]
 
 
 def test_the_program_that_is_a_proxy(tmp_path: Path) -> None:
     with listening() as listener:
-        command = file_of(tmp_path, "A proxy"), "0", "localhost", str(port_of(listener))
+        command = file_of(tmp_path, "proxy"), "0", "localhost", str(port_of(listener))
         with (
             running(tmp_path, *command) as port,
             socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as client,
@@ -396,7 +396,7 @@ def test_the_program_that_is_a_proxy(tmp_path: Path) -> None:
 
 def test_the_program_that_is_a_chat_server(tmp_path: Path) -> None:
     with (
-        running(tmp_path, file_of(tmp_path, "A chat server"), "0") as port,
+        running(tmp_path, file_of(tmp_path, "chat"), "0") as port,
         socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT) as peer,
     ):
         peer.sendall(b"NICK ann\r\nQUIT\r\n")
@@ -406,7 +406,7 @@ def test_the_program_that_is_a_chat_server(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_the_chat_server(capsys: pytest.CaptureFixture[str]) -> None:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(example("A chat server")["main"], 0)
+        tasks.start_soon(example("chat")["main"], 0)
         port = await port_from(capsys)
         with await dial(port) as ann, await dial(port) as bob:
             ann.sendall(b"PRIVMSG #a :x\r\nNICK ann\r\nJOIN #a\r\n")
@@ -433,7 +433,7 @@ async def test_the_chat_server(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.anyio
 async def test_the_chat_server_throws_out_who_does_not_read(capsys: pytest.CaptureFixture[str]) -> None:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(example("A chat server")["main"], 0)
+        tasks.start_soon(example("chat")["main"], 0)
         port = await port_from(capsys)
         with await dial(port) as ann, await dial(port) as bob:
             bob.sendall(b"NICK bob\r\n")
@@ -456,9 +456,9 @@ async def test_nc_through_the_proxy_gets_its_whole_answer(capsys: pytest.Capture
     """It ends its side as soon as it has asked."""
     nc = program("nc")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(example("A server")["main"], 0)
+        tasks.start_soon(example("echo_server")["main"], 0)
         upstream = await port_from(capsys)
-        tasks.start_soon(example("A proxy")["main"], 0, "127.0.0.1", upstream)
+        tasks.start_soon(example("proxy")["main"], 0, "127.0.0.1", upstream)
         port = await port_from(capsys)
         data = os.urandom(5_000_000)
         for number in (upstream, port):
@@ -471,11 +471,9 @@ async def test_nc_through_the_proxy_gets_its_whole_answer(capsys: pytest.Capture
 
 
 def test_the_library_passes_its_own_tests(tmp_path: Path) -> None:
-    library, tests = codes("A library")
-    (tmp_path / "whois.py").write_text(library)
-    (tmp_path / "test_whois.py").write_text(tests)
+    tests = ["--pyargs", "mozsocket.examples.test_whois"]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "--strict-markers", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "--strict-markers", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path,
         capture_output=True,
         text=True,

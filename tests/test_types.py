@@ -1,4 +1,4 @@
-"""Type checkers at their strictest find nothing in the README's programs, as they are printed, and in typed.py what
+"""Type checkers at their strictest find nothing in the examples, and in typed.py what
 they are to find.
 
 They are of the extra ``dev``, and what they say turns on no version of Python.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from .test_readme import README, codes
+from .test_readme import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
-
-NAMES = {"A library": ("whois", "test_whois")}
-"""The modules' names, where the README gives them."""
 
 STRICT = {
     "typeCheckingMode": "strict",
@@ -35,13 +31,9 @@ pytestmark = pytest.mark.timeout(300)  # they read all that AnyIO and Trio are
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the README's programs and typed.py."""
+    """A folder with the examples and typed.py."""
     folder = tmp_path_factory.mktemp("programs")
-    for title in (line[3:] for line in README.splitlines() if line.startswith("## ")):
-        found = codes(title)
-        names = NAMES.get(title) or [re.sub(r"\W", "_", title)] * bool(found)
-        for name, text in zip(names, found, strict=True):
-            (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    shutil.copytree(EXAMPLES, folder / "programs")
     shutil.copy(ROOT / "tests" / "typed.py", folder)
     (folder / "pyrightconfig.json").write_text(json.dumps(STRICT))
     return folder

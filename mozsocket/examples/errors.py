@@ -1,0 +1,25 @@
+"""A failure that nobody is told of leaves the block: ``python -m mozsocket.examples.errors``."""
+
+from __future__ import annotations
+
+import sys
+
+import anyio
+
+from mozsocket import MozTCPSocket
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup  # which AnyIO has installed
+
+
+async def main(port: int) -> None:
+    async with MozTCPSocket() as tcp:
+        tcp.open("localhost", port)  # nobody would be told that it failed
+
+
+if __name__ == "__main__":
+    try:
+        anyio.run(main, 1)
+    except ExceptionGroup as group:  # or, from Python 3.11 on, except* TCPSocketError
+        for error in group.exceptions:
+            print(error)
