@@ -320,20 +320,28 @@ class Inbox:
         self._tail = None
 
 
-def octets(data: object, byteOffset: int = 0, byteLength: int | None = None, *, what: str = "send() takes") -> bytes:
+def octets(
+    data: object,
+    byteOffset: int = 0,
+    byteLength: int | None = None,
+    *,
+    ascii_only: bool = False,
+    what: str = "send() takes",
+) -> bytes:
     """The bytes that a call of ``send(data, byteOffset, byteLength)`` means, as they are now.
 
     :param data: bytes-like, or a ``str`` of characters up to U+00FF, one a byte
+    :param ascii_only: whether a ``str`` has to be ASCII, so that nobody has to ask which encoding is meant
     :param byteOffset: where the slice starts; clamped to the data, as in Gecko
     :param byteLength: its length, likewise clamped; None for all the rest
     :param what: how an error begins
     :raises TypeError: if one of them is of another type
-    :raises ValueError: if a number is negative, or a character is above U+00FF
+    :raises ValueError: if a number is negative, or a character is not one of those
     """
     start = _unsigned("byteOffset", byteOffset)
     stop = None if byteLength is None else start + _unsigned("byteLength", byteLength)
     if isinstance(data, str):
-        return _latin1(data, what)[start:stop]
+        return _encoded(data, ascii_only, what)[start:stop]
     if isinstance(data, bytes):
         return data[start:stop]
     try:
@@ -355,11 +363,12 @@ def _unsigned(name: str, value: object) -> int:
     return value
 
 
-def _latin1(text: str, what: str) -> bytes:
+def _encoded(text: str, ascii_only: bool, what: str) -> bytes:
     try:
-        return text.encode("latin-1")
+        return text.encode("ascii" if ascii_only else "latin-1")
     except UnicodeEncodeError as exc:
+        accepted = 'ASCII, or with binaryType="string" of ' if ascii_only else ""
         raise ValueError(
-            f"{what} str of characters up to U+00FF, one a byte; character {exc.start} is"
-            f" U+{ord(text[exc.start]):04X}: encode the text first"
+            f"{what} str of {accepted}characters up to U+00FF, one a byte; character {exc.start} is"
+            f" U+{ord(text[exc.start]):04X}: encode the text first, as by text.encode()"
         ) from None

@@ -253,7 +253,8 @@ class TCPSocket(EventTarget, Generic[DataT]):
     def send(self, data: Buffer | str, byteOffset: int = 0, byteLength: int | None = None) -> bool:
         """Send data, or buffer it to be sent as soon as the peer takes it.
 
-        :param data: bytes-like (copied if it is mutable), or a ``str`` of characters up to U+00FF, one a byte
+        :param data: bytes-like (copied if it is mutable), or a ``str``: with ``binaryType="string"`` of characters up
+            to U+00FF, one a byte; else of ASCII only, as anything beyond would go out in an encoding that nobody chose
         :param byteOffset: where the part to be sent begins, in bytes; clamped to the data
         :param byteLength: how long that part is, in bytes; clamped likewise; None for all the rest
         :return: False if more than 65536 bytes are now buffered. That is a hint: the data is taken all the same, and
@@ -262,10 +263,10 @@ class TCPSocket(EventTarget, Generic[DataT]):
         :raises BufferError: if more than ``max_buffered_amount`` bytes would be buffered; nothing is taken then, and
             ``drain`` will fire when there is room again
         :raises TypeError: if the data is of another type
-        :raises ValueError: if an offset is negative or a character above U+00FF
+        :raises ValueError: if an offset is negative, or a character is not one of those
         """
         if type(data) is not bytes or byteOffset != 0 or byteLength is not None:
-            data = octets(data, byteOffset, byteLength)
+            data = octets(data, byteOffset, byteLength, ascii_only=self.binaryType != "string")
         connection = self._connection
         return connection.outgoing.append(data) if connection.buffers else connection.send(data)
 
@@ -348,7 +349,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         check_ssl_context(ssl_context)
         if server_hostname is not None:
             check_server_hostname(server_hostname)
-        early = octets(leftover, what="leftover must be")
+        early = octets(leftover, ascii_only=self.binaryType != "string", what="leftover must be")
         self._connection.upgrade(ssl_context, server_hostname, early)
 
     # What mozsocket adds

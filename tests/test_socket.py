@@ -182,8 +182,13 @@ async def test_wrong_data_takes_nothing(role: str, listener: stdlib_socket.socke
         for data in (5, None, [1, 2]):
             with pytest.raises(TypeError, match="takes a bytes-like object or a str, not"):
                 socket.send(data)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"character 1 is U\+20AC"):
-            socket.send("1€")
+        for text, place in (("1€", "character 1 is U+20AC"), ("grüß", "character 2 is U+00FC")):
+            with pytest.raises(ValueError, match="encode the text first") as raised:
+                socket.send(text)
+            assert str(raised.value) == (
+                'send() takes str of ASCII, or with binaryType="string" of characters up to U+00FF, one a byte;'
+                f" {place}: encode the text first, as by text.encode()"
+            )
         with pytest.raises(ValueError, match="byteOffset must not be negative"):
             socket.send(b"abc", -1)
         with pytest.raises(TypeError, match="byteLength must be an int"):
@@ -238,7 +243,7 @@ async def test_resume_needs_a_suspend(role: str, listener: stdlib_socket.socket)
 
 async def test_data_of_every_type_arrives(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
-        socket, _, peer = await connected(tcp, role, listener)
+        socket, _, peer = await connected(tcp, role, listener, binaryType="string")
         mutable = bytearray(b"bytearray ")
         for data in (b"bytes ", "str \xff ", mutable, memoryview(b"memoryview "), array("B", b"array "), b""):
             assert socket.send(data)
@@ -454,11 +459,32 @@ async def test_binary_type_string(role: str, listener: stdlib_socket.socket) -> 
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener, binaryType="string")
         assert socket.binaryType == "string"
+        every = "".join(map(chr, range(256)))
         with peer:
             peer.sendall(bytes(range(256)))
             await events.first("data")
+            socket.send(every)
+            assert await blocking(read_exactly, peer, 256) == bytes(range(256))
+            with pytest.raises(
+                ValueError, match=r"str of characters up to U\+00FF, one a byte; character 0 is U\+20AC"
+            ):
+                socket.send("€")
         await events.first("close")
-        assert events.data == "".join(map(chr, range(256)))
+        assert events.data == every
+
+
+async def test_text_where_bytes_are_received(role: str, listener: stdlib_socket.socket) -> None:
+    """It is the same in every encoding, or refused."""
+    async with MozTCPSocket() as tcp:
+        socket, _, peer = await connected(tcp, role, listener)
+        text = "".join(map(chr, range(128)))
+        socket.send(text)
+        socket.send("grün".encode())
+        with pytest.raises(ValueError, match=r"character 3 is U\+0080"):
+            socket.send("abc\x80", 0, 3)
+        socket.close()
+        with peer:
+            assert await blocking(read_all, peer) == text.encode() + b"gr\xc3\xbcn"
 
 
 async def test_much_data_in_both_directions_at_once(role: str, listener: stdlib_socket.socket) -> None:

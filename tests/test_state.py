@@ -423,20 +423,44 @@ def test_text_is_one_byte_a_character_or_refused(text: str) -> None:
         assert list(octets(text, 0, None)) == [ord(character) for character in text]
         return
     index = beyond[0]
-    with pytest.raises(ValueError, match=rf"; character {index} is U\+{ord(text[index]):04X}: encode the text first$"):
+    place = rf"; character {index} is U\+{ord(text[index]):04X}"
+    with pytest.raises(ValueError, match=rf"{place}: encode the text first, as by text\.encode\(\)$"):
         octets(text, 0, None)
 
 
+@given(text=st.text(max_size=30))
+def test_text_is_ascii_or_refused(text: str) -> None:
+    """Where bytes are what is received."""
+    if text.isascii():
+        assert octets(text, ascii_only=True) == text.encode()
+        return
+    index = next(index for index, character in enumerate(text) if ord(character) > 0x7F)
+    with pytest.raises(ValueError, match=rf"; character {index} is U\+{ord(text[index]):04X}: "):
+        octets(text, ascii_only=True)
+
+
+@pytest.mark.parametrize("data", [b"\xff", bytearray(b"\xff"), memoryview(b"\xff"), array("B", b"\xff")], ids=repr)
+def test_bytes_need_not_be_ascii(data: Any) -> None:
+    assert octets(data, ascii_only=True) == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("ascii_only", "accepted"),
+    [
+        (False, "characters up to U+00FF, one a byte"),
+        (True, 'ASCII, or with binaryType="string" of characters up to U+00FF, one a byte'),
+    ],
+)
 @pytest.mark.parametrize(
     ("text", "where"),
     [("aĀ", "character 1 is U+0100"), ("€", "character 0 is U+20AC"), ("ab😀", "character 2 is U+1F600")],
 )
-def test_text_that_is_no_bytes_is_refused_with_its_place(text: str, where: str) -> None:
+def test_text_that_is_no_bytes_is_refused_with_its_place(
+    text: str, where: str, ascii_only: bool, accepted: str
+) -> None:
     with pytest.raises(ValueError, match="U") as raised:
-        octets(text, 0, None)
-    assert (
-        str(raised.value) == f"send() takes str of characters up to U+00FF, one a byte; {where}: encode the text first"
-    )
+        octets(text, ascii_only=ascii_only)
+    assert str(raised.value) == f"send() takes str of {accepted}; {where}: encode the text first, as by text.encode()"
     assert raised.value.__suppress_context__
 
 

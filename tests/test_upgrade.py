@@ -286,6 +286,12 @@ async def test_bad_arguments_change_nothing(listener: socket.socket) -> None:
                     socket_.upgradeToSecure(server_hostname=b"x")  # type: ignore[arg-type]
                 with pytest.raises(TypeError, match="leftover must be a bytes-like object or a str, not int"):
                     socket_.upgradeToSecure(leftover=1)  # type: ignore[arg-type]
+                with pytest.raises(ValueError, match="leftover") as raised:
+                    socket_.upgradeToSecure(leftover="\x16\x03\x01\x80")
+                assert str(raised.value) == (
+                    'leftover must be str of ASCII, or with binaryType="string" of characters up to U+00FF, one a byte;'
+                    " character 3 is U+0080: encode the text first, as by text.encode()"
+                )
                 if role == "server":
                     with pytest.raises(ValueError, match="accepted socket needs an ssl_context"):
                         socket_.upgradeToSecure()
@@ -407,6 +413,22 @@ async def test_an_early_client_hello_in_the_segment_of_the_plaintext() -> None:
             await server.recorder.until(lambda: bool(server.lines))
             tcp.close()
     assert server.lines == [(True, b"encrypted")]
+
+
+async def test_an_early_client_hello_that_came_as_text(listener: socket.socket) -> None:
+    """With binaryType="string" it is as much a str as what it came behind."""
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, "server", listener, binaryType="string")
+        with peer:
+            client = EarlyHello()
+            peer.sendall(b"STARTTLS\r\n" + client.hello)
+            await recorder.until(lambda: len(recorder.data) == 10 + len(client.hello))
+            leftover = recorder.data.removeprefix("STARTTLS\r\n")
+            assert not leftover.isascii()
+            socket_.upgradeToSecure(ssl_context=server_context(), leftover=leftover)
+            await blocking(client.go_on, peer)
+            await recorder.until(lambda: recorder.data.endswith("encrypted\r\n"))
+            tcp.close()
 
 
 async def test_an_early_client_hello_that_waits_to_be_delivered(listener: socket.socket) -> None:
