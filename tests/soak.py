@@ -86,6 +86,12 @@ class Expected(logging.Handler):
                 self._ledger.errors[f"logged {error.name}"] += 1
             case _, (_, HandlerError(), _):
                 self._ledger.errors["logged HandlerError"] += 1
+            case (
+                _,
+                int() as more,
+                str() as kind,
+            ), _:  # the rest of what has come above too often to be told one by one
+                self._ledger.errors[f"logged {kind.split()[-1]}"] += more
             case _:
                 self._ledger.problems.append(f"logged: {record.getMessage()}")
 

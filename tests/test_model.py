@@ -213,8 +213,9 @@ class Program:
     :ivar violations: what was not as promised
     """
 
-    def __init__(self, role: str, limit: int | None, *, secure: bool, half_open: bool) -> None:
+    def __init__(self, role: str, limit: int | None, *, secure: bool, half_open: bool, of_text: bool) -> None:
         self.role = role
+        self._of_text = of_text
         self._half_open = half_open
         self._limit = limit
         self.socket: Any = None
@@ -321,7 +322,9 @@ class Program:
 
     def _on_data(self, event: Any) -> None:
         self.require(event.data, "data without data")
-        self.require(event.data == pattern(self.delivered, len(event.data)), f"wrong data at {self.delivered}")
+        sent = pattern(self.delivered, len(event.data))
+        expected = sent.decode("latin-1") if self._of_text else sent
+        self.require(event.data == expected, f"wrong data at {self.delivered}")
         self.delivered += len(event.data)
         self.require(not self.suspensions, "data while suspended")
         self.require(self.socket.readyState == "open" and "end" not in self.types, "data after the end")
@@ -367,6 +370,7 @@ class Program:
 
     def _do_send(self, size: int, form: str) -> None:
         state, before, data = self.socket.readyState, self.socket.bufferedAmount, pattern(self.taken, size)
+        no_text = form == "str" and not (self._of_text or data.isascii())
         try:
             has_room = self._send(data, form)
         except InvalidStateError:
@@ -377,6 +381,11 @@ class Program:
             self.require(self.socket.bufferedAmount == before, "send() took what it refused")
             self.drain_owed = self.drain_owed or before > 0
             return
+        except ValueError:
+            self.require(no_text, "send() is refused for its data")
+            self.require(self.socket.bufferedAmount == before, "send() took what it refused")
+            return
+        self.require(not no_text, "send() is not refused for its data")
         self.require(state == "open" and not self.output_ended, "send() is not refused")
         self.taken += size
         after = self.socket.bufferedAmount
@@ -508,13 +517,19 @@ class Machine(RuleBasedStateMachine):
         secure=st.booleans(),
         limit=st.sampled_from([None, None, 100_000]),
         half_open=st.booleans(),
+        of_text=st.booleans(),
         is_narrow=st.booleans(),
     )
-    def connect(self, role: str, secure: bool, limit: int | None, half_open: bool, is_narrow: bool) -> None:
-        """:param is_narrow: whether the system takes so little that much has to wait in the program"""
-        self.program = Program(role, limit, secure=secure, half_open=half_open)
+    def connect(
+        self, role: str, secure: bool, limit: int | None, half_open: bool, of_text: bool, is_narrow: bool
+    ) -> None:
+        """
+        :param of_text: whether ``binaryType`` is ``"string"``
+        :param is_narrow: whether the system takes so little that much has to wait in the program
+        """
+        self.program = Program(role, limit, secure=secure, half_open=half_open, of_text=of_text)
         options: dict[str, Any] = {"max_buffered_amount": limit, "linger": PEER_TIMEOUT, "useSecureTransport": secure}
-        options["allow_half_open"] = half_open
+        options |= {"allow_half_open": half_open, "binaryType": "string" if of_text else "arraybuffer"}
         # What is accepted inherits it.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW if is_narrow else WIDE)
         self._main, self._stop = self._portal.start_task(self._run, options)
