@@ -268,3 +268,25 @@ async def joined(
                 sock, recorder, peer = await securely_connected(tcp, role, listener, VERSIONS[layer], **options)
             with peer:
                 yield sock, recorder, peer
+
+
+class EarlyHello:
+    """A client whose ClientHello can be sent by hand."""
+
+    def __init__(self) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = client_context().wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        with suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.hello = self.outgoing.read()
+
+    def go_on(self, peer: socket.socket) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                peer.sendall(self.outgoing.read())
+                self.incoming.write(peer.recv(65536))
+        self.tls.write(b"encrypted\r\n")
+        peer.sendall(self.outgoing.read())

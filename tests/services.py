@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .certificates import AUTHORITY, certificate
 from .peers import PEER_TIMEOUT, unused_port, wait_until_it_listens
-from .programs import program, unavailable
+from .processes import program, unavailable
 
 
 @contextmanager

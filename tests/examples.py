@@ -1,0 +1,89 @@
+"""The README, and the examples of the package."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mozsocket
+
+from .peers import (
+    PEER_TIMEOUT,
+    all_blocked,
+    blocking,
+    read_exactly,
+)
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+EXAMPLES = Path(mozsocket.__file__).parent / "examples"
+
+
+def section(title: str) -> str:
+    """The text under a heading."""
+    return re.split(rf"\n## {re.escape(title)}(?:<a id=.*></a>)?\n", README, maxsplit=1)[1].split("\n## ", 1)[0]
+
+
+def code(name: str) -> str:
+    """The text of an example."""
+    return (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+
+
+def example(name: str) -> dict[str, Any]:
+    """An example, as the namespace of a fresh module."""
+    namespace: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code(name), f"{name}.py", "exec"), namespace)  # noqa: S102
+    return namespace
+
+
+def file_of(where: Path, name: str, *, port: int | None = None) -> str:
+    """The name of a copy of an example.
+
+    :param port: what takes the place of the port that is written in it
+    """
+    text = code(name)
+    if port is not None:
+        assert "8007" in text
+        text = text.replace("8007", str(port))
+    (where / f"the_{name}.py").write_text(text, encoding="utf-8")  # and no other module's name
+    return f"the_{name}.py"
+
+
+def rows(title: str) -> list[list[str]]:
+    """The rows of the table under a heading."""
+    lines = [line for line in section(title).splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+async def port_from(capsys: pytest.CaptureFixture[str]) -> int:
+    """The port that an example says it listens on."""
+    await all_blocked()
+    found = re.fullmatch(r"listening on (\d+)\n", capsys.readouterr().out)
+    assert found
+    return int(found[1])
+
+
+async def said(peer: socket.socket, text: bytes) -> None:
+    assert await blocking(read_exactly, peer, len(text)) == text
+
+
+def output_of(where: Path, *command: str, status: int = 0, stdin: str = "") -> str:
+    """What a program says, which ends with a status."""
+    found = subprocess.run(
+        [sys.executable, *command],
+        cwd=where,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PEER_TIMEOUT,
+    )
+    assert found.returncode == status, found.stdout
+    return found.stdout

@@ -1,0 +1,1 @@
+"""Each moment, each order, and peers that stall: many cases, which wait."""

@@ -1,0 +1,1 @@
+"""With programs and servers: the command line, the examples, others' servers."""

@@ -1,0 +1,41 @@
+"""What all tests of programs have."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from ..certificates import AUTHORITY, certificate
+
+if sys.version_info < (3, 11):  # AnyIO depends on the backport
+    pass
+
+
+@pytest.fixture(autouse=True)
+def not_ignoring_interrupts() -> Iterator[None]:
+    """What is ignored here, as in a background job of a shell, would be ignored by the processes started here."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """PEM files: the authority, the usual certificate with its key, the two apart, another key."""
+    directory = tmp_path_factory.mktemp("certificates")
+    leaf, other = certificate(), certificate("other.example")
+    pems = {
+        "authority": AUTHORITY.cert_pem,
+        "both": leaf.private_key_and_cert_chain_pem,
+        "certificate": leaf.cert_chain_pems[0],
+        "key": leaf.private_key_pem,
+        "other": other.private_key_and_cert_chain_pem,
+        "other_key": other.private_key_pem,
+    }
+    for name, pem in pems.items():
+        pem.write_to_path(str(directory / f"{name}.pem"))
+    return SimpleNamespace(**{name: directory / f"{name}.pem" for name in pems})

@@ -1,0 +1,1 @@
+"""What needs no I/O: the rules, and the project itself."""

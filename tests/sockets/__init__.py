@@ -1,0 +1,1 @@
+"""Over sockets, on each event loop."""

@@ -1,0 +1,234 @@
+"""Methods that are called where nobody can be woken: in another thread, in a callback that asyncio calls in no task.
+
+What such a call raises, it raises before anything is changed: the socket goes on, and can be closed from a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import socket as stdlib_socket
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
+from mozsocket.testing import EventRecorder
+
+from ..certificates import client_context, server_context
+from ..conftest import open_descriptors
+from ..peers import PEER_TIMEOUT, Accepting, all_blocked, blocking, connected, dial, read_exactly
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["thread", "thread with a loop", "callback"])
+def elsewhere(request: pytest.FixtureRequest, anyio_backend_name: str) -> Callable[..., Any]:
+    """Calls a function there.
+
+    :return: what it returned, or raised
+    """
+    if request.param == "callback" and anyio_backend_name != "asyncio":
+        pytest.skip("only asyncio calls back in no task")
+
+    async def call(function: Callable[[], Any]) -> Any:
+        results: list[Any] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except Exception as exc:
+                results.append(exc)
+
+        async def run_in_task() -> None:
+            run()
+
+        if request.param == "callback":
+            # As of a program that asyncio.run() runs: AnyIO's own run() leaves a mark, by which AnyIO knows it again.
+            asyncio.get_running_loop().call_soon(run, context=contextvars.Context())
+            await all_blocked()
+        else:
+            target = run if request.param == "thread" else lambda: asyncio.run(run_in_task())
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+        return results[0]
+
+    return call
+
+
+def state(socket: TCPSocket) -> tuple[Any, ...]:
+    return (socket.readyState, socket.bufferedAmount, socket.ssl, repr(socket))
+
+
+CALLS: dict[str, Callable[[TCPSocket], Any]] = {
+    "send": lambda socket: socket.send(b"elsewhere"),
+    "suspend": lambda socket: socket.suspend(),
+    "close": lambda socket: socket.close(),
+    "closeImmediately": lambda socket: socket.closeImmediately(),
+    "reset": lambda socket: socket.reset(),
+    "send_eof": lambda socket: socket.send_eof(),
+    "stream": lambda socket: socket.stream(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("writing", ["not", "done", "under way"])
+async def test_a_socket(call: str, writing: str, role: str, elsewhere: Any, listener: stdlib_socket.socket) -> None:
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with MozTCPSocket() as tcp:
+            socket, events, peer = await connected(tcp, role, listener)
+            if writing != "not":
+                socket.send(b"first")
+            if writing == "done":  # so that the writer is there, and waits
+                await all_blocked()
+            before = state(socket)
+            result = await elsewhere(lambda: CALLS[call](socket))
+            assert isinstance(result, RuntimeError)
+            assert "has to be called from a task of its event loop" in str(result)
+            if writing != "under way":  # else that has gone on
+                assert state(socket) == before
+            if writing != "not":
+                assert await blocking(read_exactly, peer, 5) == b"first"
+            await all_blocked()
+            socket.send(b"second")
+            await blocking(peer.sendall, b"answer")
+            assert await blocking(read_exactly, peer, 6) == b"second"
+            assert (await events.first("data")).data == b"answer"
+            socket.close()
+            peer.close()
+            await events.first("close")
+
+
+async def test_an_upgrade(role: str, elsewhere: Any, listener: stdlib_socket.socket) -> None:
+    ours = client_context() if role == "client" else server_context()
+    theirs = server_context() if role == "client" else client_context()
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with MozTCPSocket() as tcp:
+            socket, events, peer = await connected(tcp, role, listener)
+            before = state(socket)
+            upgrade = partial(socket.upgradeToSecure, ssl_context=ours, server_hostname="localhost")
+            assert isinstance(await elsewhere(upgrade), RuntimeError)
+            assert state(socket) == before
+            upgrade()
+            name = None if role == "client" else "localhost"
+            secured = await blocking(
+                lambda: theirs.wrap_socket(peer, server_side=role == "client", server_hostname=name)
+            )
+            await events.first("secure")
+            socket.closeImmediately()
+            secured.close()
+
+
+@pytest.mark.parametrize("call", ["close", "closeImmediately"])
+async def test_a_socket_that_connects(call: str, elsewhere: Any, clogged: int) -> None:
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with TCPSocket("127.0.0.1", clogged) as socket:
+            events = EventRecorder(socket)
+            await all_blocked()
+            assert isinstance(await elsewhere(getattr(socket, call)), RuntimeError)
+            assert socket.readyState == "connecting"
+            socket.close()
+            assert events.types == []
+        assert events.types == ["close"]
+
+
+async def test_resuming(elsewhere: Any, listener: stdlib_socket.socket) -> None:
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with MozTCPSocket() as tcp:
+            socket, events, peer = await connected(tcp, "client", listener)
+            socket.suspend()
+            await blocking(peer.sendall, b"data")
+            await all_blocked()
+            assert isinstance(await elsewhere(socket.resume), RuntimeError)
+            assert events.types == ["open"]
+            socket.resume()
+            await events.first("data")
+            socket.closeImmediately()
+            peer.close()
+
+
+@pytest.mark.parametrize("owner", ["own", "scope"])
+async def test_closing_a_server(owner: str, elsewhere: Any) -> None:
+    async def check(server: TCPServerSocket) -> None:
+        accepting = Accepting(server)
+        await all_blocked()
+        assert isinstance(await elsewhere(server.close), RuntimeError)
+        with await dial(server.localPort):
+            socket, _ = await accepting.first()
+            socket.closeImmediately()
+        server.close()
+
+    with anyio.fail_after(PEER_TIMEOUT):
+        if owner == "own":
+            async with TCPServerSocket(0, host="127.0.0.1") as server:
+                await check(server)
+        else:
+            async with MozTCPSocket() as tcp:
+                await check(tcp.listen(0, host="127.0.0.1"))
+
+
+@pytest.mark.parametrize("call", ["open", "listen", "close"])
+async def test_a_scope(call: str, elsewhere: Any, listener: stdlib_socket.socket) -> None:
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with MozTCPSocket() as tcp:
+            socket, events, peer = await connected(tcp, "client", listener)
+            server = tcp.listen(0, host="127.0.0.1")
+            await all_blocked()
+            before = open_descriptors()
+            calls: dict[str, Callable[[], Any]] = {
+                "open": lambda: tcp.open("127.0.0.1", server.localPort),
+                "listen": lambda: tcp.listen(0),
+                "close": tcp.close,
+            }
+            assert isinstance(await elsewhere(calls[call]), RuntimeError)
+            assert open_descriptors() == before
+            assert socket.readyState == "open"
+            assert "listening" in repr(server)
+            tcp.close()
+            peer.close()
+            await events.first("close")
+
+
+@pytest.mark.parametrize("what", ["opened", "drained", "closed"])
+async def test_awaiting_in_another_loop(what: str, listener: stdlib_socket.socket) -> None:
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with MozTCPSocket() as tcp:
+            socket, _, peer = await connected(tcp, "client", listener)
+
+            async def wait() -> None:
+                await getattr(socket, what)()
+
+            with pytest.raises(RuntimeError, match="runs in another event loop"):
+                await blocking(lambda: asyncio.run(wait()))
+            socket.closeImmediately()
+            peer.close()
+        await blocking(lambda: asyncio.run(socket.closed()))  # once it has ended, anywhere
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_after_its_loop(call: str) -> None:
+    """Of asyncio: that of Trio ends when all of its tasks have."""
+    ours, peer = stdlib_socket.socketpair()
+
+    async def enter() -> TCPSocket:
+        sock = await TCPSocket.from_socket(ours).__aenter__()
+        await sock.opened()
+        return sock
+
+    loop = asyncio.new_event_loop()
+    with peer:
+        sock = loop.run_until_complete(enter())
+        before = state(sock)
+        with pytest.raises(RuntimeError, match="once its event loop has ended, it is too late"):
+            CALLS[call](sock)
+        assert state(sock) == before
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()
