@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -16,12 +17,12 @@ class AsyncioLoop:
     """The running event loop. AnyIO tells as well, but it takes ten times as long, at each ``send()``."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = weakref.ref(asyncio.get_running_loop())  # which AnyIO keeps this for
 
     def runs_task(self) -> bool:
         """Whether it is running one of its tasks, here: not a callback, and not in another thread."""
         try:
-            return asyncio.get_running_loop() is self._loop and asyncio.current_task() is not None
+            return asyncio.get_running_loop() is self._loop() and asyncio.current_task() is not None
         except RuntimeError:  # none runs here
             return False
 

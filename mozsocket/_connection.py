@@ -34,6 +34,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Coroutine
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
@@ -134,7 +135,8 @@ class Connection:
     :ivar server_side: its role in TLS; None if the context decides
     :ivar bytes_received: how many bytes the program was given so far
     :ivar followers: what is called when it is over, events or not; None for none
-    :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that
+    :ivar buffering: the thread in which what is sent is put into the buffer and nothing else, as somebody is about to
+        look at that; 0 for none
     """
 
     __slots__ = (
@@ -162,7 +164,7 @@ class Connection:
         "_waiting",
         "_warned_unheard",
         "attempt",
-        "buffers",
+        "buffering",
         "bytes_received",
         "dispatcher",
         "followers",
@@ -194,7 +196,7 @@ class Connection:
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
         self.followers: list[Callable[[], None]] | None = None
-        self.buffers = False
+        self.buffering = 0
         self.bytes_received = 0
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, once TLS is wanted
@@ -427,6 +429,10 @@ class Connection:
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         self.dispatcher.spawn(what, function, *args)
 
+    def look_anew(self) -> None:
+        """Others listen to data, or nobody."""
+        self._lean = False
+
     def cancel_handlers(self) -> None:
         self._lean = False
         self.dispatcher.cancel_handlers()
@@ -445,7 +451,7 @@ class Connection:
 
     def _state_changed(self) -> None:
         """Have those look who wait for what may have changed."""
-        self.buffers = False
+        self.buffering = 0
         self._lean = False
         if self._registration is not None:
             self._watch_reading()
@@ -665,7 +671,8 @@ class Connection:
 
     def gone(self, words: str) -> InvalidStateError:
         lifetime, why = self.lifetime, self.why_closed
-        lost = lifetime.failure is not None or self.machine.closed_by is ClosedBy.PEER
+        closed_by = self.machine.closed_by
+        lost = closed_by is ClosedBy.PEER or (lifetime.failure is not None and closed_by is not ClosedBy.PROGRAM)
         error = (ConnectionLostError if lost else InvalidStateError)(f"{words}; {why}" if why else words)
         error.__cause__ = lifetime.failure or lifetime.crash
         return error
@@ -685,11 +692,12 @@ class Connection:
         if not self._lean:
             self._check_may_send()
         written = turn.written
-        if written is None:
+        thread = get_ident()
+        if written is None or thread != self.lifetime.thread:
             self.require_task("send()")
         if not self._flush_scheduled:
             self._schedule_flush(written)
-        self.buffers = written is not None  # else it has to be asked again whether it is a task that sends
+        self.buffering = thread if written is not None else 0  # else it is asked again whether it is a task that sends
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -704,7 +712,7 @@ class Connection:
             raise self.not_open("send_eof()")
         self.require_task("send_eof()")
         self.machine.finish()
-        self.buffers = False
+        self.buffering = 0
         self._lean = False
         if self.machine.have_both_ended():
             self.close()
@@ -821,7 +829,7 @@ class Connection:
                     self._check_heard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
-                self.buffers = False
+                self.buffering = 0
                 self.advance()
             else:
                 return self._event(due)
@@ -1056,6 +1064,7 @@ class Connection:
 
     def flush(self) -> None:
         """Send what a handler has written, when it has returned, be it one of another connection."""
+        self.buffering = 0
         outgoing = self.outgoing
         sole = outgoing.sole
         if sole is not None and self._lean and not outgoing.drain_owed:
@@ -1065,7 +1074,6 @@ class Connection:
                 self._fail(exc)
             else:
                 if count == len(sole):
-                    self.buffers = False
                     self._flush_scheduled = False
                     outgoing.sole_is_sent()
                     if self.lifetime.changed is not None:
@@ -1118,8 +1126,8 @@ class Connection:
     def _has_advanced(self, done: bool, transport: Transport | TLSTransport) -> None:
         """:param done: whether there is nothing to wait for"""
         self._flush_scheduled = not done
+        self.buffering = 0
         if done:
-            self.buffers = False
             if self._tls is not None:
                 self.let_read()  # as what it has answered is taken
         elif transport.blocked:
@@ -1193,6 +1201,7 @@ class Connection:
     def reject(self, exc: OSError) -> None:
         """What the peer has sent is not to be borne: the connection is lost, and what was to be delivered too."""
         self.inbox.discard()
+        self.machine.reject()
         self.lose(exc)
 
     # Time
@@ -1296,10 +1305,13 @@ class Connection:
         elif transport.pending:
             await anyio.lowlevel.checkpoint()  # it may have all, and the peer wait for us
         else:
+            self.lifetime.begin_awaiting()
             try:
                 await transport.watched.wait_readable()
             except anyio.ClosedResourceError:
                 pass  # which the next look tells
+            finally:
+                self.lifetime.end_awaiting()
 
     def hand_over(self, data: bytes) -> bool:
         """Send what a stream's caller waits for: here and now, and by way of the buffer only what is not taken.

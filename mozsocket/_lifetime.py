@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, copy_context
+from threading import get_ident
 from typing import Protocol
 
 import anyio
@@ -86,6 +87,7 @@ class Lifetime:
     :ivar failure: why the member failed, if it did
     :ivar crash_words: what a handler has raised, if one has, and where
     :ivar started: whether it runs, or did
+    :ivar thread: of its event loop, once it runs
     :ivar over: whether it does no more
     :ivar changed: what those wait for who wait for the next change; None while nobody does
     """
@@ -103,6 +105,7 @@ class Lifetime:
         "failure",
         "over",
         "started",
+        "thread",
     )
 
     def __init__(self) -> None:
@@ -114,6 +117,7 @@ class Lifetime:
         self.crash_words = ""
         self._crashed_in = ("", "")  # in words: where, and on which event
         self._loop: Loop | None = None  # the one that it runs in
+        self.thread: int | None = None
         self._is_contained = False  # whether that is nobody's trouble but its own
         self._awaiting = 0  # how many tasks would be told of a failure
         self.changed: anyio.Event | None = None
@@ -163,7 +167,7 @@ class Lifetime:
         :param context: what the handlers run in
         :param host: what starts a task with :meth:`run_in_scope`
         """
-        self._loop = current_loop()
+        self._note_loop()
         member.dispatcher.begin(member, (scope,), context, host)
 
     def end_opened(self, member: Member, *, cancelled: bool) -> BaseException | None:
@@ -179,6 +183,9 @@ class Lifetime:
         self._log_untold(member)
         member.end()
         return found
+
+    def _note_loop(self) -> None:
+        self._loop, self.thread = current_loop(), get_ident()
 
     def _end_without_task(self, member: Member) -> None:
         member.release()
@@ -203,7 +210,7 @@ class Lifetime:
         :param host: what starts a task with :meth:`run_accepted`
         """
         self._is_contained = True
-        self._loop = server._loop
+        self._loop, self.thread = server._loop, server.thread
         member.dispatcher.begin(member, scopes, context, host)
 
     def end_accepted(self, member: Member) -> KeyboardInterrupt | SystemExit | None:
@@ -248,7 +255,7 @@ class Lifetime:
         try:
             async with anyio.create_task_group() as tasks:
                 if not dispatcher.runs:  # else it was accepted
-                    self._loop = current_loop()
+                    self._note_loop()
                     dispatcher.begin(member, owners, copy_context())
                 dispatcher.open_tasks(tasks)
                 try:
@@ -464,7 +471,7 @@ class Lifetime:
         """
         if member.dispatcher.runs and current_loop() is not self._loop:
             raise RuntimeError(f"{what} of {member!r}, which runs in another event loop")
-        self._awaiting += 1
+        self.begin_awaiting()
         try:
             await anyio.lowlevel.checkpoint()
             if not (self.started or reached() or missed()):
@@ -472,7 +479,7 @@ class Lifetime:
             await self.wait_until(lambda: reached() or missed())
             await anyio.lowlevel.checkpoint_if_cancelled()  # which may have come in the turn that it was reached in
         finally:
-            self._awaiting -= 1
+            self.end_awaiting()
         if reached():
             return
         if self.failure is None:
@@ -492,8 +499,19 @@ class Lifetime:
         await self.changed.wait()
 
     async def wait_until(self, reached: Callable[[], bool]) -> None:
-        while not reached():
-            await self.change()
+        self.begin_awaiting()
+        try:
+            while not reached():
+                await self.change()
+        finally:
+            self.end_awaiting()
+
+    def begin_awaiting(self) -> None:
+        """A task begins to wait that would be told of a failure."""
+        self._awaiting += 1
+
+    def end_awaiting(self) -> None:
+        self._awaiting -= 1
 
     def refuse_in_handler(self, member: Member, what: str) -> None:
         """:raises RuntimeError: in a handler of its own, for which the end of all handlers would wait"""

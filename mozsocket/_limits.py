@@ -99,8 +99,7 @@ class Limits:
 class Idleness:
     """How long nothing has been received by a connection, nor taken from it.
 
-    Nothing is noted when that happens: it is looked for now and then, as :data:`IDLE_LOOKS` has it. Where nothing has
-    happened, the next look is when the time is over.
+    Nothing is noted when that happens: it is looked for now and then, as :data:`IDLE_LOOKS` has it.
 
     :param seconds: how long that may be so
     :param now: by the event loop's clock
@@ -124,8 +123,9 @@ class Idleness:
             self._moved, self._active_at = moved, now
             self.deadline = now + self._seconds / IDLE_LOOKS
             return False
-        self.deadline = self._active_at + self._seconds
-        return now >= self.deadline
+        over = self._active_at + self._seconds
+        self.deadline = min(over, now + self._seconds / IDLE_LOOKS)
+        return now >= over
 
     @property
     def error(self) -> TimeoutError:

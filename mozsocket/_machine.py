@@ -301,6 +301,10 @@ class Machine:
         if self.peer_side is PeerSide.OPEN:
             self.peer_side = PeerSide.CUT_OFF
 
+    def reject(self) -> None:
+        """What the peer has sent is not to be borne: its end counts for nothing."""
+        self.peer_side = PeerSide.CUT_OFF
+
     def finish(self) -> None:
         """The program has said that there is no more to be sent."""
         if self.own_side is OwnSide.OPEN:

@@ -210,8 +210,10 @@ class MozTCPSocket(Unique, Strict, Referable):
         try:
             await connection.open(self._finish)
         except anyio.get_cancelled_exc_class():
-            self._finish(connection)
-            if is_cancelled():
+            cancelled = is_cancelled()
+            if not connection.lifetime.over:
+                self._end(connection, tasks, cancelled=cancelled)
+            if cancelled:
                 raise  # else it is asyncio's own, of this task alone: no trouble of others
         if own is not None and own.count() != before:  # by a handler
             connection.on_cancelled()
@@ -224,14 +226,13 @@ class MozTCPSocket(Unique, Strict, Referable):
             self._end(connection, tasks, cancelled=tasks.cancel_scope.cancel_called)
 
     def _finish_all(self, tasks: TaskGroup) -> None:
-        """When all tasks have ended: a cancellation leaves those connections over that none runs."""
+        """When all tasks have ended: a cancellation leaves those over that none runs, or whose task never began."""
         for member in tuple(self._members):
-            if isinstance(member, Connection):
-                self._end(member, tasks, cancelled=True)
+            self._end(member, tasks, cancelled=True)
 
-    def _end(self, connection: Connection, tasks: TaskGroup, *, cancelled: bool) -> None:
-        found = connection.lifetime.end_opened(connection, cancelled=cancelled)
-        self._members.discard(connection)
+    def _end(self, member: Member, tasks: TaskGroup, *, cancelled: bool) -> None:
+        found = member.lifetime.end_opened(member, cancelled=cancelled)
+        self._members.discard(member)
         if isinstance(found, (KeyboardInterrupt, SystemExit)):
             self._leave_by(found, tasks)
         elif found is not None:

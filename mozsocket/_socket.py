@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -172,6 +173,10 @@ class TCPSocket(EventTarget, Generic[DataT]):
         ) -> None: ...
         def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None: ...
 
+    def _listeners_changed(self, type: str) -> None:
+        if type == "data":
+            self._connection.look_anew()
+
     def _set_up(self, host: str, port: int, options: SocketOptions) -> Connection:
         super().__init__()
         connection = Connection(type(self).__name__, host, port, options, self._listeners)
@@ -283,7 +288,9 @@ class TCPSocket(EventTarget, Generic[DataT]):
         if type(data) is not bytes or byteOffset != 0 or byteLength is not None:
             data = octets(data, byteOffset, byteLength, ascii_only=self.binaryType != "string")
         connection = self._connection
-        return connection.outgoing.append(data) if connection.buffers else connection.send(data)
+        if connection.buffering == get_ident():
+            return connection.outgoing.append(data)
+        return connection.send(data)
 
     def suspend(self) -> None:
         """Stop ``data`` events, and through TCP the peer. Suspensions count. Allowed while connecting.

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import socket as stdlib_socket
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +23,7 @@ from mozsocket.testing import EventRecorder
 
 from ..certificates import client_context, server_context
 from ..conftest import open_descriptors
-from ..peers import PEER_TIMEOUT, Accepting, all_blocked, blocking, connected, dial, read_exactly
+from ..peers import PEER_TIMEOUT, Accepting, all_blocked, blocking, connected, dial, exchange, read_exactly
 
 pytestmark = pytest.mark.anyio
 
@@ -210,6 +212,50 @@ async def test_awaiting_in_another_loop(what: str, listener: stdlib_socket.socke
         await blocking(lambda: asyncio.run(socket.closed()))  # once it has ended, anywhere
 
 
+async def test_sending_what_a_handler_has_begun_to(elsewhere: Any, role: str, listener: stdlib_socket.socket) -> None:
+    """Which goes on by itself: what is sent meanwhile would be put beside it."""
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with MozTCPSocket() as tcp:
+            socket, events, peer = await connected(tcp, role, listener)
+            socket.ondata = lambda event: event.target.send(bytes(64 << 20))
+            peer.sendall(b"go")
+            await events.first("data")
+            await all_blocked()
+            before = state(socket)
+            assert before[1] > 0
+            assert isinstance(await elsewhere(lambda: socket.send(b"x")), RuntimeError)
+            assert state(socket) == before
+            socket.closeImmediately()
+            peer.close()
+
+
+async def test_a_thread_that_sends_while_handlers_do(listener: stdlib_socket.socket) -> None:
+    """It is refused each time, and takes nothing of theirs."""
+    size, over, taken = 20_000_000, False, []
+
+    async with MozTCPSocket() as tcp:
+        socket, events, peer = await connected(tcp, "client", listener)
+        socket.ondata = lambda event: event.target.send(event.data)
+
+        def send() -> None:
+            while not over:
+                try:
+                    taken.append(socket.send(b"T"))
+                except RuntimeError:
+                    pass
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            assert await blocking(exchange, peer, b"a" * size, size) == b"a" * size
+        finally:
+            over = True
+            await blocking(thread.join)
+        socket.closeImmediately()
+        peer.close()
+        await events.first("close")
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_after_its_loop(call: str) -> None:
     """Of asyncio: that of Trio ends when all of its tasks have."""
@@ -232,3 +278,18 @@ def test_after_its_loop(call: str) -> None:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.close()
+
+
+def test_a_loop_that_has_ended_is_gone() -> None:
+    """AnyIO keeps what is noted of an event loop for as long as there is that."""
+    loops = []
+
+    async def main() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with MozTCPSocket() as tcp:
+            tcp.listen(0, host="127.0.0.1").close()
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3

@@ -308,6 +308,8 @@ async def test_the_peer_ends_within(
     (error,) = recorder.of("error")
     assert (error.name, error.errorCode) == ("NetworkInterruptError", errno.ECONNRESET)
     assert words in str(error.error)
+    assert recorder.types[-2:] == ["error", "close"]
+    assert "end" not in recorder.types  # which would be told as an orderly one
 
 
 @each_kind
@@ -620,6 +622,10 @@ async def test_the_asynchronous_handler_is_awaited_for_each_line() -> None:
 # STARTTLS
 
 
+def upgrade(sock: TCPSocket) -> None:
+    sock.upgradeToSecure(ssl_context=server_context())
+
+
 @asynccontextmanager
 async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, Told, EventRecorder, TCPSocket]]:
     """A server that goes on in TLS after a line.
@@ -629,7 +635,7 @@ async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, 
     told = Told(kind)
     with anyio.fail_after(30):
         async with MozTCPSocket() as tcp:
-            server = tcp.listen(0, host="127.0.0.1", ssl_context=server_context())
+            server = tcp.listen(0, host="127.0.0.1")
             found: list[TCPSocket] = []
 
             def on_connect(event: Any) -> None:
@@ -641,7 +647,7 @@ async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, 
                 while not found:
                     await anyio.lowlevel.checkpoint()
                 if not late:
-                    told.does[b"STARTTLS"] = TCPSocket.upgradeToSecure
+                    told.does[b"STARTTLS"] = upgrade
                 yield peer, told, EventRecorder(found[0]), found[0]
             tcp.close()
 
@@ -666,7 +672,7 @@ async def test_half_a_line_that_was_injected_is_no_beginning_of_what_comes_encry
         while not told.data:
             await anyio.lowlevel.checkpoint()
         await all_blocked()
-        sock.upgradeToSecure()
+        upgrade(sock)
         peer.sendall(EarlyHello().hello)
         await recorder.first("close")
     assert told.data == [b"STARTTLS"]
@@ -696,7 +702,7 @@ async def test_the_beginning_of_a_client_hello_that_was_held_as_half_a_line(kind
         while not told.data:
             await anyio.lowlevel.checkpoint()
         await all_blocked()
-        sock.upgradeToSecure()
+        upgrade(sock)
         peer.sendall(client.hello[3:])
         await blocking(client.go_on, peer)
         await recorder.until(lambda: len(told.data) > 1)

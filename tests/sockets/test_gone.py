@@ -186,6 +186,20 @@ async def test_by_a_stream(how: str, role: str) -> None:
         await stream.aclose()
 
 
+async def test_a_loss_after_close_is_not_that_of_a_connection_in_use(role: str) -> None:
+    """Who connects again whenever it is lost would do so for good."""
+    async with joined("plain", role) as (sock, recorder, peer):
+        sock.send(bytes(64 << 20))
+        sock.close()
+        await all_blocked()
+        reset(peer)
+        await recorder.first("close")
+        assert "error" in recorder.types
+        error = refuses(sock, "send()")
+        assert type(error) is InvalidStateError
+        assert isinstance(error.__cause__, TCPSocketError)
+
+
 # What nobody listens to
 
 
@@ -219,6 +233,32 @@ async def test_data_that_nobody_listens_to_is_told_once(role: str, caplog: pytes
         assert record.levelname == "WARNING"
         assert "has 'data', and nothing that listens to it: set its ondata" in record.getMessage()
         assert sock.bytes_received == 2
+        sock.closeImmediately()
+
+
+@pytest.mark.parametrize("how", ["handler", "listener"])
+async def test_data_that_nobody_listens_to_any_more_is_told(
+    how: str, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with without_handlers(role) as (sock, peer):
+        got = anyio.Event()
+
+        def listen(event: Any) -> None:
+            got.set()
+
+        if how == "handler":
+            sock.ondata = listen
+        else:
+            sock.addEventListener("data", listen)
+        await send_all(peer, b"x")
+        await got.wait()
+        if how == "handler":
+            sock.ondata = None
+        else:
+            sock.removeEventListener("data", listen)
+        await send_all(peer, b"x")
+        await all_blocked()
+        assert len(caplog.records) == 1
         sock.closeImmediately()
 
 
@@ -280,4 +320,27 @@ async def test_a_stream_takes_the_end(role: str, caplog: pytest.LogCaptureFixtur
         with pytest.raises(anyio.EndOfStream):
             await stream.receive()
         await stream.aclose()
+    assert not caplog.records
+
+
+# A stream's caller is told
+
+
+@pytest.mark.parametrize("kind", ["sending", "receiving", "idle"])
+async def test_who_is_told_by_a_stream_keeps_the_scope(kind: str, role: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The loss is no news to the scope any more, nor to the log."""
+    options = {"idle_timeout": 0.1} if kind == "idle" else {}
+    async with without_handlers(role, **options) as (sock, peer):
+        stream = sock.stream()
+
+        async def use() -> None:
+            with pytest.raises(CONNECTION_LOST):
+                await (stream.send(bytes(64 << 20)) if kind == "sending" else stream.receive())
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(use)
+            await all_blocked()
+            if kind != "idle":
+                reset(peer)
+        await all_blocked()
     assert not caplog.records

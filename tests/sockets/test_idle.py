@@ -22,8 +22,9 @@ def test_the_time_is_over_when_nothing_has_moved_for_so_long() -> None:
     idleness = Idleness(8, now=100)
     assert idleness.deadline == 101
     assert not idleness.look(0, 101)
-    assert idleness.deadline == 108
+    assert idleness.deadline == 102
     assert not idleness.look(0, 107.9)
+    assert idleness.deadline == 108
     assert idleness.look(0, 108)
 
 
@@ -32,11 +33,24 @@ def test_the_time_begins_again_when_something_has_moved() -> None:
     assert not idleness.look(5, 101)
     assert idleness.deadline == 102
     assert not idleness.look(5, 102)
+    assert not idleness.look(5, 108)
     assert idleness.deadline == 109
     assert not idleness.look(6, 109)  # just in time
     assert idleness.deadline == 110
     assert not idleness.look(6, 110)
     assert idleness.look(6, 117)
+
+
+def test_it_is_found_an_eighth_late_at_most() -> None:
+    """Also if something moves just behind a look."""
+    for moved_at in (0.01, 0.99, 1.01, 3.5, 7.99):
+        idleness, moved = Idleness(8, now=0), 0
+        while True:
+            now = idleness.deadline
+            moved = int(now >= moved_at)
+            if idleness.look(moved, now):
+                break
+        assert moved_at + 8 <= now <= moved_at + 9
 
 
 async def test_silence_fails_the_connection(layer: str, role: str) -> None:

@@ -109,6 +109,46 @@ async def test_tasks_are_started_within_the_block_only() -> None:
         tcp.start_soon(anyio.lowlevel.checkpoint)
 
 
+# Cancelled before its tasks have begun
+
+
+async def test_a_connect_that_fails_as_an_outer_scope_is_cancelled() -> None:
+    """No ExceptionGroup: the scope around ends as a cancelled one does."""
+    with anyio.CancelScope() as around:
+        async with MozTCPSocket() as tcp:
+            sock = tcp.open("127.0.0.1", unused_port(), local_host="::1")
+            sock.onerror = lambda event: None
+            around.cancel()
+    assert around.cancelled_caught
+    assert sock.readyState == "closed"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its coroutine was never awaited
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+async def test_a_server_whose_task_is_cancelled_before_it_has_begun(anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("Trio cancels no tasks")
+    server: TCPServerSocket | None = None
+
+    async def program() -> None:
+        nonlocal server
+        before = asyncio.all_tasks()
+        async with MozTCPSocket() as tcp:
+            server = tcp.listen(0, host=LOOPBACK)
+            for task in asyncio.all_tasks() - before:
+                task.cancel()
+            await anyio.sleep(math.inf)
+
+    task = asyncio.ensure_future(program())
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert server is not None
+    with anyio.fail_after(10):
+        await server.closed()
+    with pytest.raises(ConnectionRefusedError):
+        await dial(server.localPort)
+
+
 # The block
 
 
