@@ -135,8 +135,8 @@ class Connection:
     :ivar server_side: its role in TLS; None if the context decides
     :ivar bytes_received: how many bytes the program was given so far
     :ivar followers: what is called when it is over, events or not; None for none
-    :ivar buffering: the thread in which what is sent is put into the buffer and nothing else, as somebody is about to
-        look at that; 0 for none
+    :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that:
+        while a handler runs
     """
 
     __slots__ = (
@@ -155,6 +155,7 @@ class Connection:
         "_name",
         "_number",
         "_opening_event",
+        "_read_aside",
         "_read_size",
         "_registration",
         "_server",
@@ -164,7 +165,7 @@ class Connection:
         "_waiting",
         "_warned_unheard",
         "attempt",
-        "buffering",
+        "buffers",
         "bytes_received",
         "dispatcher",
         "followers",
@@ -196,7 +197,7 @@ class Connection:
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
         self.followers: list[Callable[[], None]] | None = None
-        self.buffering = 0
+        self.buffers = False
         self.bytes_received = 0
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, once TLS is wanted
@@ -210,6 +211,7 @@ class Connection:
         self._flush_scheduled = False  # whether someone will look at the send buffer
         self._is_opened = False  # whether a task for just that has begun to connect
         self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
+        self._read_aside = 0  # how many bytes that were not given to the program at once, or never
         self._read_size = LEAN_READ_SIZE  # the next time, on the short way
         self._lean = False  # whether nothing is known to be out of the ordinary: see _is_lean()
         self._warned_unheard = False  # that nothing listens to an event
@@ -451,7 +453,7 @@ class Connection:
 
     def _state_changed(self) -> None:
         """Have those look who wait for what may have changed."""
-        self.buffering = 0
+        self.buffers = False
         self._lean = False
         if self._registration is not None:
             self._watch_reading()
@@ -538,6 +540,7 @@ class Connection:
         if not part:
             raise ConnectionResetError(errno.ECONNRESET, "it ended before a header of the PROXY protocol")
         self._header += part
+        self._read_aside += len(part)
         header = parse(self._header)
         if header is not None:
             transport.expect(1)
@@ -692,12 +695,11 @@ class Connection:
         if not self._lean:
             self._check_may_send()
         written = turn.written
-        thread = get_ident()
-        if written is None or thread != self.lifetime.thread:
+        if written is None or get_ident() != self.lifetime.thread:
             self.require_task("send()")
         if not self._flush_scheduled:
             self._schedule_flush(written)
-        self.buffering = thread if written is not None else 0  # else it is asked again whether it is a task that sends
+        self.buffers = written is not None  # else it is asked again whether it is a task that sends
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -712,7 +714,7 @@ class Connection:
             raise self.not_open("send_eof()")
         self.require_task("send_eof()")
         self.machine.finish()
-        self.buffering = 0
+        self.buffers = False
         self._lean = False
         if self.machine.have_both_ended():
             self.close()
@@ -829,7 +831,7 @@ class Connection:
                     self._check_heard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
             elif due is Due.BOTH_ENDED:
-                self.buffering = 0
+                self.buffers = False
                 self.advance()
             else:
                 return self._event(due)
@@ -890,11 +892,12 @@ class Connection:
             self.dispatcher.pump()
             return _NOTHING
         if data:
-            self.bytes_received += len(data)
+            count = len(data)
+            self.bytes_received += count
             self.dispatcher.deliver(self._data_event("data", self._target, data))
             if not self._lean or self.outgoing.drain_owed:  # else nothing is due
                 self.dispatcher.pump(behind_handler=True)
-            if len(data) < LEAN_READ_SIZE:
+            if count < LEAN_READ_SIZE:
                 self._read_size = LEAN_READ_SIZE
                 return _SOME
             self._read_size = READ_AT_ONCE
@@ -958,7 +961,9 @@ class Connection:
                 break
             found = Found.SOME
             if machine.ready is not _OPEN:
-                pass  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
+                self._read_aside += len(
+                    data
+                )  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
             elif direct and not dispatcher.busy:
                 self.bytes_received += len(data)
                 self._check_heard("data", _ADVICE)
@@ -981,6 +986,7 @@ class Connection:
     def _queue(self, data: bytes) -> None:
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
         self._lean = False
+        self._read_aside += len(data)
         self.inbox.put(data)
         if self.machine.takes_data():
             self.dispatcher.wake()
@@ -1064,7 +1070,7 @@ class Connection:
 
     def flush(self) -> None:
         """Send what a handler has written, when it has returned, be it one of another connection."""
-        self.buffering = 0
+        self.buffers = False
         outgoing = self.outgoing
         sole = outgoing.sole
         if sole is not None and self._lean and not outgoing.drain_owed:
@@ -1126,7 +1132,7 @@ class Connection:
     def _has_advanced(self, done: bool, transport: Transport | TLSTransport) -> None:
         """:param done: whether there is nothing to wait for"""
         self._flush_scheduled = not done
-        self.buffering = 0
+        self.buffers = False
         if done:
             if self._tls is not None:
                 self.let_read()  # as what it has answered is taken
@@ -1244,10 +1250,15 @@ class Connection:
         self.dispatcher.pump()
 
     def _keep_idleness(self, idleness: Idleness, now: float) -> None:
-        assert self.transport is not None
-        if now >= idleness.deadline and idleness.look(self.transport.moved, now):
+        if now >= idleness.deadline and idleness.look(self._moved, now):
             self.lose(idleness.error)
         self._await_time()
+
+    @property
+    def _moved(self) -> int:
+        """How many bytes have gone either way so far, wherever they are."""
+        records = 0 if self._tls is None else self._tls.moved
+        return self.bytes_received + self.outgoing.sent + self._read_aside + records
 
     def _keep_limits(self, now: float) -> None:
         limits = self._limits

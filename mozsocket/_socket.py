@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
-from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -288,9 +287,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         if type(data) is not bytes or byteOffset != 0 or byteLength is not None:
             data = octets(data, byteOffset, byteLength, ascii_only=self.binaryType != "string")
         connection = self._connection
-        if connection.buffering == get_ident():
-            return connection.outgoing.append(data)
-        return connection.send(data)
+        return connection.outgoing.append(data) if connection.buffers else connection.send(data)
 
     def suspend(self) -> None:
         """Stop ``data`` events, and through TCP the peer. Suspensions count. Allowed while connecting.

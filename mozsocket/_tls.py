@@ -41,11 +41,22 @@ class TLSTransport:
     :param standard_compatible: whether an end of stream without close_notify is an error
     :param plaintext: how many bytes of what is sent first go before TLS, as they are
     :ivar plaintext: how many of those bytes are yet to be handed over
+    :ivar moved: how many bytes of records have gone either way
     :ivar owes_answers: whether what TLS has answered in :meth:`receive` waits for room in the operating system
     :ivar watched: the socket below, to wait for it
     """
 
-    __slots__ = ("_engine", "_fin_sent", "_sealed", "_transport", "_unsent", "owes_answers", "plaintext", "watched")
+    __slots__ = (
+        "_engine",
+        "_fin_sent",
+        "_sealed",
+        "_transport",
+        "_unsent",
+        "moved",
+        "owes_answers",
+        "plaintext",
+        "watched",
+    )
 
     read_size = 245_760
     """How many bytes are best read at once: what is measured to be."""
@@ -72,6 +83,7 @@ class TLSTransport:
         self._sealed = 0  # bytes of the program's that are encrypted, and not yet handed over whole
         self._unsent: memoryview | None = None  # the rest of the records being handed over
         self.owes_answers = False
+        self.moved = 0
         self._fin_sent = False  # whether the peer has got everything: it cannot be answered any more
 
     # How it is
@@ -102,11 +114,6 @@ class TLSTransport:
     def local(self) -> Any:
         """The address of this end; None if it is closed."""
         return self._transport.local
-
-    @property
-    def moved(self) -> int:
-        """How many bytes of records have gone either way, and of plaintext before."""
-        return self._transport.moved
 
     @property
     def blocked(self) -> bool:
@@ -146,6 +153,7 @@ class TLSTransport:
             if data is None and not engine.pending:
                 arrived = self._receive_records(max(size, READ_SIZE))
                 if arrived is not None:
+                    self.moved += len(arrived)
                     engine.feed(arrived)
                     data = engine.open(size)
             return data
@@ -220,6 +228,7 @@ class TLSTransport:
                 engine.take()  # nobody gets it
                 engine.forget_answers()
                 raise
+            self.moved += count
             self._unsent = records[count:] if count < len(records) else None
             if self._unsent:
                 return False

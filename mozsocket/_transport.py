@@ -124,11 +124,6 @@ class ByteTransport(Protocol):
         ...
 
     @property
-    def moved(self) -> int:
-        """How many bytes have gone either way, of TLS those of its records."""
-        ...
-
-    @property
     def attributes(self) -> dict[Any, Callable[[], Any]]:
         """AnyIO's typed attributes of the connection."""
         ...
@@ -180,10 +175,9 @@ class Transport:
 
     :ivar watched: the socket, to wait for it
     :ivar socket: the same, itself
-    :ivar moved: how many bytes have gone either way
     """
 
-    __slots__ = ("_eof_sent", "_lost", "_peer_ended", "moved", "socket", "watched")
+    __slots__ = ("_eof_sent", "_lost", "_peer_ended", "socket", "watched")
 
     read_size = 122_880
     """How many bytes are best read at once: what :func:`malloc` need not map (measured)."""
@@ -203,7 +197,6 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         self.watched = Watched(sock)
         self.socket = sock
-        self.moved = 0
         self._eof_sent = False  # whether the peer has been told that no more will come
         self._peer_ended = False
         self._lost: tuple[Any, ...] | None = None  # the arguments of what said that there is no connection any more
@@ -237,7 +230,6 @@ class Transport:
             if self._lost is not None:
                 raise OSError(*self._lost)
             self._peer_ended = True
-        self.moved += len(data)
         return data
 
     def send(self, chunks: Sequence[Chunk]) -> int:
@@ -250,28 +242,23 @@ class Transport:
             return self.send_one(chunks[0])
         try:
             if hasattr(self.socket, "sendmsg"):
-                count = self.socket.sendmsg(chunks)
-            else:  # pragma: no cover  (Windows)
-                count = self.socket.send(b"".join(chunks))
+                return self.socket.sendmsg(chunks)
+            return self.socket.send(b"".join(chunks))  # pragma: no cover  (Windows)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
             self._note_loss(exc)
             raise
-        self.moved += count
-        return count
 
     def send_one(self, chunk: Chunk) -> int:
         """The same of one chunk."""
         try:
-            count = self.socket.send(chunk)
+            return self.socket.send(chunk)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
             self._note_loss(exc)
             raise
-        self.moved += count
-        return count
 
     def _note_loss(self, exc: OSError) -> None:
         """Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the peer

@@ -23,7 +23,7 @@ from mozsocket.testing import EventRecorder
 
 from ..certificates import client_context, server_context
 from ..conftest import open_descriptors
-from ..peers import PEER_TIMEOUT, Accepting, all_blocked, blocking, connected, dial, exchange, read_exactly
+from ..peers import PEER_TIMEOUT, Accepting, all_blocked, blocking, connected, dial, read_exactly
 
 pytestmark = pytest.mark.anyio
 
@@ -227,33 +227,6 @@ async def test_sending_what_a_handler_has_begun_to(elsewhere: Any, role: str, li
             assert state(socket) == before
             socket.closeImmediately()
             peer.close()
-
-
-async def test_a_thread_that_sends_while_handlers_do(listener: stdlib_socket.socket) -> None:
-    """It is refused each time, and takes nothing of theirs."""
-    size, over, taken = 20_000_000, False, []
-
-    async with MozTCPSocket() as tcp:
-        socket, events, peer = await connected(tcp, "client", listener)
-        socket.ondata = lambda event: event.target.send(event.data)
-
-        def send() -> None:
-            while not over:
-                try:
-                    taken.append(socket.send(b"T"))
-                except RuntimeError:
-                    pass
-
-        thread = threading.Thread(target=send)
-        thread.start()
-        try:
-            assert await blocking(exchange, peer, b"a" * size, size) == b"a" * size
-        finally:
-            over = True
-            await blocking(thread.join)
-        socket.closeImmediately()
-        peer.close()
-        await events.first("close")
 
 
 @pytest.mark.parametrize("call", CALLS)
