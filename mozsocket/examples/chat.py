@@ -15,7 +15,8 @@ from mozsocket import MozTCPSocket, TCPServerSocketEvent, TCPSocket, TCPSocketEv
 
 class User:
     def __init__(self, chat: Chat, socket: TCPSocket) -> None:
-        self.chat, self.socket = chat, socket
+        self.chat: Chat = chat
+        self.socket: TCPSocket = socket
         self.name = ""
         socket.ondata = lines(self._on_line, limit=512)
         socket.onclose = lambda event: chat.leave(self)

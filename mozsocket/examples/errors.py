@@ -17,9 +17,13 @@ async def main(port: int) -> None:
         tcp.open("localhost", port)  # nobody would be told that it failed
 
 
-if __name__ == "__main__":
+def run() -> None:
     try:
         anyio.run(main, 1)
     except ExceptionGroup as group:  # or, from Python 3.11 on, except* TCPSocketError
         for error in group.exceptions:
             print(error)
+
+
+if __name__ == "__main__":
+    run()

@@ -54,6 +54,9 @@ async def send_mail(
         await command("QUIT", 221)
 
 
+def main(host: str, port: str, sender: str, *recipients: str) -> None:
+    anyio.run(send_mail, host, int(port), sender, list(recipients), sys.stdin.buffer.read())
+
+
 if __name__ == "__main__":  # mail.example.com 25 me@example.com you@example.org < message
-    host, port, sender, *recipients = sys.argv[1:]
-    anyio.run(send_mail, host, int(port), sender, recipients, sys.stdin.buffer.read())
+    main(*sys.argv[1:])

@@ -29,7 +29,10 @@ def run(port: int, behind_proxy: bool) -> None:
     anyio.run(serve, port, behind_proxy)
 
 
-if __name__ == "__main__":
-    arguments = int(sys.argv[1]), "--behind-proxy" in sys.argv
+def main(port: int, behind_proxy: bool) -> None:
     for _ in range(os.cpu_count() or 1):
-        multiprocessing.get_context("spawn").Process(target=run, args=arguments).start()
+        multiprocessing.get_context("spawn").Process(target=run, args=(port, behind_proxy)).start()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), "--behind-proxy" in sys.argv)

@@ -9,7 +9,7 @@ from mozsocket.testing import EventRecorder, connected_pair
 
 from .whois import whois
 
-pytestmark = pytest.mark.anyio
+pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "trio"])

@@ -309,11 +309,11 @@ def test_private_accesses_are_found(program: str, found: set[str]) -> None:
 @pytest.mark.parametrize(
     ("program", "found"),
     [
-        ("from .._events import _drop", {"_drop"}),
+        ("from ._events import _drop", {"_drop"}),
         ("from mozsocket._events import Event, _drop as drop", {"_drop"}),
         ("from anyio._core import _eventloop", {"_core", "_eventloop"}),
         ("import anyio._core._eventloop", {"_core", "_eventloop"}),
-        ("from __future__ import annotations; from . import _log; from .._log import error; import ssl", set()),
+        ("from __future__ import annotations; from . import _log; from ._log import error; import ssl", set()),
     ],
 )
 def test_private_imports_are_found(program: str, found: set[str]) -> None:
@@ -324,14 +324,14 @@ def test_private_imports_are_found(program: str, found: set[str]) -> None:
     ("module", "program", "found"),
     [
         ("_server.py", "from . import _log, TCPSocket", {"_log.py", "__init__.py"}),
-        ("_server.py", "from .._log import error", {"_log.py"}),
+        ("_server.py", "from ._log import error", {"_log.py"}),
         ("_server.py", "import ssl, mozsocket._log", {"_log.py"}),
         ("_server.py", "from mozsocket.cli import _loop, cli", {"cli/_loop.py", "cli/__init__.py"}),
-        ("_server.py", "if TYPE_CHECKING:\n  from .._log import error", {"_log.py"}),
-        ("_server.py", "def f():\n  from .._log import error", {"_log.py"}),
+        ("_server.py", "if TYPE_CHECKING:\n  from ._log import error", {"_log.py"}),
+        ("_server.py", "def f():\n  from ._log import error", {"_log.py"}),
         ("cli/_loop.py", "from .. import Event", {"__init__.py"}),
         ("cli/_loop.py", "from .._log import error", {"_log.py"}),
-        ("cli/__init__.py", "from .._loop import words", {"cli/_loop.py"}),
+        ("cli/__init__.py", "from ._loop import words", {"cli/_loop.py"}),
     ],
 )
 def test_imports_are_found(module: str, program: str, found: set[str]) -> None:
@@ -346,7 +346,7 @@ def test_imports_are_found(module: str, program: str, found: set[str]) -> None:
         ("import anyio as io\nio.notify_closing(sock)", {"notify_closing"}),
         ("from anyio import wait_writable as wait", {"wait_writable"}),
         ("import anyio\nwatched.wait_readable(); anyio.wait_all_tasks_blocked()", set()),
-        ("from .._readiness import wait_writable\nwait_writable(sock)", set()),
+        ("from ._readiness import wait_writable\nwait_writable(sock)", set()),
     ],
 )
 def test_waiting_is_found(program: str, found: set[str]) -> None:
