@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+from contextlib import suppress
+from typing import TextIO
 
 import click
 from tqdm import tqdm
@@ -20,5 +23,18 @@ def say(line: str, *, err: bool = True) -> None:
     :param err: to standard error, or else to standard output
     :raises OSError: if nobody reads it
     """
-    with tqdm.external_write_mode(file=sys.stderr if err else sys.stdout):
-        click.echo(line, err=err)
+    stream = sys.stderr if err else sys.stdout
+    try:
+        with tqdm.external_write_mode(file=stream):
+            click.echo(line, err=err)
+    except OSError:
+        _give_up(stream)
+        raise
+
+
+def _give_up(stream: TextIO) -> None:
+    """What could not be written, Python would try to write once more when it ends, and end with status 120."""
+    with suppress(OSError, ValueError):  # it may have no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
