@@ -6,6 +6,7 @@ It is read, not run: an import in a function, or for the type checker alone, cou
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
@@ -368,3 +369,15 @@ def test_waiting_is_found(program: str, found: set[str]) -> None:
 def test_pretenders_are_found(declaration: str, found: set[str]) -> None:
     method = "\n  @property\n  @abc.abstractmethod\n  def f(self): ..."
     assert pretenders([ast.parse(f"{declaration}:{method}")]) == found
+
+
+# The project
+
+
+PROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_oldest_dependencies_that_are_tested_are_the_oldest_that_are_allowed() -> None:
+    allowed = set(re.findall(r'"((?:anyio|trio|uvloop|click|tqdm)>=[0-9.]+)', PROJECT))
+    tested = re.findall(r"^deps = \[(.*)\]$", PROJECT.split("[tool.tox.env.oldest]")[1], re.MULTILINE)[0]
+    assert {each.replace(">=", "==") for each in allowed} == set(re.findall(r'"(.*?)"', tested))
