@@ -5,11 +5,9 @@ An ``async`` handler of ``connect`` is a task of its own for each connection.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 
 import anyio
-import trio
 from anyio.streams.buffered import BufferedByteStream
 
 from mozsocket import MozTCPSocket, TCPServerSocketEvent
@@ -39,7 +37,4 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "trio":
-        trio.run(main, int(sys.argv[2]))
-    else:
-        asyncio.run(main(int(sys.argv[2])))
+    anyio.run(main, int(sys.argv[2]), backend=sys.argv[1])

@@ -270,6 +270,12 @@ def test_the_event_loop_is_anyios_business(module: str) -> None:
     assert tops(module, TREES[module]) & {"asyncio", "trio", "uvloop"} == LOOPS.get(module, set())
 
 
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_the_examples_import_no_event_loop(example: str) -> None:
+    tree = ast.parse((ROOT / "examples" / example).read_text(encoding="utf-8"))
+    assert not tops(f"examples/{example}", tree) & {"asyncio", "trio", "uvloop"}
+
+
 @pytest.mark.parametrize("module", WITHOUT_ANYIO)
 def test_what_does_not_wait_knows_nothing_of_anyio(module: str) -> None:
     assert "anyio" not in tops(module, TREES[module])
