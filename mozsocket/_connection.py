@@ -341,9 +341,7 @@ class Connection:
         self._finish = finish
         self._is_opened = True
         await self._open()
-        if not self.looks:
-            self.dispatcher.pump()
-        self._finish_if_over()
+        self._go_on_without_task()
 
     def begin(self, waiting: Waiting) -> None:
         """Begin, when a server has accepted it: with no task of its own, if there is another way to wait."""
@@ -356,6 +354,9 @@ class Connection:
         except BaseException as exc:  # of the program's, such as its SSLContext's
             self.crashed(without_task(exc), "the connection")
             self._shut()
+        self._go_on_without_task()
+
+    def _go_on_without_task(self) -> None:
         if not self.looks:
             self.dispatcher.pump()
         self._finish_if_over()
@@ -961,9 +962,8 @@ class Connection:
                 break
             found = Found.SOME
             if machine.ready is not _OPEN:
-                self._read_aside += len(
-                    data
-                )  # read all the same: to close with unread input destroys what the peer has yet to read (RST)
+                # Read all the same: to close with unread input destroys what the peer has yet to read (RST).
+                self._read_aside += len(data)
             elif direct and not dispatcher.busy:
                 self.bytes_received += len(data)
                 self._check_heard("data", _ADVICE)

@@ -134,7 +134,6 @@ class EventHandler(Generic[EventT]):
         if handler is not None:
             require_callable(self._name, handler)
         target._listeners.handle(self._name[2:], handler)
-        target._listeners_changed(self._name[2:])
 
     def __delete__(self, target: EventTarget) -> None:
         raise AttributeError(f"{self._name} cannot be deleted: set it to None")
@@ -297,10 +296,10 @@ class EventTarget(Unique, Strict, Referable):
         """
         self._check_type(type)
         self._listeners.remove(type, listener)
-        self._listeners_changed(type)
+        self._has_removed(type)
 
-    def _listeners_changed(self, type: str) -> None:
-        """Called when the handler of a type was set, or a listener removed."""
+    def _has_removed(self, type: str) -> None:
+        """Called when a listener of a type was removed."""
 
     def _check_type(self, type_: str) -> None:
         if type_ not in self._types:

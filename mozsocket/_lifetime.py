@@ -87,7 +87,8 @@ class Lifetime:
     :ivar failure: why the member failed, if it did
     :ivar crash_words: what a handler has raised, if one has, and where
     :ivar started: whether it runs, or did
-    :ivar thread: of its event loop, once it runs
+    :ivar loop: the event loop that it runs in, once it runs
+    :ivar thread: the thread of that
     :ivar over: whether it does no more
     :ivar changed: what those wait for who wait for the next change; None while nobody does
     """
@@ -99,10 +100,10 @@ class Lifetime:
         "_crashed_in",
         "_failure_told",
         "_is_contained",
-        "_loop",
         "changed",
         "crash_words",
         "failure",
+        "loop",
         "over",
         "started",
         "thread",
@@ -116,7 +117,7 @@ class Lifetime:
         self._crash: BaseException | None = None  # what a handler raised
         self.crash_words = ""
         self._crashed_in = ("", "")  # in words: where, and on which event
-        self._loop: Loop | None = None  # the one that it runs in
+        self.loop: Loop | None = None
         self.thread: int | None = None
         self._is_contained = False  # whether that is nobody's trouble but its own
         self._awaiting = 0  # how many tasks would be told of a failure
@@ -185,7 +186,7 @@ class Lifetime:
         return found
 
     def _note_loop(self) -> None:
-        self._loop, self.thread = current_loop(), get_ident()
+        self.loop, self.thread = current_loop(), get_ident()
 
     def _end_without_task(self, member: Member) -> None:
         member.release()
@@ -210,7 +211,7 @@ class Lifetime:
         :param host: what starts a task with :meth:`run_accepted`
         """
         self._is_contained = True
-        self._loop, self.thread = server._loop, server.thread
+        self.loop, self.thread = server.loop, server.thread
         member.dispatcher.begin(member, scopes, context, host)
 
     def end_accepted(self, member: Member) -> KeyboardInterrupt | SystemExit | None:
@@ -371,7 +372,7 @@ class Lifetime:
         :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
         """
         if member.dispatcher.runs:  # else it runs no more, or not yet
-            require_task(what, member, self._loop)
+            require_task(what, member, self.loop)
 
     # Failing
 
@@ -469,7 +470,7 @@ class Lifetime:
         :raises TCPSocketError: if it will never be so, as the connection failed or was lost
         :raises InvalidStateError: if it will never be so for another reason: it was closed first
         """
-        if member.dispatcher.runs and current_loop() is not self._loop:
+        if member.dispatcher.runs and current_loop() is not self.loop:
             raise RuntimeError(f"{what} of {member!r}, which runs in another event loop")
         self.begin_awaiting()
         try:

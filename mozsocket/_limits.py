@@ -121,8 +121,6 @@ class Idleness:
         """
         if moved != self._moved:
             self._moved, self._active_at = moved, now
-            self.deadline = now + self._seconds / IDLE_LOOKS
-            return False
         over = self._active_at + self._seconds
         self.deadline = min(over, now + self._seconds / IDLE_LOOKS)
         return now >= over

@@ -93,10 +93,7 @@ class MozTCPSocket(Unique, Strict, Referable):
         tasks = self._ready_to_start("open()")
         connection = connection_of(socket)
         assert self._waiting is not None
-        if self._waiting.takes_tasks:
-            self._run(connection, tasks, self._run_member)
-        else:
-            self._run(connection, tasks, self._open)
+        self._run(connection, tasks, self._run_member if self._waiting.takes_tasks else self._open)
         return socket
 
     @overload

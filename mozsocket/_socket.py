@@ -90,6 +90,7 @@ class _DataHandler(EventHandler[EventT]):
         if holds:
             connection.require_task("setting ondata")
         super().__set__(target, handler)
+        connection.look_anew()
         if holds:
             connection.pass_on_held()
 
@@ -172,7 +173,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         ) -> None: ...
         def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None: ...
 
-    def _listeners_changed(self, type: str) -> None:
+    def _has_removed(self, type: str) -> None:
         if type == "data":
             self._connection.look_anew()
 
