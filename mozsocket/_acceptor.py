@@ -26,7 +26,7 @@ from ._listen import listen, stop_listening
 from ._log import LogLimit
 from ._machine import ReadyState
 from ._options import MAX_BACKLOG, ListenOptions
-from ._readiness import Found, Registration, Waiting, Watched, by_tasks
+from ._readiness import ReadResult, Registration, Waiting, Watched, by_tasks
 from ._socket import TCPSocket, accepted
 from ._transport import Transport
 from ._unique import next_number
@@ -73,9 +73,9 @@ class Acceptor:
         "_adopted",
         "_connect_event",
         "_connections",
-        "_error_told",
+        "_error_delivered",
         "_handshaking",
-        "_holds",
+        "_is_paused",
         "_listeners",
         "_logged",
         "_name",
@@ -112,8 +112,8 @@ class Acceptor:
         self._logged = LogLimit()
         self._number = next_number()
         self._address = printable(display(options.host or "*", options.port))  # for people
-        self._error_told = False
-        self._holds = False  # whether it accepts nothing for now, as there is no room
+        self._error_delivered = False
+        self._is_paused = False  # whether it accepts nothing for now, as there is no room
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "listening" if self.listening else "not entered"
@@ -128,9 +128,9 @@ class Acceptor:
     def open_sockets(self) -> tuple[TCPSocket[Any], ...]:
         """The accepted sockets that are open, in the order in which they became so."""
         return tuple(
-            connection.face
+            connection.public_object
             for connection in self._open
-            if connection.machine.ready is ReadyState.OPEN and isinstance(connection.face, TCPSocket)
+            if connection.machine.ready is ReadyState.OPEN and isinstance(connection.public_object, TCPSocket)
         )
 
     # Before it runs
@@ -221,12 +221,12 @@ class Acceptor:
     def release(self) -> None:
         self.close()
         for connection in tuple(self._connections):
-            if not connection.dispatcher.is_hosted:
+            if not connection.dispatcher.has_task:
                 self.finish(connection)
-        self._logged.close(self.face)
+        self._logged.close(self.public_object)
 
     @property
-    def face(self) -> object:
+    def public_object(self) -> object:
         return self._target or self
 
     def end(self) -> None:
@@ -238,7 +238,7 @@ class Acceptor:
     def notify(self) -> None:
         self.lifetime.notify()
 
-    looks = False
+    pumps_on_notify = False
     """It runs as a task, which does not look before it is told."""
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
@@ -247,7 +247,7 @@ class Acceptor:
     def was_slow(self, type: str, seconds: float) -> None:
         self.lifetime.was_slow(self, type, seconds)
 
-    def gone(self, words: str) -> InvalidStateError:
+    def closed_error(self, words: str) -> InvalidStateError:
         return InvalidStateError(words)
 
     @property
@@ -255,7 +255,7 @@ class Acceptor:
         return {"socket_id": self._number, "local": self._address}
 
     def may_log(self, kind: str) -> bool:
-        return self._logged.allows(self.face, kind)
+        return self._logged.allows(self.public_object, kind)
 
     async def closed(self) -> None:
         lifetime = self.lifetime
@@ -265,30 +265,30 @@ class Acceptor:
 
     # The events
 
-    def is_due(self) -> bool:
-        return self.lifetime.failure is not None and not self._error_told
+    def has_pending_event(self) -> bool:
+        return self.lifetime.failure is not None and not self._error_delivered
 
     def next_event(self) -> tuple[Listeners, Event[Any]] | None:
         failure = self.lifetime.failure
-        if failure is None or self._error_told:
+        if failure is None or self._error_delivered:
             self.notify()
             return None
         assert self._target is not None
-        self._error_told = True
+        self._error_delivered = True
         return self._listeners, TCPSocketErrorEvent("error", self._target, failure)
 
     # Accepting
 
-    def accept_from(self, listener: _Listener) -> Found:
+    def accept_from(self, listener: _Listener) -> ReadResult:
         for _ in range(ACCEPTED_AT_ONCE):
             if self.is_closed:  # by a handler
-                return Found.NOTHING
+                return ReadResult.NOTHING
             if self._is_full():
-                self._hold()
-                return Found.SOME
+                self._pause()
+                return ReadResult.SOME
             if not self._accept_one(listener):
-                return Found.NOTHING
-        return Found.MORE
+                return ReadResult.NOTHING
+        return ReadResult.MORE
 
     def _accept_one(self, listener: _Listener) -> bool:
         """:return: whether there may be another"""
@@ -305,9 +305,9 @@ class Acceptor:
                 return False
         else:
             try:
-                self._welcome(sock, peer)
+                self._take_connection(sock, peer)
             except Exception as exc:  # of the program's: it is no trouble of other connections
-                _log.error("%r could not take a connection", self.face, exc_info=exc)
+                _log.error("%r could not take a connection", self.public_object, exc_info=exc)
                 sock.close()
         return True
 
@@ -317,56 +317,59 @@ class Acceptor:
         """
         if self.may_log("no room"):
             message = "%r cannot accept, and tries again in %s s: %s"
-            _log.error(message, self.face, ACCEPT_PAUSE, exc, fields={**self.log_fields, "event": "no room"})
+            _log.error(message, self.public_object, ACCEPT_PAUSE, exc, fields={**self.log_fields, "event": "no room"})
         if exc.errno in _NO_DESCRIPTORS and self._handshaking:
             if not listener.is_readable():
                 return
             self._give_up_oldest()
-        self._holds = True
+        self._is_paused = True
         listener.pause(ACCEPT_PAUSE)
 
-    def _hold(self) -> None:
-        """Accept nothing until :meth:`_go_on`."""
-        self._holds = True
-        self._tell_limit("reached", "%r has reached its max_connections, %d: others wait")
+    def _pause(self) -> None:
+        """Accept nothing until :meth:`_resume`."""
+        self._is_paused = True
+        self._log_limit("reached", "%r has reached its max_connections, %d: others wait")
         for listener in self.listening:
             listener.accept(False)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         """Accept again, if there may be room now."""
-        if self._holds and not self._is_full():
-            self._holds = False
+        if self._is_paused and not self._is_full():
+            self._is_paused = False
             if self.options.max_connections is not None and not self.is_closed:
-                self._tell_limit("left", "%r has room again, below its max_connections, %d")
+                self._log_limit("left", "%r has room again, below its max_connections, %d")
             for listener in self.listening:
                 listener.accept(True)
 
-    def _tell_limit(self, event: str, message: str) -> None:
+    def _log_limit(self, event: str, message: str) -> None:
         if self.may_log(f"max_connections {event}"):
             fields = {**self.log_fields, "event": f"max_connections {event}"}
-            _log.info(message, self.face, self.options.max_connections, fields=fields)
+            _log.info(message, self.public_object, self.options.max_connections, fields=fields)
 
     def _fail(self, exc: OSError) -> None:
         self.lifetime.fail(explain(exc))
         self.close()
         if self._listeners.has("error"):
-            self.lifetime.tell_failure()
+            self.lifetime.mark_failure_reported()
             self.dispatcher.wake()
-        self.dispatcher.spawn("failure", self._tell_failure)
+        self.dispatcher.spawn("failure", self._report_failure)
 
-    async def _tell_failure(self) -> None:
-        await self.lifetime.let_awaiters_know()
-        if not self.lifetime.failure_told:
+    async def _report_failure(self) -> None:
+        await self.lifetime.let_waiters_finish()
+        if not self.lifetime.failure_reported:
             self.dispatcher.cancel()  # for a scope to be told now, and not when the last connection ends
 
     # Connections
 
-    def _welcome(self, sock: socket.socket, peer: Any) -> None:
+    def _take_connection(self, sock: socket.socket, peer: Any) -> None:
         if not self._listeners.has("connect"):
             if self.may_log("no onconnect"):
                 shown = printable(display(*host_and_port(peer)))
                 _log.warning(
-                    "%r has no onconnect: the connection from %s is closed", self.face, shown, fields=self.log_fields
+                    "%r has no onconnect: the connection from %s is closed",
+                    self.public_object,
+                    shown,
+                    fields=self.log_fields,
                 )
             Transport(sock).close()
             return
@@ -419,15 +422,15 @@ class Acceptor:
     def _give_up_oldest(self) -> None:
         oldest = next(iter(self._handshaking))
         del self._handshaking[oldest]
-        oldest.give_way()
+        oldest.give_up_handshake()
 
     def admit(self, connection: Connection) -> None:
         """Count a connection as open when its handshake is done, and when it may be: those that wait come in turn."""
         self._handshaking.pop(connection, None)
         self._queuing[connection] = None
-        self._admit_the_next()
+        self._admit_next()
 
-    def _admit_the_next(self) -> None:
+    def _admit_next(self) -> None:
         limit = self.options.max_connections
         while self._queuing and (limit is None or len(self._open) < limit):
             connection = next(iter(self._queuing))
@@ -444,8 +447,8 @@ class Acceptor:
         self._handshaking.pop(connection, None)
         self._queuing.pop(connection, None)
         self._open.pop(connection, None)
-        self._admit_the_next()
-        self._go_on()
+        self._admit_next()
+        self._resume()
         if self.is_closed:
             self.notify()
 
@@ -514,7 +517,7 @@ class _Listener:
 
     # What is told of it
 
-    def on_readable(self) -> Found:
+    def on_readable(self) -> ReadResult:
         assert self._acceptor is not None
         return self._acceptor.accept_from(self)
 

@@ -38,7 +38,7 @@ LIMIT_AT_THE_END = 1 << 24
 
 _QUEUE_JOINED_BELOW = 4096  # bytes: reads as small as this are joined, so that the limit means memory
 
-RETAKEN = 4096
+MAX_RETAKEN = 4096
 """Bytes to take at once of what was taken back. A handler that takes one line of it, and has the rest taken back again,
 has so much copied each time.
 """
@@ -66,11 +66,22 @@ class SendBuffer:
     :ivar sent: how many bytes were handed over so far
     """
 
-    __slots__ = ("_chunks", "_ended", "_limit", "_little", "amount", "awaited", "drain_owed", "dropped", "sent", "sole")
+    __slots__ = (
+        "_chunks",
+        "_ended",
+        "_limit",
+        "_little",
+        "amount",
+        "awaited",
+        "drain_owed",
+        "dropped",
+        "only_chunk",
+        "sent",
+    )
 
     def __init__(self, limit: int | None = None) -> None:
         self._chunks = _NO_CHUNKS  # but for the sole one
-        self.sole: bytes | None = None
+        self.only_chunk: bytes | None = None
         self.drain_owed = False
         self._ended = False
         self._limit = limit
@@ -93,19 +104,19 @@ class SendBuffer:
             return self._append_to_more(data, amount)
         if data:
             if not self.amount:
-                self.sole = data
+                self.only_chunk = data
             else:
-                if self.sole is not None:
-                    self._keep_sole()
+                if self.only_chunk is not None:
+                    self._keep_only_chunk()
                 self._chunks.append(data)
             self.amount = amount
         return True
 
-    def _keep_sole(self) -> None:
+    def _keep_only_chunk(self) -> None:
         """It is one of many."""
-        if self.sole is not None:
-            self._chunks = deque((self.sole,))
-            self.sole = None
+        if self.only_chunk is not None:
+            self._chunks = deque((self.only_chunk,))
+            self.only_chunk = None
 
     def _append_to_more(self, data: bytes, amount: int) -> bool:
         """Where it is not a little that is buffered, or some has to wait."""
@@ -114,7 +125,7 @@ class SendBuffer:
             raise BufferError(
                 f"max_buffered_amount is {self._limit} bytes: {self.amount} are buffered, {len(data)} more do not fit"
             )
-        self._keep_sole()
+        self._keep_only_chunk()
         if not self.amount:
             self._chunks = deque((data,))
             self._little = self._at_first_little()
@@ -143,16 +154,16 @@ class SendBuffer:
             chunks.append(tail)
         return tail
 
-    def sole_is_sent(self) -> None:
+    def only_chunk_is_sent(self) -> None:
         """The sole chunk was handed over as a whole."""
-        self.sole = None
+        self.only_chunk = None
         self.sent += self.amount
         self.amount = 0
 
     def append_awaited(self, data: bytes) -> None:
         """Take data whose sender waits until it is handed over: it counts to no limit, and no drain is owed for it."""
         if data and not self._ended:
-            self._keep_sole()
+            self._keep_only_chunk()
             self._chunks = self._chunks or deque()
             self._chunks.append(data)
             self.amount += len(data)
@@ -163,7 +174,7 @@ class SendBuffer:
 
         :param limit: how many bytes at most
         """
-        self._keep_sole()
+        self._keep_only_chunk()
         chunks = self._chunks
         if len(chunks) > 1 and len(chunks[0]) < _JOIN_BELOW:
             chunks.appendleft(b"".join(self._pop_small()))
@@ -185,7 +196,7 @@ class SendBuffer:
 
     def advance(self, count: int) -> None:
         """Count bytes as handed over: the first of what :meth:`next_write` gave."""
-        self._keep_sole()
+        self._keep_only_chunk()
         self.sent += count
         self.amount -= count
         if self.awaited:
@@ -203,7 +214,7 @@ class SendBuffer:
             count -= len(chunk)
 
     @property
-    def drain_due(self) -> bool:
+    def drain_is_pending(self) -> bool:
         """Whether a drain is owed and nothing is buffered."""
         return self.drain_owed and not self.amount
 
@@ -218,7 +229,7 @@ class SendBuffer:
         """Throw away what is buffered, and whatever comes: the connection is lost, or wanted no more."""
         self.dropped = self.dropped or self.amount > 0
         self._ended = True
-        self._chunks, self.sole = _NO_CHUNKS, None
+        self._chunks, self.only_chunk = _NO_CHUNKS, None
         self.amount = self.awaited = 0
         self.drain_owed = False
 

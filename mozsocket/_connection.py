@@ -42,7 +42,7 @@ import anyio.lowlevel
 
 from . import _log
 from ._addresses import display, host_and_port, printable
-from ._buffers import QUEUED_READ_SIZE, RETAKEN, Inbox, SendBuffer
+from ._buffers import MAX_RETAKEN, QUEUED_READ_SIZE, Inbox, SendBuffer
 from ._connect import connect
 from ._dispatch import Dispatcher
 from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
@@ -50,11 +50,23 @@ from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
 from ._journal import Journal
 from ._lifetime import Lifetime
 from ._limits import Idleness, Limits, timeout
-from ._machine import ClosedBy, Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
+from ._machine import (
+    Action,
+    ClosedBy,
+    Failed,
+    Limit,
+    Machine,
+    Opening,
+    OwnSide,
+    PeerSide,
+    PendingEvent,
+    ReadyState,
+    Security,
+)
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
-from ._raised import sort_out, without_task
-from ._readiness import Found, Registration, Waiting, by_tasks
+from ._raised import split_exception, without_task
+from ._readiness import ReadResult, Registration, Waiting, by_tasks
 from ._tls import TLSTransport, tls_over
 from ._transport import Transport, configure
 from ._turn import turn
@@ -75,14 +87,14 @@ _OPEN = ReadyState.OPEN
 _CLOSED = ReadyState.CLOSED
 _OWN_SIDE_OPEN = OwnSide.OPEN
 _NOT_FAILED = Failed.NO
-_DATA = Due.DATA
-_SOME = Found.SOME
-_NOTHING = Found.NOTHING
+_DATA = PendingEvent.DATA
+_SOME = ReadResult.SOME
+_NOTHING = ReadResult.NOTHING
 
-LEAN_READ_SIZE = Transport.read_size
-"""Bytes to read at once on the short way, as long as there is less: after that it is :data:`READ_AT_ONCE`."""
+FAST_READ_SIZE = Transport.read_size
+"""Bytes to read at once on the short way, as long as there is less: after that it is :data:`READ_PER_TURN`."""
 
-READ_AT_ONCE = 245_760
+READ_PER_TURN = 245_760
 """Bytes to read before other tasks run. More than an ``ondrain`` sends in its turn, so that a transfer within a process
 is read while it is in the processor's cache, and does not pile up (measured: 2.4 times as fast).
 """
@@ -90,7 +102,7 @@ is read while it is in the processor's cache, and does not pile up (measured: 2.
 DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
 """Of the type, the target and the data."""
 
-_PEERS_END = (Due.END, Due.BOTH_ENDED)
+_PEERS_END = (PendingEvent.END, PendingEvent.BOTH_ENDED)
 
 _WHY_CLOSED: dict[ClosedBy | None, str] = {
     None: "",
@@ -101,7 +113,12 @@ _WHY_CLOSED: dict[ClosedBy | None, str] = {
 
 _ADVICE = "set its ondata, or use stream(), before something arrives"
 
-_TYPES = {Due.SECURE: "secure", Due.DRAIN: "drain", Due.END: "end", Due.CLOSE: "close"}
+_TYPES = {
+    PendingEvent.SECURE: "secure",
+    PendingEvent.DRAIN: "drain",
+    PendingEvent.END: "end",
+    PendingEvent.CLOSE: "close",
+}
 
 
 class Host(Protocol):
@@ -141,34 +158,34 @@ class Connection:
 
     __slots__ = (
         "_data_event",
+        "_fast_path",
         "_finish",
         "_finished",
         "_flush_scheduled",
         "_header",
         "_idleness",
-        "_is_opened",
         "_journal",
-        "_lean",
         "_limits",
         "_listeners",
         "_local",
         "_name",
         "_number",
         "_opening_event",
-        "_read_aside",
+        "_opening_has_begun",
+        "_other_bytes_read",
         "_read_size",
         "_registration",
         "_server",
-        "_stalled",
         "_target",
         "_tls",
         "_waiting",
+        "_waits_for_peer",
         "_warned_unheard",
         "attempt",
         "buffers",
         "bytes_received",
+        "close_callbacks",
         "dispatcher",
-        "followers",
         "host",
         "inbox",
         "lifetime",
@@ -196,7 +213,7 @@ class Connection:
         self.transport: Transport | TLSTransport | None = None
         self.attempt: anyio.CancelScope | None = None
         self.server_side: bool | None = False
-        self.followers: list[Callable[[], None]] | None = None
+        self.close_callbacks: list[Callable[[], None]] | None = None
         self.buffers = False
         self.bytes_received = 0
         self._listeners = listeners
@@ -206,16 +223,16 @@ class Connection:
         self._server: Host | None = None  # which has accepted it
         self._finish: Callable[[Connection], None] | None = None  # if no task need run it
         self._target: EventTarget | None = None  # whose events they are, while it runs
-        self._data_event: DataEvent = _nobodys
+        self._data_event: DataEvent = _no_event
         self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = None  # None for ``open``
         self._flush_scheduled = False  # whether someone will look at the send buffer
-        self._is_opened = False  # whether a task for just that has begun to connect
+        self._opening_has_begun = False  # whether a task for just that has begun to connect
         self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
-        self._read_aside = 0  # how many bytes that were not given to the program at once, or never
-        self._read_size = LEAN_READ_SIZE  # the next time, on the short way
-        self._lean = False  # whether nothing is known to be out of the ordinary: see _is_lean()
+        self._other_bytes_read = 0  # how many bytes that were not given to the program at once, or never
+        self._read_size = FAST_READ_SIZE  # the next time, on the short way
+        self._fast_path = False  # whether nothing is known to be out of the ordinary: see _is_lean()
         self._warned_unheard = False  # that nothing listens to an event
-        self._stalled = False  # whether it is the peer's bytes that sending waits for, as in a handshake
+        self._waits_for_peer = False  # whether it is the peer's bytes that sending waits for, as in a handshake
         self._header = b""  # what there is of the PROXY protocol's
         self._limits: Limits | None = None  # while there are any
         self._idleness: Idleness | None = None  # if that is limited
@@ -299,9 +316,9 @@ class Connection:
     # Life
 
     async def live(self) -> None:
-        if not self._is_opened:
+        if not self._opening_has_begun:
             await self._open()
-        if self.looks:
+        if self.pumps_on_notify:
             self._finished = finished = anyio.Event()
             self.notify()
             await finished.wait()
@@ -315,7 +332,7 @@ class Connection:
         try:
             await self._connect_and_read()
         except BaseException as exc:  # of the program's, such as its SSLContext's
-            raised, passing = sort_out(exc)
+            raised, passing = split_exception(exc)
             if raised is not None:
                 self.crashed(raised, "the connection")
             if passing is not None:
@@ -339,31 +356,31 @@ class Connection:
         :param finish: as of :class:`Host`
         """
         self._finish = finish
-        self._is_opened = True
+        self._opening_has_begun = True
         await self._open()
-        self._go_on_without_task()
+        self._continue_without_task()
 
     def begin(self, waiting: Waiting) -> None:
         """Begin, when a server has accepted it: with no task of its own, if there is another way to wait."""
         self._waiting = waiting
         if waiting.takes_tasks:
-            self.dispatcher.be_hosted()
+            self.dispatcher.request_task()
             return
         try:
             self.start()
         except BaseException as exc:  # of the program's, such as its SSLContext's
             self.crashed(without_task(exc), "the connection")
             self._shut()
-        self._go_on_without_task()
+        self._continue_without_task()
 
-    def _go_on_without_task(self) -> None:
-        if not self.looks:
+    def _continue_without_task(self) -> None:
+        if not self.pumps_on_notify:
             self.dispatcher.pump()
         self._finish_if_over()
 
     def start(self) -> None:
         """Go on with a connection that there is."""
-        if self.transport is None or self.machine.gone:  # it failed, or was closed meanwhile
+        if self.transport is None or self.machine.abandoned:  # it failed, or was closed meanwhile
             self._shut()
             return
         if not self.transport.closed:
@@ -378,7 +395,7 @@ class Connection:
             if self.options.idle_timeout is not None:
                 self._idleness = Idleness(self.options.idle_timeout, anyio.current_time())
                 self._await_time()
-            self._open_after(Opening.CONNECT)
+            self._open_further(Opening.CONNECT)
 
     def release(self) -> None:
         self.machine.release()
@@ -387,16 +404,16 @@ class Connection:
             self._journal.closed(self)
         self._forget_queued()
         self.inbox.close()
-        followers, self.followers = self.followers, None
-        for follow in followers or ():
-            follow()
+        close_callbacks, self.close_callbacks = self.close_callbacks, None
+        for callback in close_callbacks or ():
+            callback()
 
-    def follow(self, function: Callable[[], None]) -> None:
+    def add_close_callback(self, function: Callable[[], None]) -> None:
         """Have a function called when it is over, be it that its owner is cancelled, and no handler is told of that."""
-        self.followers = [*(self.followers or ()), function]
+        self.close_callbacks = [*(self.close_callbacks or ()), function]
 
-    def unfollow(self, function: Callable[[], None]) -> None:
-        self.followers = [each for each in self.followers or () if each != function] or None
+    def remove_close_callback(self, function: Callable[[], None]) -> None:
+        self.close_callbacks = [each for each in self.close_callbacks or () if each != function] or None
 
     def _forget_queued(self) -> None:
         """At the end, but for what a stream can still be asked for: what came before the connection was lost."""
@@ -404,14 +421,14 @@ class Connection:
             self.inbox.discard()
 
     @property
-    def face(self) -> object:
+    def public_object(self) -> object:
         return self._target or self
 
     def end(self) -> None:
         if self._registration is not None:
             self._registration.detach()
         self._target = self._opening_event = self._finish = None
-        self._data_event = _nobodys
+        self._data_event = _no_event
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
@@ -421,23 +438,23 @@ class Connection:
 
     def notify(self) -> None:
         self.lifetime.notify()
-        if self.looks:
+        if self.pumps_on_notify:
             assert self._registration is not None
             self._registration.wake()
 
     @property
-    def looks(self) -> bool:
+    def pumps_on_notify(self) -> bool:
         return not self._waiting.takes_tasks and self._registration is not None
 
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         self.dispatcher.spawn(what, function, *args)
 
-    def look_anew(self) -> None:
+    def listeners_changed(self) -> None:
         """Others listen to data, or nobody."""
-        self._lean = False
+        self._fast_path = False
 
     def cancel_handlers(self) -> None:
-        self._lean = False
+        self._fast_path = False
         self.dispatcher.cancel_handlers()
 
     def is_in_handler(self) -> bool:
@@ -455,7 +472,7 @@ class Connection:
     def _state_changed(self) -> None:
         """Have those look who wait for what may have changed."""
         self.buffers = False
-        self._lean = False
+        self._fast_path = False
         if self._registration is not None:
             self._watch_reading()
             if self.machine.streams and self.transport is not None:
@@ -488,16 +505,16 @@ class Connection:
         if is_over and self._limits is not None and self.machine.ready is _CONNECTING:
             self.lose(_connect_timeout(self._limits.error(Limit.CONNECT), failures))
 
-    def _open_after(self, done: Opening) -> None:
+    def _open_further(self, done: Opening) -> None:
         """Go on to what is next before the connection is open."""
         machine, options = self.machine, self.options
         if done < Opening.HEADER and options.proxy_protocol:
-            machine.go_on_to(Opening.HEADER)
+            machine.enter_stage(Opening.HEADER)
         elif done < Opening.HANDSHAKE and options.useSecureTransport:
-            machine.go_on_to(Opening.HANDSHAKE)
+            machine.enter_stage(Opening.HANDSHAKE)
             self._begin_tls(self._make_tls_of_options())
         elif done < Opening.ADMISSION and self._server is not None and machine.ready is _CONNECTING:
-            machine.go_on_to(Opening.ADMISSION)
+            machine.enter_stage(Opening.ADMISSION)
             self._server.admit(self)
             self._watch_reading()
             self._open_if_admitted()
@@ -519,7 +536,7 @@ class Connection:
 
     def admitted(self) -> None:
         """It may be open: its server has room."""
-        self.machine.go_on_to(Opening.ADMITTED)
+        self.machine.enter_stage(Opening.ADMITTED)
         if self._registration is not None:
             self._registration.wake()
 
@@ -527,21 +544,21 @@ class Connection:
         if self.machine.opening is Opening.ADMITTED:
             self._opened()
 
-    def give_way(self) -> None:
+    def give_up_handshake(self) -> None:
         """Close, while there is no connection yet, as others want to have one too."""
         self._fail(timeout("its handshake was given up for another's: see max_handshakes of the server"))
         self._abandon()
 
-    def _read_header(self, transport: Transport) -> Found:
+    def _read_header(self, transport: Transport) -> ReadResult:
         """Of the PROXY protocol."""
         part = transport.receive(QUEUED_READ_SIZE)
         if part is None:
             transport.expect(missing(self._header))
-            return Found.NOTHING
+            return ReadResult.NOTHING
         if not part:
             raise ConnectionResetError(errno.ECONNRESET, "it ended before a header of the PROXY protocol")
         self._header += part
-        self._read_aside += len(part)
+        self._other_bytes_read += len(part)
         header = parse(self._header)
         if header is not None:
             transport.expect(1)
@@ -550,8 +567,8 @@ class Connection:
             if len(self._header) > header.size:
                 self.inbox.put(self._header[header.size :])
             self._header = b""
-            self._open_after(Opening.HEADER)
-        return Found.PENDING
+            self._open_further(Opening.HEADER)
+        return ReadResult.PENDING
 
     # TLS
 
@@ -587,11 +604,11 @@ class Connection:
         if self.machine.ready is _CONNECTING:
             self.advance()
 
-    def _look_at_tls(self, tls: TLSTransport) -> None:
+    def _after_tls_received(self, tls: TLSTransport) -> None:
         """After something was received."""
         if self.machine.security is not Security.UP and tls.established:
             self._secured()
-        elif self._stalled:
+        elif self._waits_for_peer:
             self.advance()
         elif tls.owes_answers:
             if not self._flush_scheduled:
@@ -605,7 +622,7 @@ class Connection:
         self.machine.end_handshake()
         self._state_changed()
         if self.machine.opening is Opening.HANDSHAKE:
-            self._open_after(Opening.HANDSHAKE)
+            self._open_further(Opening.HANDSHAKE)
         else:
             self.dispatcher.pump()
         self.advance()  # with what the handlers have written, the end of the handshake goes in one piece
@@ -633,10 +650,10 @@ class Connection:
         machine = self.machine
         # After the program's end the peer's is as good as any, even cut off.
         is_end = isinstance(exc, ssl.SSLEOFError) and machine.ready is not _OPEN and machine.security is Security.UP
-        if machine.matters() and not is_end:
+        if machine.loss_is_failure() and not is_end:
             self._fail(exc)
         if isinstance(exc, ssl.SSLEOFError):
-            machine.cut_off()
+            machine.mark_truncated()
         elif not isinstance(exc, ssl.SSLError):  # of which the peer is told
             machine.lose()
         self._state_changed()
@@ -671,9 +688,9 @@ class Connection:
     # What the program calls
 
     def not_open(self, what: str) -> InvalidStateError:
-        return self.gone(f"{what} on a socket that is {self.machine.ready}: it must be open")
+        return self.closed_error(f"{what} on a socket that is {self.machine.ready}: it must be open")
 
-    def gone(self, words: str) -> InvalidStateError:
+    def closed_error(self, words: str) -> InvalidStateError:
         lifetime, why = self.lifetime, self.why_closed
         closed_by = self.machine.closed_by
         lost = closed_by is ClosedBy.PEER or (lifetime.failure is not None and closed_by is not ClosedBy.PROGRAM)
@@ -693,7 +710,7 @@ class Connection:
         self.lifetime.require_task(self, what)
 
     def send(self, data: bytes) -> bool:
-        if not self._lean:
+        if not self._fast_path:
             self._check_may_send()
         written = turn.written
         if written is None or get_ident() != self.lifetime.thread:
@@ -716,7 +733,7 @@ class Connection:
         self.require_task("send_eof()")
         self.machine.finish()
         self.buffers = False
-        self._lean = False
+        self._fast_path = False
         if self.machine.have_both_ended():
             self.close()
         elif not self._flush_scheduled:
@@ -725,7 +742,7 @@ class Connection:
     def suspend(self) -> None:
         self.require_task("suspend()")
         self.machine.suspend()
-        self._lean = False
+        self._fast_path = False
         held = self.inbox.held
         if held is not None and held.is_pending:
             self.take_back()
@@ -734,7 +751,7 @@ class Connection:
         self.require_task("resume()")
         if not self.machine.resume():
             raise InvalidStateError("resume() without suspend(): the socket is not suspended")
-        if self.dispatcher.runs and not self.machine.suspensions and self.machine.due() is not None:
+        if self.dispatcher.runs and not self.machine.suspensions and self.machine.pending_event() is not None:
             self.dispatcher.wake()
 
     def close(self) -> None:
@@ -775,7 +792,7 @@ class Connection:
         machine = self.machine
         if machine.ready is not _OPEN:
             raise self.not_open("upgradeToSecure()")
-        if self._tls is None and (machine.own_side is not OwnSide.OPEN or machine.peer_side is PeerSide.TOLD):
+        if self._tls is None and (machine.own_side is not OwnSide.OPEN or machine.peer_side is PeerSide.END_DELIVERED):
             raise InvalidStateError("upgradeToSecure() on a connection of which one side has ended: TLS needs both")
         self.require_task("upgradeToSecure()")
         if self._tls is None:
@@ -819,23 +836,23 @@ class Connection:
 
     def next_event(self) -> tuple[Listeners, Event[Any]] | None:
         machine = self.machine
-        while (due := machine.due()) is not None:
-            if due in _PEERS_END and (held := self.inbox.held) is not None and held.is_unfinished:
+        while (pending := machine.pending_event()) is not None:
+            if pending in _PEERS_END and (held := self.inbox.held) is not None and held.is_unfinished:
                 self.inbox.held = None
                 return Listeners.of("data", held.finish), self._data_event("data", self._target, b"")
-            machine.take(due)
-            if due is _DATA:
+            machine.mark_delivered(pending)
+            if pending is _DATA:
                 listeners, data = self._queued_data()
-                self.let_read()
+                self.resume_reading()
                 if data:
                     self.bytes_received += len(data)
-                    self._check_heard("data", _ADVICE)
+                    self._warn_if_unheard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
-            elif due is Due.BOTH_ENDED:
+            elif pending is PendingEvent.BOTH_ENDED:
                 self.buffers = False
                 self.advance()
             else:
-                return self._event(due)
+                return self._make_event(pending)
         if machine.shut and machine.is_over():
             self.notify()
         return None
@@ -850,41 +867,47 @@ class Connection:
         handler = listeners.handlers.get("data")
         if handler is not None:
             listeners = Listeners.of("data", handler)
-        return listeners, self.inbox.take(min(retaken, RETAKEN))
+        return listeners, self.inbox.take(min(retaken, MAX_RETAKEN))
 
-    def _event(self, due: Due) -> tuple[Listeners, Event[Any]]:
+    def _make_event(self, pending: PendingEvent) -> tuple[Listeners, Event[Any]]:
         assert self._target is not None
-        if due is Due.OPEN:
+        if pending is PendingEvent.OPEN:
             opening, self._opening_event = self._opening_event, None
             return opening() if opening else (self._listeners, Event("open", self._target))
-        if due in (Due.ERROR, Due.CLOSE):
+        if pending in (PendingEvent.ERROR, PendingEvent.CLOSE):
             self._forget_queued()
-        if due is Due.ERROR:
+        if pending is PendingEvent.ERROR:
             assert self.lifetime.failure is not None
             if self._listeners.has("error"):
-                self.lifetime.tell_failure()
+                self.lifetime.mark_failure_reported()
             return self._listeners, TCPSocketErrorEvent("error", self._target, self.lifetime.failure)
-        if due is Due.END:
-            self._check_heard("end", "it stays open until close() is called")
-        return self._listeners, Event(_TYPES[due], self._target)
+        if pending is PendingEvent.END:
+            self._warn_if_unheard("end", "it stays open until close() is called")
+        return self._listeners, Event(_TYPES[pending], self._target)
 
-    def _check_heard(self, type: str, advice: str) -> None:
+    def _warn_if_unheard(self, type: str, advice: str) -> None:
         """Warn, once, of an event that nothing listens to though it should."""
         if not (self._warned_unheard or self._listeners.has(type) or self.dispatcher.is_owner_cancelled):
             self._warned_unheard = True
             if self.may_log(f"no on{type}"):
                 message = "%r has %r, and nothing that listens to it: %s"
-                _log.warning(message, self.face, type, advice, fields={**self.log_fields, "event": f"no on{type}"})
+                _log.warning(
+                    message, self.public_object, type, advice, fields={**self.log_fields, "event": f"no on{type}"}
+                )
 
-    def is_due(self) -> bool:
-        return self.machine.due() is not None
+    def has_pending_event(self) -> bool:
+        return self.machine.pending_event() is not None
 
     # Reading
 
-    def on_readable(self) -> Found:
+    def on_readable(self) -> ReadResult:
         """Read what there is, and deliver it."""
-        if not (self._lean or self._is_lean()) or self.dispatcher.busy or "data" in self._listeners.async_types:
-            return self._read_anyhow(READ_AT_ONCE)
+        if (
+            not (self._fast_path or self._check_fast_path())
+            or self.dispatcher.busy
+            or "data" in self._listeners.async_types
+        ):
+            return self._read_slow_path(READ_PER_TURN)
         size = self._read_size
         try:
             data = self.transport.receive(size)  # type: ignore[union-attr]
@@ -896,24 +919,24 @@ class Connection:
             count = len(data)
             self.bytes_received += count
             self.dispatcher.deliver(self._data_event("data", self._target, data))
-            if not self._lean or self.outgoing.drain_owed:  # else nothing is due
+            if not self._fast_path or self.outgoing.drain_owed:  # else nothing is due
                 self.dispatcher.pump(behind_handler=True)
-            if count < LEAN_READ_SIZE:
-                self._read_size = LEAN_READ_SIZE
+            if count < FAST_READ_SIZE:
+                self._read_size = FAST_READ_SIZE
                 return _SOME
-            self._read_size = READ_AT_ONCE
-            return Found.MORE  # even if that was all: it was much, and others have their turn
+            self._read_size = READ_PER_TURN
+            return ReadResult.MORE  # even if that was all: it was much, and others have their turn
         if data is not None:
             self._peer_ended()
             self.dispatcher.pump()
         return _NOTHING
 
-    def _is_lean(self) -> bool:
+    def _check_fast_path(self) -> bool:
         """Whether there is the short way: to a handler that is a function, from what was received without TLS, and from
         what that sends to the operating system.
         """
         machine = self.machine
-        self._lean = (
+        self._fast_path = (
             machine.ready is _OPEN
             and machine.failed is _NOT_FAILED
             and machine.opening is Opening.DONE
@@ -923,12 +946,12 @@ class Connection:
             and self._tls is None
             and self._limits is None
             and self.transport is not None
-            and machine.due() is None
+            and machine.pending_event() is None
             and self._listeners.has("data")
         )
-        return self._lean
+        return self._fast_path
 
-    def _read_anyhow(self, left: int) -> Found:
+    def _read_slow_path(self, left: int) -> ReadResult:
         """:param left: how many bytes may be read"""
         transport = self.transport
         assert transport is not None
@@ -940,11 +963,11 @@ class Connection:
         except OSError as exc:
             self.lose(exc)
         self.dispatcher.pump()
-        return Found.NOTHING
+        return ReadResult.NOTHING
 
-    def _read(self, transport: Transport | TLSTransport, left: int) -> Found:
+    def _read(self, transport: Transport | TLSTransport, left: int) -> ReadResult:
         machine, dispatcher, async_types = self.machine, self.dispatcher, self._listeners.async_types
-        found = Found.NOTHING
+        found = ReadResult.NOTHING
         while True:
             direct = not (
                 dispatcher.busy
@@ -957,16 +980,16 @@ class Connection:
             size = transport.read_size if direct else QUEUED_READ_SIZE
             data = transport.receive(size)
             if self._tls is not None:
-                self._look_at_tls(self._tls)
+                self._after_tls_received(self._tls)
             if not data:
                 break
-            found = Found.SOME
+            found = ReadResult.SOME
             if machine.ready is not _OPEN:
                 # Read all the same: to close with unread input destroys what the peer has yet to read (RST).
-                self._read_aside += len(data)
+                self._other_bytes_read += len(data)
             elif direct and not dispatcher.busy:
                 self.bytes_received += len(data)
-                self._check_heard("data", _ADVICE)
+                self._warn_if_unheard("data", _ADVICE)
                 dispatcher.deliver(self._data_event("data", self._target, data))
                 dispatcher.pump(behind_handler=True)
             else:
@@ -974,19 +997,19 @@ class Connection:
             left -= size
             full = len(data) == size  # so there may be more
             if self.transport is not transport:  # upgradeToSecure() has replaced it
-                return Found.PENDING
+                return ReadResult.PENDING
             if not full or left < size or not machine.reads():
-                return Found.PENDING if transport.pending else Found.MORE if full else found
+                return ReadResult.PENDING if transport.pending else ReadResult.MORE if full else found
             async_types = self._listeners.async_types
         if data is not None:
             self._peer_ended()
             dispatcher.pump()
-        return Found.PENDING if transport.pending else found
+        return ReadResult.PENDING if transport.pending else found
 
     def _queue(self, data: bytes) -> None:
         """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
-        self._lean = False
-        self._read_aside += len(data)
+        self._fast_path = False
+        self._other_bytes_read += len(data)
         self.inbox.put(data)
         if self.machine.takes_data():
             self.dispatcher.wake()
@@ -999,7 +1022,7 @@ class Connection:
         self._state_changed()
         self.advance()
 
-    def let_read(self) -> None:
+    def resume_reading(self) -> None:
         """After something was taken from the queue."""
         if self._registration is not None and not self._registration.reading:
             self._watch_reading()
@@ -1011,7 +1034,7 @@ class Connection:
 
     def on_woken(self) -> bool:
         self._open_if_admitted()
-        if self.looks:
+        if self.pumps_on_notify:
             self.dispatcher.pump()
             self._finish_if_over()
         return self.machine.reads() and not self.inbox.has_room
@@ -1021,15 +1044,15 @@ class Connection:
         if dispatcher.busy:
             return
         if not self.machine.is_over():
-            if self.machine.shut and not dispatcher.is_hosted:
-                dispatcher.be_hosted()  # for its owner to wait for it, whose poller does no longer
+            if self.machine.shut and not dispatcher.has_task:
+                dispatcher.request_task()  # for its owner to wait for it, whose poller does no longer
             return
         if self._finished is not None:
             self._finished.set()
-        elif dispatcher.is_hosted:
+        elif dispatcher.has_task:
             pass  # by a task that has yet to begin, and then looks
         elif self.lifetime.is_awaited:
-            dispatcher.be_hosted()  # to let them know
+            dispatcher.request_task()  # to let them know
         else:
             assert self._finish is not None
             self._finish(self)
@@ -1040,7 +1063,7 @@ class Connection:
             self._watch_reading()
 
     def on_stopped(self) -> None:
-        if self._finish is not None and not self.dispatcher.is_hosted:
+        if self._finish is not None and not self.dispatcher.has_task:
             self._finish(self)
 
     def on_cancelled(self) -> None:
@@ -1072,61 +1095,61 @@ class Connection:
         """Send what a handler has written, when it has returned, be it one of another connection."""
         self.buffers = False
         outgoing = self.outgoing
-        sole = outgoing.sole
-        if sole is not None and self._lean and not outgoing.drain_owed:
+        only_chunk = outgoing.only_chunk
+        if only_chunk is not None and self._fast_path and not outgoing.drain_owed:
             try:
-                count = self.transport.send_one(sole)  # type: ignore[union-attr]
+                count = self.transport.send_one(only_chunk)  # type: ignore[union-attr]
             except OSError as exc:
                 self._fail(exc)
             else:
-                if count == len(sole):
+                if count == len(only_chunk):
                     self._flush_scheduled = False
-                    outgoing.sole_is_sent()
+                    outgoing.only_chunk_is_sent()
                     if self.lifetime.changed is not None:
                         self.lifetime.notify()
                     return
                 outgoing.advance(count)
-        self._flush_anyhow()
+        self._flush_slow_path()
 
-    def _flush_anyhow(self) -> None:
+    def _flush_slow_path(self) -> None:
         try:
             self.advance()
         except BaseException as exc:  # of the program's, such as its SSLContext's: no trouble of who runs this
             self.crashed(without_task(exc), "sending")
-        if self.outgoing.drain_due and self.dispatcher.runs:
+        if self.outgoing.drain_is_pending and self.dispatcher.runs:
             self.dispatcher.wake()
 
     def on_writable(self) -> bool:
         self.advance()
-        if self.looks:
+        if self.pumps_on_notify:
             self.notify()  # the peer, which may be in this process, has its turn before a drain fills what it has read
         else:
             self.dispatcher.pump()
-        return self._flush_scheduled and not self._stalled and not self.machine.shut
+        return self._flush_scheduled and not self._waits_for_peer and not self.machine.shut
 
     def advance(self) -> None:
         """Do what is to be done, as far as goes at once."""
         machine, transport = self.machine, self.transport
         if transport is None:
             return
-        self._stalled = False
+        self._waits_for_peer = False
         if machine.ready is _OPEN and machine.own_side is _OWN_SIDE_OPEN and self._limits is None:  # as a rule
             done = self._send_buffered(transport) if self.outgoing.amount else self._flush_answers(transport)
             if machine.failed is _NOT_FAILED:
                 self._has_advanced(done, transport)
                 return
-        self._take_steps(transport)
+        self._perform_actions(transport)
         self._limit_time()
 
-    def _take_steps(self, transport: Transport | TLSTransport) -> None:
+    def _perform_actions(self, transport: Transport | TLSTransport) -> None:
         machine = self.machine
         self._flush_scheduled = True
         done = True
-        while done and (step := machine.step()) is not Step.LINGER:
-            if step is Step.NOTHING:
+        while done and (action := machine.next_action()) is not Action.LINGER:
+            if action is Action.NOTHING:
                 done = machine.shut or self._flush_answers(transport)
                 break
-            done = self._take(step, transport)
+            done = self._perform(action, transport)
         self._has_advanced(done, transport)
 
     def _has_advanced(self, done: bool, transport: Transport | TLSTransport) -> None:
@@ -1135,22 +1158,22 @@ class Connection:
         self.buffers = False
         if done:
             if self._tls is not None:
-                self.let_read()  # as what it has answered is taken
+                self.resume_reading()  # as what it has answered is taken
         elif transport.blocked:
             self._await_room()
         else:
-            self._stalled = True
+            self._waits_for_peer = True
 
-    def _take(self, step: Step, transport: Transport | TLSTransport) -> bool:
+    def _perform(self, action: Action, transport: Transport | TLSTransport) -> bool:
         """:return: whether it is done, and need not wait"""
-        if step is Step.SEND:
+        if action is Action.SEND:
             return self._send_buffered(transport)
-        if step is Step.SHUT:
+        if action is Action.SHUT:
             self._shut()
             return True
         if not transport.closed and not transport.send_eof():
             return False
-        self.machine.tell_peer()
+        self.machine.mark_end_sent()
         self.lifetime.notify()
         return True
 
@@ -1196,9 +1219,9 @@ class Connection:
         count = self.inbox.take_back()
         if count:
             self.bytes_received -= count
-            self._lean = False
+            self._fast_path = False
 
-    def pass_on_held(self) -> None:
+    def offer_held_again(self) -> None:
         """There is another handler of data, for which is what the last one holds."""
         self.take_back()
         if self.inbox.retaken and self.machine.takes_data() and self.dispatcher.runs:
@@ -1244,30 +1267,30 @@ class Connection:
 
     def on_time(self) -> None:
         now = anyio.current_time()
-        self._keep_limits(now)
+        self._enforce_limits(now)
         if self._idleness is not None and not self.machine.shut:
-            self._keep_idleness(self._idleness, now)
+            self._enforce_idle_timeout(self._idleness, now)
         self.dispatcher.pump()
 
-    def _keep_idleness(self, idleness: Idleness, now: float) -> None:
-        if now >= idleness.deadline and idleness.look(self._moved, now):
+    def _enforce_idle_timeout(self, idleness: Idleness, now: float) -> None:
+        if now >= idleness.deadline and idleness.check(self._bytes_moved, now):
             self.lose(idleness.error)
         self._await_time()
 
     @property
-    def _moved(self) -> int:
+    def _bytes_moved(self) -> int:
         """How many bytes have gone either way so far, wherever they are."""
         records = 0 if self._tls is None else self._tls.moved
-        return self.bytes_received + self.outgoing.sent + self._read_aside + records
+        return self.bytes_received + self.outgoing.sent + self._other_bytes_read + records
 
-    def _keep_limits(self, now: float) -> None:
+    def _enforce_limits(self, now: float) -> None:
         limits = self._limits
-        limit = None if limits is None else limits.over(now)
+        limit = None if limits is None else limits.expired(now)
         if limits is not None and limit is not None:
             if limit in (Limit.LINGER, Limit.FAILURE, Limit.ALERT):
                 self.machine.lose()
                 self.advance()
-            elif limits.is_kept(limit, self._plaintext):
+            elif limits.has_progressed(limit, self._plaintext):
                 self._set_limit(limits, limit)
             else:
                 self.lose(limits.error(limit))
@@ -1288,14 +1311,14 @@ class Connection:
         data = self.inbox.take(size)
         if data is not None:
             self.bytes_received += len(data)
-            self.let_read()
+            self.resume_reading()
             return data
         if self.machine.peer_side is not PeerSide.OPEN:
             return b""
         assert self.transport is not None
         data = self.transport.receive(size)
         if self._tls is not None:
-            self._look_at_tls(self._tls)
+            self._after_tls_received(self._tls)
         if data:
             self.bytes_received += len(data)
         elif data is not None:
@@ -1324,7 +1347,7 @@ class Connection:
             finally:
                 self.lifetime.end_awaiting()
 
-    def hand_over(self, data: bytes) -> bool:
+    def send_directly(self, data: bytes) -> bool:
         """Send what a stream's caller waits for: here and now, and by way of the buffer only what is not taken.
 
         :return: whether the operating system has taken all of it
@@ -1355,7 +1378,7 @@ class Connection:
         if self.dispatcher.runs:
             self.flush()
 
-    async def let_go(self) -> None:
+    async def close_now(self) -> None:
         """Close immediately what is not closed yet, and wait for the few turns until the descriptor is closed too."""
         self.close_immediately()
         await self.lifetime.wait_until(lambda: self.attempt is None)
@@ -1364,7 +1387,7 @@ class Connection:
             await self.transport.watched.wait_closed()
 
 
-def _nobodys(type: str, target: EventTarget | None, data: bytes) -> Event[Any]:
+def _no_event(type: str, target: EventTarget | None, data: bytes) -> Event[Any]:
     raise AssertionError("it does not run")
 
 

@@ -21,9 +21,9 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._events import Event, Listeners, Rest
+from ._events import Event, Listeners, UnfinishedEvent
 from ._log import SLOW
-from ._raised import is_cancelled, is_cancelled_by_loop, sort_out, stray, without_task
+from ._raised import is_cancelled, is_cancelled_by_loop, split_exception, stray, without_task
 from ._tasks import Signal
 from ._turn import flush, turn
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ("Dispatcher", "Source")
 
-PUMPED = 2
+EVENTS_PER_PUMP = 2
 """Events that are delivered at once before other tasks, or sockets, have their turn. With each, 128 KiB may be sent,
 for which those wait."""
 
 
-DISPATCHED = 4
+EVENTS_PER_CHECKPOINT = 4
 """The same of data that was queued. It has to be more than the reader queues meanwhile, which goes on doing so while it
 finds the dispatcher busy: else a transfer that once had to wait for a handler would be slow to its end.
 """
@@ -51,11 +51,11 @@ class Source(Protocol):
     def next_event(self) -> tuple[Listeners, Event[Any]] | None:
         """The event that is due now, which counts as delivered, and what listens to it; None if there is none."""
 
-    def is_due(self) -> bool:
+    def has_pending_event(self) -> bool:
         """Whether there may be such an event."""
 
     @property
-    def looks(self) -> bool:
+    def pumps_on_notify(self) -> bool:
         """Whether it calls :meth:`Dispatcher.pump` soon after :meth:`notify`, so that no task is needed for that."""
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
@@ -80,18 +80,18 @@ class Dispatcher:
 
     __slots__ = (
         "_context",
-        "_due",
         "_has_ended",
-        "_host",
         "_listeners",
         "_pending",
-        "_rest",
+        "_request_task",
         "_scope",
         "_scopes",
         "_source",
         "_spawned",
         "_task",
         "_tasks",
+        "_unfinished",
+        "_wake_signal",
         "busy",
         "cancelled",
     )
@@ -99,15 +99,17 @@ class Dispatcher:
     def __init__(self, listeners: Listeners) -> None:
         self._listeners = listeners
         self._source: Source | None = None
-        self._host: Callable[[], object] | None = None  # starts the task with the task group; None if that has been
+        self._request_task: Callable[[], object] | None = (
+            None  # starts the task with the task group; None if that has been
+        )
         self._tasks: TaskGroup | None = None  # while it is open
         self._pending: list[Callable[[TaskGroup], None]] | None = None  # the tasks that wait for it
         self._spawned = False  # whether there has been one
         self._has_ended = False  # whether none is started any more
         self._scopes: tuple[anyio.CancelScope, ...] = ()  # of its owners
         self._context: Context | None = None  # what functions run in, and tasks begin with
-        self._rest: Rest | None = None  # of the running handler, for the task to await
-        self._due: Signal | None = None  # made with the task
+        self._unfinished: UnfinishedEvent | None = None  # of the running handler, for the task to await
+        self._wake_signal: Signal | None = None  # made with the task
         self._task: int | None = None
         self._scope: anyio.CancelScope | None = None  # around all that the task does
         self.busy = False
@@ -120,14 +122,14 @@ class Dispatcher:
         source: Source,
         scopes: tuple[anyio.CancelScope, ...],
         context: Context,
-        host: Callable[[], object] | None = None,
+        request_task: Callable[[], object] | None = None,
     ) -> None:
         """
         :param scopes: once one of them is cancelled, no handler runs any more
         :param context: what its functions run in
         :param host: what starts the task that calls :meth:`open_tasks`; None if that is about to
         """
-        self._source, self._scopes, self._context, self._host = source, scopes, context, host
+        self._source, self._scopes, self._context, self._request_task = source, scopes, context, request_task
 
     def open_tasks(self, tasks: TaskGroup) -> None:
         """
@@ -150,9 +152,9 @@ class Dispatcher:
             self._tasks.cancel_scope.cancel()
 
     def end(self) -> None:
-        self._drop_rest()
+        self._drop_unfinished()
         self._has_ended = True
-        self._source = self._tasks = self._host = self._pending = None
+        self._source = self._tasks = self._request_task = self._pending = None
         self._scopes = ()
 
     @property
@@ -177,15 +179,15 @@ class Dispatcher:
         return self._source is not None and not self._has_ended
 
     @property
-    def is_hosted(self) -> bool:
+    def has_task(self) -> bool:
         """Whether there is a task for its tasks, or soon will be."""
-        return self._host is None
+        return self._request_task is None
 
-    def be_hosted(self) -> None:
+    def request_task(self) -> None:
         """Have the task for the others started, if it has not been."""
-        if self._host is not None:
-            self._host()
-            self._host = None
+        if self._request_task is not None:
+            self._request_task()
+            self._request_task = None
 
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         """Start a task of the source's own, which ends with it."""
@@ -196,7 +198,7 @@ class Dispatcher:
         if self._pending is None:
             self._pending = []
         self._pending.append(start)
-        self.be_hosted()
+        self.request_task()
 
     def _start_task(
         self, name: str, what: str, function: Callable[[], Coroutine[Any, Any, None]], tasks: TaskGroup
@@ -215,7 +217,7 @@ class Dispatcher:
         except Exception as exc:
             source.crashed(exc, f"the {what}")
         except BaseException as exc:
-            raised, passing = sort_out(exc)
+            raised, passing = split_exception(exc)
             if raised is not None:
                 source.crashed(raised, f"the {what}")
             if passing is None:
@@ -239,25 +241,25 @@ class Dispatcher:
         self.busy = True
         if self.cancelled:
             self._deliver_without_tasks()
-        elif not self._source.is_due():
+        elif not self._source.has_pending_event():
             self.busy = False
         else:
-            self._deliver_due(behind_handler=behind_handler)
+            self._deliver_some(behind_handler=behind_handler)
 
     def deliver(self, event: Event[Any]) -> None:
         """Deliver an event before what is due; only while not busy, and if its handlers are functions."""
         self.busy = True
-        rest = self._deliver(self._listeners, event)
-        if rest is None:
+        unfinished = self._deliver(self._listeners, event)
+        if unfinished is None:
             self.busy = False
         elif self._source is not None:
-            self._start(rest)
+            self._start(unfinished)
 
-    def _deliver_due(self, *, behind_handler: bool) -> None:
-        source, rest = self._source, None
+    def _deliver_some(self, *, behind_handler: bool) -> None:
+        source, unfinished = self._source, None
         assert source is not None
-        for _ in range(PUMPED):
-            if rest is not None or (self._listeners.async_types and source.is_due()):
+        for _ in range(EVENTS_PER_PUMP):
+            if unfinished is not None or (self._listeners.async_types and source.has_pending_event()):
                 break  # the task takes it, so that an asynchronous handler begins while it is still so
             found = source.next_event()
             if found is None:
@@ -266,29 +268,29 @@ class Dispatcher:
             if behind_handler and is_cancelled():
                 return  # by a handler, before any checkpoint could tell
             behind_handler = True
-            rest = self._deliver(*found)
-            if source.looks and found[1].type == "drain":
+            unfinished = self._deliver(*found)
+            if source.pumps_on_notify and found[1].type == "drain":
                 break  # the reader has its turn, which may be in this process: what it reads is in the cache then
-        if rest is None and source.looks and not self._listeners.async_types:
+        if unfinished is None and source.pumps_on_notify and not self._listeners.async_types:
             self.busy = False
             source.notify()
         else:
-            self._start(rest)
+            self._start(unfinished)
 
     def _deliver_without_tasks(self) -> None:
         assert self._source is not None
         while (found := self._source.next_event()) is not None:
-            rest = self._deliver(*found)
-            if rest is not None:
-                self._call_functions(rest)
+            unfinished = self._deliver(*found)
+            if unfinished is not None:
+                self._call_functions(unfinished)
         self.busy = False
 
-    def _call_functions(self, rest: Rest) -> None:
+    def _call_functions(self, unfinished: UnfinishedEvent) -> None:
         """Call those that are left of an event's, and await none."""
         try:
-            rest.drop_and_go_on()
+            unfinished.drop_and_go_on()
         except BaseException as exc:
-            self._handler_raised(without_task(exc), rest.event)
+            self._handler_raised(without_task(exc), unfinished.event)
 
     def cancel_handlers(self) -> None:
         """Cancel the asynchronous handler that runs, and begin no other. Functions are called still."""
@@ -305,87 +307,87 @@ class Dispatcher:
             if source is not None:
                 source.notify()
         elif not self.busy and source is not None:
-            if source.looks and not self._listeners.async_types:
+            if source.pumps_on_notify and not self._listeners.async_types:
                 source.notify()
             else:
                 self._start(None)
                 self.busy = True
 
-    def _start(self, rest: Rest | None) -> None:
-        self._rest = rest
-        if self._due is None:
-            due = Signal()
+    def _start(self, unfinished: UnfinishedEvent | None) -> None:
+        self._unfinished = unfinished
+        if self._wake_signal is None:
+            signal = Signal()
             try:
-                self.spawn("dispatcher", self._run, due)
+                self.spawn("dispatcher", self._run, signal)
             except BaseException:
                 self.cancelled, self.busy = True, False  # asynchronous handlers are out of the question
-                self._drop_rest()
+                self._drop_unfinished()
                 raise
-            self._due = due
-        self._due.set()
+            self._wake_signal = signal
+        self._wake_signal.set()
 
-    async def _run(self, due: Signal) -> None:
+    async def _run(self, signal: Signal) -> None:
         self._task = anyio.get_current_task().id
         try:
             with anyio.CancelScope() as self._scope:
                 if self.cancelled:  # before this task had begun
                     self._scope.cancel()
-                await self._deliver_what_is(due)
+                await self._deliver_pending(signal)
         except (Exception, KeyboardInterrupt, SystemExit):  # on Trio, Ctrl-C may be raised here
             self.cancelled = True
-            self._leave_to_functions()
+            self._leave_rest_to_functions()
             raise
-        self._leave_to_functions()
+        self._leave_rest_to_functions()
 
-    def _leave_to_functions(self) -> None:
+    def _leave_rest_to_functions(self) -> None:
         """What is due is left to them: whoever runs all this looks again."""
-        self._drop_rest()
+        self._drop_unfinished()
         self.busy = False
         if self._source is not None:
             self._source.notify()
 
-    async def _deliver_what_is(self, due: Signal) -> None:
+    async def _deliver_pending(self, signal: Signal) -> None:
         assert self._source is not None
         source = self._source
         while True:
-            await due.wait()
-            await self._await_rest()
+            await signal.wait()
+            await self._await_unfinished()
             delivered = 0
             while (found := source.next_event()) is not None:
                 listeners, event = found
-                self._rest = self._deliver(listeners, event)
-                await self._await_rest()
+                self._unfinished = self._deliver(listeners, event)
+                await self._await_unfinished()
                 delivered += 1
-                if delivered % DISPATCHED and event.type == "data":
+                if delivered % EVENTS_PER_CHECKPOINT and event.type == "data":
                     await anyio.lowlevel.checkpoint_if_cancelled()
                 else:
                     await anyio.lowlevel.checkpoint()
             self.busy = False
 
-    async def _await_rest(self) -> None:
-        if self._rest is not None:
+    async def _await_unfinished(self) -> None:
+        if self._unfinished is not None:
             await anyio.lowlevel.checkpoint_if_cancelled()
-            rest, self._rest = self._rest, None
+            unfinished, self._unfinished = self._unfinished, None
             try:
-                await rest.finish()
+                await unfinished.finish()
             except Exception as exc:
-                self._handler_raised(exc, rest.event)
+                self._handler_raised(exc, unfinished.event)
             except BaseException as exc:
-                raised, passing = await self._sort_out(exc)
+                raised, passing = await self._split_exception(exc)
                 if raised is not None:
-                    self._handler_raised(raised, rest.event)
+                    self._handler_raised(raised, unfinished.event)
                 if passing is exc:
                     raise
                 if passing is not None:
                     raise passing from None
 
-    async def _sort_out(self, exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    async def _split_exception(self, exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
         """:return: what a handler has raised, and what has to be raised on"""
         if isinstance(exc, anyio.get_cancelled_exc_class()) and not (is_cancelled() or await is_cancelled_by_loop(exc)):
             return stray(exc), None
         if isinstance(exc, GeneratorExit) and self._is_current():  # else it is this task that is being closed
             return exc, None
-        return sort_out(exc)
+        return split_exception(exc)
 
     def _is_current(self) -> bool:
         """Whether the dispatcher's is the current task."""
@@ -394,13 +396,13 @@ class Dispatcher:
         except Exception:  # there is none
             return False
 
-    def _drop_rest(self) -> None:
+    def _drop_unfinished(self) -> None:
         """Called at the end, when the task may have been cancelled before it began with it."""
-        rest, self._rest = self._rest, None
-        if rest is not None:
-            rest.drop()
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            unfinished.drop()
 
-    def _deliver(self, listeners: Listeners, event: Event[Any]) -> Rest | None:
+    def _deliver(self, listeners: Listeners, event: Event[Any]) -> UnfinishedEvent | None:
         """Call the handlers of an event, then flush what they wrote. Once the owner is cancelled, none runs any more.
 
         :return: what must be awaited before the next event, if anything
@@ -427,7 +429,7 @@ class Dispatcher:
             if written:
                 flush(written)
 
-    def _call_timed(self, listeners: Listeners, event: Event[Any], limit: float) -> Rest | None:
+    def _call_timed(self, listeners: Listeners, event: Event[Any], limit: float) -> UnfinishedEvent | None:
         """The same, and tell of it if that holds up the event loop."""
         begun = time.monotonic()
         try:

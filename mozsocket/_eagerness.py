@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Eagerness",)
 
-LOOKS = 3
+EAGER_POLLS = 3
 """Turns of the event loop for which to look for an answer: when both ends are in one process it is here by then."""
 
 MAX_SKIP = 63
@@ -18,30 +18,30 @@ class Eagerness:
     than to have the operating system tell. Where it is not, as with a distant peer, that is tried ever less often.
     """
 
-    __slots__ = ("_limit", "_looks", "_skip", "_skipped")
+    __slots__ = ("_limit", "_polls", "_skip", "_skipped")
 
     def __init__(self) -> None:
         self._limit = 0  # how many looks there may be now
-        self._looks = 0  # how many there have been since something was read
+        self._polls = 0  # how many there have been since something was read
         self._skip = self._skipped = 1  # how many times not to look, and did not
 
     def found(self) -> None:
         """Something was read."""
-        if self._looks:
-            self._skip = self._looks = 0
+        if self._polls:
+            self._skip = self._polls = 0
         if self._skipped < self._skip:
             self._skipped += 1
             self._limit = 0
         else:
             self._skipped = 0
-            self._limit = LOOKS
+            self._limit = EAGER_POLLS
 
-    def look(self) -> bool:
+    def should_poll(self) -> bool:
         """Whether to look again at the next turn of the event loop."""
-        if self._looks < self._limit:
-            self._looks += 1
+        if self._polls < self._limit:
+            self._polls += 1
             return True
-        if self._looks:
+        if self._polls:
             self._skip = min(2 * self._skip + 1, MAX_SKIP)
-            self._looks = self._limit = 0
+            self._polls = self._limit = 0
         return False

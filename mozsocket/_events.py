@@ -23,8 +23,8 @@ __all__ = (
     "EventTarget",
     "Listeners",
     "OnlyHandler",
-    "Rest",
     "TCPSocketErrorEvent",
+    "UnfinishedEvent",
     "is_async",
     "is_to_be_awaited",
     "require_callable",
@@ -200,7 +200,7 @@ class Listeners:
         """Whether anything listens to events of a type."""
         return type in self.handlers or bool(self._added and self._added.get(type))
 
-    def call(self, event: Event[Any]) -> Rest | None:
+    def call(self, event: Event[Any]) -> UnfinishedEvent | None:
         """Call what listens, in order.
 
         :return: None when all of it has returned; else what is left, where a handler was asynchronous
@@ -210,12 +210,12 @@ class Listeners:
             result = None if handler is None else handler(event)
             if result is None or isinstance(result, bool):  # as of send()
                 return None
-            return Rest(result, event, iter(())) if is_to_be_awaited(result) else None
-        pending = self._callbacks(event.type, self._added)
-        for callback in pending:
+            return UnfinishedEvent(result, event, iter(())) if is_to_be_awaited(result) else None
+        remaining = self._callbacks(event.type, self._added)
+        for callback in remaining:
             result = callback(event)
             if result is not None and is_to_be_awaited(result):
-                return Rest(result, event, pending)
+                return UnfinishedEvent(result, event, remaining)
         return None
 
     def _callbacks(self, type: str, added: dict[str, list[_Listener]]) -> Iterator[Callable[[Any], object]]:
@@ -314,7 +314,7 @@ def types_of(target: EventTarget) -> tuple[str, ...]:
 (_set_listeners,) = setters_of(EventTarget, "_listeners")
 
 
-class Rest:
+class UnfinishedEvent:
     """What is left of calling the listeners of an event: what one of them gave to be awaited, and those after it.
 
     One of :meth:`finish` and :meth:`drop` is called, once.
@@ -322,18 +322,18 @@ class Rest:
     :ivar event: the event
     """
 
-    __slots__ = ("_awaitable", "_pending", "event")
+    __slots__ = ("_awaitable", "_remaining", "event")
 
     def __init__(
-        self, awaitable: Awaitable[object], event: Event[Any], pending: Iterator[Callable[[Any], object]]
+        self, awaitable: Awaitable[object], event: Event[Any], remaining: Iterator[Callable[[Any], object]]
     ) -> None:
         self._awaitable = awaitable
         self.event = event
-        self._pending = pending
+        self._remaining = remaining
 
     async def finish(self) -> None:
         await self._awaitable
-        for callback in self._pending:
+        for callback in self._remaining:
             await anyio.lowlevel.checkpoint_if_cancelled()  # then no handler runs any more
             result = callback(self.event)
             if isawaitable(result):
@@ -346,7 +346,7 @@ class Rest:
     def drop_and_go_on(self) -> None:
         """Call those that are left, and await none of them."""
         self.drop()
-        for callback in self._pending:
+        for callback in self._remaining:
             _drop(callback(self.event))
 
 

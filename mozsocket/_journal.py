@@ -17,7 +17,7 @@ class Subject(Protocol):
     """A connection, as far as is told of it."""
 
     @property
-    def face(self) -> object: ...
+    def public_object(self) -> object: ...
     @property
     def log_fields(self) -> dict[str, object]: ...
     @property
@@ -66,4 +66,4 @@ class Journal:
         )
 
     def _tell(self, subject: Subject, event: str, words: str, **fields: object) -> None:
-        _log.debug("%r %s", subject.face, words, fields={**subject.log_fields, "event": event, **fields})
+        _log.debug("%r %s", subject.public_object, words, fields={**subject.log_fields, "event": event, **fields})

@@ -16,7 +16,7 @@ from . import _log
 from ._dispatch import Dispatcher, Source
 from ._errors import InvalidStateError, TCPSocketError
 from ._poller import way_to_wait
-from ._raised import exit_in, is_cancelled, is_of_cancellation, log_displaced, shown, sort_out
+from ._raised import exit_in, is_cancelled, is_of_cancellation, log_displaced, shown, split_exception
 from ._readiness import Waiting
 from ._tasks import Loop, current_loop, ended, require_task
 
@@ -33,7 +33,7 @@ class Member(Source, Protocol):
     def lifetime(self) -> Lifetime: ...
 
     @property
-    def face(self) -> object:
+    def public_object(self) -> object:
         """The public object that it is the inside of, for the log."""
 
     def wait_by(self, waiting: Waiting) -> None:
@@ -62,7 +62,7 @@ class Member(Source, Protocol):
     def is_in_handler(self) -> bool:
         """Whether the current task runs a handler that its end waits for."""
 
-    def gone(self, words: str) -> InvalidStateError:
+    def closed_error(self, words: str) -> InvalidStateError:
         """What is raised where it is too late for what was called.
 
         :param words: how it begins
@@ -98,7 +98,7 @@ class Lifetime:
         "_blocks",
         "_crash",
         "_crashed_in",
-        "_failure_told",
+        "_failure_reported",
         "_is_contained",
         "changed",
         "crash_words",
@@ -113,7 +113,7 @@ class Lifetime:
         self.started = False
         self.over = False
         self.failure: TCPSocketError | None = None
-        self._failure_told = False
+        self._failure_reported = False
         self._crash: BaseException | None = None  # what a handler raised
         self.crash_words = ""
         self._crashed_in = ("", "")  # in words: where, and on which event
@@ -136,9 +136,9 @@ class Lifetime:
         """Note why the member has failed."""
         self.failure = failure
 
-    def tell_failure(self) -> None:
+    def mark_failure_reported(self) -> None:
         """Count the failure as told to the program."""
-        self._failure_told = True
+        self._failure_reported = True
 
     # Running. There are three owners, which differ in whom they tell what went wrong.
 
@@ -151,14 +151,14 @@ class Lifetime:
         except BaseException:
             found = self._take_exit()
             if found is None:
-                self._log_untold(member)
+                self._log_unreported(member)
                 raise
         else:
             found = self._take_exit()
         if found is not None:
-            self._log_untold(member)
+            self._log_unreported(member)
             raise found
-        self._raise_untold(member)
+        self._raise_unreported(member)
 
     def begin_opened(
         self, member: Member, scope: anyio.CancelScope, context: Context, host: Callable[[], object]
@@ -180,8 +180,8 @@ class Lifetime:
         self._end_without_task(member)
         found: BaseException | None = self._take_exit()
         if found is None and not cancelled:
-            found = self._take_untold()
-        self._log_untold(member)
+            found = self._take_unreported()
+        self._log_unreported(member)
         member.end()
         return found
 
@@ -221,7 +221,7 @@ class Lifetime:
         """
         self._end_without_task(member)
         found = self._take_exit()
-        self._log_untold(member)
+        self._log_unreported(member)
         member.end()
         return found
 
@@ -241,7 +241,7 @@ class Lifetime:
                 raise
         finally:
             found = self._take_exit()
-            self._log_untold(member)
+            self._log_unreported(member)
             member.end()
         return found
 
@@ -271,7 +271,7 @@ class Lifetime:
             dispatcher.end()
             self.over = True
             self.notify()
-        await self.let_awaiters_know()
+        await self.let_waiters_finish()
 
     # Blocks. They are no context managers of contextlib's, which writes into the exceptions that pass.
 
@@ -310,7 +310,7 @@ class Lifetime:
             left = await self._leave_own_block(member, own, exc)
         except BaseException:
             found = self._take_exit()
-            self._log_untold(member)
+            self._log_unreported(member)
             if found is None:
                 raise
         else:
@@ -319,11 +319,11 @@ class Lifetime:
                 log_displaced(left)
         left = left if found is None else found
         if left is not None:
-            self._log_untold(member)
+            self._log_unreported(member)
             if left is not exc:
                 raise left
             return False
-        self._raise_untold(member)
+        self._raise_unreported(member)
         return True
 
     async def _leave_own_block(
@@ -332,7 +332,7 @@ class Lifetime:
         """:return: what is to leave it instead of what nobody was told of: the body's exception, or one that ends the
         program
         """
-        raised, passing = sort_out(exc)
+        raised, passing = split_exception(exc)
         if exc is None:
             member.close()
         elif raised is not None:
@@ -388,7 +388,9 @@ class Lifetime:
         if not self.crash_words:
             self.crash_words = f"{self._crashed_in[0]} raised {shown(exc)}{self._crashed_in[1]}"
         if other is not None:
-            self._log_crash(member, "another of %r: %s raised %s%s", other, member.face, where, shown(other), when)
+            self._log_crash(
+                member, "another of %r: %s raised %s%s", other, member.public_object, where, shown(other), when
+            )
         if self._is_contained and exit_in(exc) is None:
             member.close_immediately()
         else:
@@ -399,7 +401,7 @@ class Lifetime:
         if member.may_log(f"slow on{type}"):
             fields = {**member.log_fields, "event": "slow", "type": type, "seconds": seconds}
             message = "a handler of %r, on %r, has held up the event loop for %.1f seconds"
-            _log.warning(message, member.face, type, seconds, fields=fields)
+            _log.warning(message, member.public_object, type, seconds, fields=fields)
 
     @property
     def crash(self) -> BaseException | None:
@@ -412,33 +414,33 @@ class Lifetime:
             self._crash = None
         return found
 
-    def _raise_untold(self, member: Member) -> None:
+    def _raise_unreported(self, member: Member) -> None:
         """Tell what went wrong and nobody was told of. What a handler raised comes first, and a failure may be why."""
-        untold = self._take_untold()
-        self._log_untold(member)
+        unreported = self._take_unreported()
+        self._log_unreported(member)
         try:
-            if untold is not None:
-                raise untold
+            if unreported is not None:
+                raise unreported
         finally:
-            del untold  # its traceback refers to this frame
+            del unreported  # its traceback refers to this frame
 
-    def _take_untold(self) -> BaseException | None:
+    def _take_unreported(self) -> BaseException | None:
         crash, self._crash = self._crash, None
-        if crash is not None or self.failure is None or self._failure_told:
+        if crash is not None or self.failure is None or self._failure_reported:
             return crash
-        self.tell_failure()
+        self.mark_failure_reported()
         return self.failure.again()
 
-    def _log_untold(self, member: Member) -> None:
-        if self.failure is not None and not self._failure_told:
-            self.tell_failure()
+    def _log_unreported(self, member: Member) -> None:
+        if self.failure is not None and not self._failure_reported:
+            self.mark_failure_reported()
             if member.may_log(self.failure.name):
                 fields = {**member.log_fields, "event": "lost", "error": self.failure.name}
-                _log.warning("%r was lost: %s", member.face, self.failure, fields=fields)
+                _log.warning("%r was lost: %s", member.public_object, self.failure, fields=fields)
         if self._crash is not None:
             crash, self._crash = self._crash, None
             where, when = self._crashed_in
-            self._log_crash(member, "%s of %r raised %s%s", crash, where, member.face, shown(crash), when)
+            self._log_crash(member, "%s of %r raised %s%s", crash, where, member.public_object, shown(crash), when)
 
     def _log_crash(self, member: Member, message: str, crash: BaseException, *args: object) -> None:
         error = type(crash).__name__
@@ -452,9 +454,9 @@ class Lifetime:
         return self._awaiting > 0
 
     @property
-    def failure_told(self) -> bool:
+    def failure_reported(self) -> bool:
         """Whether the program knows of it."""
-        return self._failure_told
+        return self._failure_reported
 
     # Waiting
 
@@ -484,11 +486,11 @@ class Lifetime:
         if reached():
             return
         if self.failure is None:
-            raise member.gone(f"{what}: {member!r} was closed first")
-        self.tell_failure()
+            raise member.closed_error(f"{what}: {member!r} was closed first")
+        self.mark_failure_reported()
         raise self.failure.again()
 
-    async def let_awaiters_know(self) -> None:
+    async def let_waiters_finish(self) -> None:
         """Let those who wait, and have been notified, raise what they will: then it is known who was told."""
         while self._awaiting:
             await anyio.lowlevel.checkpoint()

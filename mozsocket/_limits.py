@@ -20,7 +20,7 @@ PLAINTEXT_STEP = 65_536
 """Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``: so the time for all
 of it is bounded too."""
 
-IDLE_LOOKS = 8
+IDLE_CHECKS = 8
 """How often, in an ``idle_timeout``, one looks whether anything has happened: that late is it found."""
 
 PLAINTEXT_PATIENCE = 0.5
@@ -64,13 +64,13 @@ class Limits:
         """When the first of them is over."""
         return min(self._connect_at, self._current_at)
 
-    def over(self, now: float) -> Limit | None:
+    def expired(self, now: float) -> Limit | None:
         """Which of them is."""
         if now >= self._connect_at:
             return Limit.CONNECT
         return self.current if now >= self._current_at else None
 
-    def is_kept(self, limit: Limit, plaintext: int) -> bool:
+    def has_progressed(self, limit: Limit, plaintext: int) -> bool:
         """Whether what was limited has got as far as it had to."""
         return limit is Limit.PLAINTEXT and plaintext <= max(self._plaintext - PLAINTEXT_STEP, 0)
 
@@ -99,30 +99,30 @@ class Limits:
 class Idleness:
     """How long nothing has been received by a connection, nor taken from it.
 
-    Nothing is noted when that happens: it is looked for now and then, as :data:`IDLE_LOOKS` has it.
+    Nothing is noted when that happens: it is looked for now and then, as :data:`IDLE_CHECKS` has it.
 
     :param seconds: how long that may be so
     :param now: by the event loop's clock
     :ivar deadline: when to look next
     """
 
-    __slots__ = ("_active_at", "_moved", "_seconds", "deadline")
+    __slots__ = ("_active_at", "_bytes_moved", "_seconds", "deadline")
 
     def __init__(self, seconds: float, now: float) -> None:
         self._seconds = seconds
-        self._moved = 0
+        self._bytes_moved = 0
         self._active_at = now
-        self.deadline = now + seconds / IDLE_LOOKS
+        self.deadline = now + seconds / IDLE_CHECKS
 
-    def look(self, moved: int, now: float) -> bool:
+    def check(self, moved: int, now: float) -> bool:
         """
         :param moved: how many bytes have gone either way so far
         :return: whether the time is over
         """
-        if moved != self._moved:
-            self._moved, self._active_at = moved, now
+        if moved != self._bytes_moved:
+            self._bytes_moved, self._active_at = moved, now
         over = self._active_at + self._seconds
-        self.deadline = min(over, now + self._seconds / IDLE_LOOKS)
+        self.deadline = min(over, now + self._seconds / IDLE_CHECKS)
         return now >= over
 
     @property

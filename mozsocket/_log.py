@@ -37,7 +37,7 @@ SLOW = _slow()
 a little with each event. In Python's development mode it is 1.
 """
 
-AT_ONCE = 10
+MAX_BURST = 10
 """Records of a kind that are logged one by one in each period."""
 
 PERIOD = 60
@@ -125,17 +125,17 @@ class LogLimit:
         now = time.monotonic()
         began, count = self._kinds.get(kind, (now, 0))
         if now >= began + PERIOD:
-            self._tell_rest(owner, kind)
+            self._log_suppressed(owner, kind)
             began, count = now, 0
         self._kinds[kind] = began, count + 1
-        return count < AT_ONCE
+        return count < MAX_BURST
 
     def close(self, owner: object) -> None:
         """Log how many were left out so far."""
         for kind in tuple(self._kinds):
-            self._tell_rest(owner, kind)
+            self._log_suppressed(owner, kind)
 
-    def _tell_rest(self, owner: object, kind: str) -> None:
+    def _log_suppressed(self, owner: object, kind: str) -> None:
         _, count = self._kinds.pop(kind)
-        if count > AT_ONCE:
-            warning("%r: %d more like this were not logged one by one: %s", owner, count - AT_ONCE, kind)
+        if count > MAX_BURST:
+            warning("%r: %d more like this were not logged one by one: %s", owner, count - MAX_BURST, kind)

@@ -1,30 +1,31 @@
-"""The rules of one connection, without any I/O: its ready state, either side's end, what is due to the program, and
-what is to be done with the socket.
+"""The rules of one connection, without any I/O: its ready state, both directions, the pending events, the next action.
 
-The program and the socket put in what happens, by the methods; :meth:`Machine.due` tells which event is due, and
-:meth:`Machine.step` what is wanted of the socket. Both only look; what was due is taken by :meth:`Machine.take`.
+The program and the socket report what has happened by calling methods. :meth:`Machine.pending_event` then says which
+event the program gets next, and :meth:`Machine.next_action` what to do with the socket. Neither changes anything:
+:meth:`Machine.mark_delivered` says that an event was delivered.
 
-- A socket goes from connecting to open, closing and closed; it may leave out any, and never goes back.
-- Events come in this order: open (or the server's connect), then secure, drain, data and the end as they happen, and in
-  the end error, if the connection failed, and close, once each.
-- What has been received waits while the program has suspended, and all that came behind it waits with it.
-- Suspensions count: as often resumed as suspended.
+- A socket goes from connecting to open, closing and closed. It may skip a state, and never goes back.
+- Events come in this order: ``open`` (or the server's ``connect``); then ``secure``, ``drain``, ``data`` and ``end`` as
+  they happen; finally ``error``, if the connection failed, and ``close``, once each.
+- While the program has suspended the socket, received data waits, and so does everything that came after that data.
+- Suspensions count: the socket must be resumed as often as it was suspended.
 
-How a connection ends: each of these is a way to :attr:`Step.SHUT`, after which ``error`` and ``close`` are due.
+Each of these ways of ending leads to :attr:`Action.SHUT`, after which ``error`` and ``close`` are pending:
 
 ==================================== ==========================================================================
-what happened                        what is done until then
+what happened                        what is done first
 ==================================== ==========================================================================
 ``closeImmediately()``, a handler    nothing
 has raised, the owner is cancelled
-``close()``                          send what is buffered, tell the peer, wait for its end within ``linger``
-the peer's end was delivered         send what is buffered, tell the peer
+``close()``                          send the buffer and our end, wait up to ``linger`` seconds for the peer's end
+the peer's end was delivered         send the buffer and our end
 both sides have ended, with          the same
 ``allow_half_open``
-reading failed, no time was left     nothing
-TLS failed                           tell the peer why, and give it time to read that
-sending failed                       tell the peer, read for a while what it sent before
-no connection came about             nothing; of TLS the same as above
+reading failed, or a time limit      nothing
+was exceeded
+TLS failed                           send the alert that says why, and give the peer time to read it
+sending failed                       send our end, read for a while what the peer had sent before
+the connection attempt failed        nothing; if TLS failed, as above
 ==================================== ==========================================================================
 """
 
@@ -34,17 +35,17 @@ from enum import Enum, IntEnum
 from typing import Protocol
 
 __all__ = (
+    "Action",
     "ClosedBy",
-    "Due",
     "Failed",
     "Limit",
     "Machine",
     "Opening",
     "OwnSide",
     "PeerSide",
+    "PendingEvent",
     "ReadyState",
     "Security",
-    "Step",
 )
 
 
@@ -67,44 +68,44 @@ _ORDER = tuple(ReadyState)
 
 
 class Opening(IntEnum):
-    """What comes before a connection is open, in this order, as far as it is wanted."""
+    """The stages before a connection is open, in this order; those that the options do not ask for are skipped."""
 
     CONNECT = 1
     HEADER = 2
-    """Of the PROXY protocol."""
+    """Of the PROXY protocol: it is being read."""
     HANDSHAKE = 3
     ADMISSION = 4
-    """A server may have to wait until others have gone."""
+    """The connection waits until its server has fewer than ``max_connections`` open."""
     ADMITTED = 5
     DONE = 6
 
 
 class PeerSide(Enum):
-    """What the peer sends."""
+    """The direction from the peer to the program."""
 
     OPEN = 1
-    ENDED = 2
-    """Nothing more can be read."""
-    TOLD = 3
-    """And the program knows."""
-    CUT_OFF = 4
-    """Nothing more can be read, though TLS has not ended: that is a failure, or after our own end no matter."""
+    END_RECEIVED = 2
+    """The peer's end (FIN, or close_notify) was read: nothing more can be."""
+    END_DELIVERED = 3
+    """The program knows of that end."""
+    TRUNCATED = 4
+    """Nothing more can be read, though TLS has not ended: that is a failure, unless our own side had ended first."""
 
 
 class OwnSide(Enum):
-    """What the program sends."""
+    """The direction from the program to the peer."""
 
     OPEN = 1
-    FINISHED = 2
-    """It has said that this is all."""
-    TOLD = 3
-    """And the peer knows."""
-    CUT_OFF = 4
-    """The peer knows that no more will come, as the connection has failed; the program has not said so."""
+    END_QUEUED = 2
+    """The program has called ``send_eof()``; the peer is yet to learn of it."""
+    END_SENT = 3
+    """The peer was sent our end (FIN, or close_notify)."""
+    CUT_SHORT = 4
+    """The peer was sent our end because the connection has failed; the program has not asked for it."""
 
 
 class Security(Enum):
-    """How far TLS is."""
+    """Whether the connection is encrypted."""
 
     NONE = 1
     HANDSHAKE = 2
@@ -112,7 +113,7 @@ class Security(Enum):
 
 
 class ClosedBy(Enum):
-    """Who has ended a connection that has not failed."""
+    """Who closed a connection that has not failed."""
 
     PROGRAM = 1
     PEER = 2
@@ -121,15 +122,15 @@ class ClosedBy(Enum):
 
 
 class Failed(Enum):
-    """What a connection has failed by."""
+    """Why a connection has failed: the network, or TLS."""
 
     NO = 1
     NETWORK = 2
     TLS = 3
 
 
-class Due(Enum):
-    """What is due to the program: an event or, of those that tell nothing new, a change of state."""
+class PendingEvent(Enum):
+    """What the program gets next: an event or, where no event is defined, a change of state."""
 
     OPEN = 1
     SECURE = 2
@@ -137,41 +138,41 @@ class Due(Enum):
     DATA = 4
     END = 5
     BOTH_ENDED = 6
-    """The peer's end, where that is the end of both, or that of the second to end: the socket closes."""
+    """Both directions have ended, or the peer's end ends both: the socket closes."""
     ERROR = 7
     CLOSE = 8
 
 
-class Step(Enum):
-    """What is wanted of the socket, beside reading."""
+class Action(Enum):
+    """What to do with the socket next, besides reading."""
 
     NOTHING = 1
     SEND = 2
-    """What is buffered."""
-    END_OUTPUT = 3
-    """Tell the peer that no more will come."""
+    """Send what is buffered."""
+    SEND_END = 3
+    """Send our end: FIN, or close_notify."""
     LINGER = 4
-    """Wait for the peer's end."""
+    """Wait for the peer's end, for ``linger`` seconds at most."""
     SHUT = 5
 
 
 class Limit(Enum):
-    """What may last only so long."""
+    """What is limited in time."""
 
     CONNECT = 1
     HEADER = 2
     PLAINTEXT = 3
-    """Of each part of what goes before TLS."""
+    """Sending the next 64 KiB of the plaintext that precedes TLS."""
     HANDSHAKE = 4
     LINGER = 5
     FAILURE = 6
-    """To read what the peer sent before nothing more could be sent."""
+    """Reading what the peer had sent before sending failed."""
     ALERT = 7
-    """That the peer reads why TLS has failed."""
+    """Waiting until the peer has read the alert that says why TLS failed."""
 
 
 class Outgoing(Protocol):
-    """What is to be sent: see :class:`SendBuffer`."""
+    """What the machine needs to know of the send buffer, :class:`SendBuffer`."""
 
     @property
     def amount(self) -> int: ...
@@ -182,7 +183,7 @@ class Outgoing(Protocol):
 
 
 class Incoming(Protocol):
-    """What was received and is not delivered: see :class:`Inbox`."""
+    """What the machine needs to know of received data that is not delivered yet, :class:`Inbox`."""
 
     @property
     def count(self) -> int: ...
@@ -192,35 +193,35 @@ class Incoming(Protocol):
 
 _OPEN = ReadyState.OPEN
 _PEER_SIDE_OPEN = PeerSide.OPEN
-_ENDS = (Step.END_OUTPUT, Step.LINGER)
-_TOLD = (OwnSide.TOLD, OwnSide.CUT_OFF)
+_ENDS = (Action.SEND_END, Action.LINGER)
+_ENDS_SENT = (OwnSide.END_SENT, OwnSide.CUT_SHORT)
 
 
 class Machine:
     """The state of one connection.
 
     :ivar ready: MDN's ``readyState``
-    :ivar opening: what comes before it is open
-    :ivar opened: whether it has been open
-    :ivar security: how far TLS is
-    :ivar peer_side: how far the peer's side is
-    :ivar own_side: how far the program's is
-    :ivar failed: what it has failed by
-    :ivar closed_by: who has ended it, if it has not failed before; None while nobody has
-    :ivar gone: whether there is no use in it any more: it was lost, or given up
+    :ivar opening: the stage before it is open
+    :ivar opened: whether it is, or was, open
+    :ivar security: whether it is encrypted
+    :ivar peer_side: the state of the direction from the peer
+    :ivar own_side: the state of the direction to the peer
+    :ivar failed: why it has failed
+    :ivar closed_by: who closed it, if it had not failed before; None while nobody has
+    :ivar abandoned: whether nothing more is sent or read, as the connection was lost or the program gave it up
     :ivar shut: whether the socket is closed
-    :ivar streams: whether a stream takes what arrives, and not the handlers
-    :ivar suspensions: how often the program has suspended it
+    :ivar streams: whether a stream takes the received data, instead of the handlers
+    :ivar suspensions: how often the program has suspended it and not resumed it
     """
 
     __slots__ = (
         "_allow_half_open",
         "_announced",
         "_drain_lost",
-        "_told",
+        "_last_delivered",
+        "abandoned",
         "closed_by",
         "failed",
-        "gone",
         "incoming",
         "opened",
         "opening",
@@ -246,19 +247,19 @@ class Machine:
         self.own_side = OwnSide.OPEN
         self.failed = Failed.NO
         self.closed_by: ClosedBy | None = None
-        self.gone = False
+        self.abandoned = False
         self.shut = False
         self.streams = False
         self.suspensions = 0
-        self._announced: tuple[Due, ...] = ()  # what has changed, and is yet to be told
-        self._drain_lost = False  # whether one was owed, and can come no more
-        self._told: Due | None = None  # of error and close, how far it is
+        self._announced: tuple[PendingEvent, ...] = ()  # changes that the program is yet to be notified of
+        self._drain_lost = False  # whether a drain was owed, and cannot come any more
+        self._last_delivered: PendingEvent | None = None  # of error and close; None before both
 
     def _go_on(self, ready: ReadyState) -> None:
         if self.ready.precedes(ready):
             self.ready = ready
 
-    def _go_on_to_close(self, by: ClosedBy) -> None:
+    def _begin_closing(self, by: ClosedBy) -> None:
         if self.ready.precedes(ReadyState.CLOSING):
             self.ready = ReadyState.CLOSING
             self.closed_by = by
@@ -266,17 +267,17 @@ class Machine:
     # What happens
 
     def open(self) -> None:
-        """There is a connection. Of one that others have made it may be said before anything runs."""
+        """The connection is established. A connection made by others is open before anything runs."""
         self.opened = True
         self._go_on(_OPEN)
 
     def announce(self) -> None:
-        """It is to be told that there is a connection."""
+        """Have ``open`` delivered."""
         self.opening = Opening.DONE
-        self._announced = (Due.OPEN,)
+        self._announced = (PendingEvent.OPEN,)
 
-    def go_on_to(self, opening: Opening) -> None:
-        """What comes before the connection is open has got so far."""
+    def enter_stage(self, opening: Opening) -> None:
+        """The opening has got to a stage."""
         self.opening = opening
 
     def begin_stream(self) -> None:
@@ -289,44 +290,44 @@ class Machine:
     def end_handshake(self) -> None:
         self.security = Security.UP
         if self.ready is _OPEN:  # not before the first event, nor when it is closing
-            self._announced += (Due.SECURE,)
+            self._announced += (PendingEvent.SECURE,)
 
     def end_peer_side(self) -> None:
         """The peer's end was read."""
         if self.peer_side is PeerSide.OPEN:
-            self.peer_side = PeerSide.ENDED
+            self.peer_side = PeerSide.END_RECEIVED
 
-    def cut_off(self) -> None:
-        """The peer's end was read, where TLS has not ended."""
+    def mark_truncated(self) -> None:
+        """The connection has ended without the end of TLS (close_notify)."""
         if self.peer_side is PeerSide.OPEN:
-            self.peer_side = PeerSide.CUT_OFF
+            self.peer_side = PeerSide.TRUNCATED
 
     def reject(self) -> None:
-        """What the peer has sent is not to be borne: its end counts for nothing."""
-        self.peer_side = PeerSide.CUT_OFF
+        """The peer has sent something unacceptable: its end counts for nothing."""
+        self.peer_side = PeerSide.TRUNCATED
 
     def finish(self) -> None:
-        """The program has said that there is no more to be sent."""
+        """The program sends no more."""
         if self.own_side is OwnSide.OPEN:
-            self.own_side = OwnSide.FINISHED
-        elif self.own_side is OwnSide.CUT_OFF:
-            self.own_side = OwnSide.TOLD
+            self.own_side = OwnSide.END_QUEUED
+        elif self.own_side is OwnSide.CUT_SHORT:
+            self.own_side = OwnSide.END_SENT
 
-    def tell_peer(self) -> None:
-        """The peer was told that no more will come."""
+    def mark_end_sent(self) -> None:
+        """Our end was sent to the peer."""
         failed = self.failed is not Failed.NO and self.own_side is OwnSide.OPEN
-        self.own_side = OwnSide.CUT_OFF if failed else OwnSide.TOLD
+        self.own_side = OwnSide.CUT_SHORT if failed else OwnSide.END_SENT
 
     def close(self) -> None:
-        """The program wants no more, but that what it sent arrives."""
-        self._go_on_to_close(ClosedBy.PROGRAM)
+        """Close in order: what is buffered is still sent."""
+        self._begin_closing(ClosedBy.PROGRAM)
         self.incoming.discard()
 
     def give_up(self) -> None:
-        """The program wants nothing any more."""
+        """Close immediately: what is buffered is dropped."""
         self.close()
         self.outgoing.drop()
-        self.gone = True
+        self.abandoned = True
 
     def fail(self, failed: Failed) -> None:
         """Nothing more can be sent."""
@@ -337,10 +338,10 @@ class Machine:
 
     def lose(self) -> None:
         """Nothing more can be read either."""
-        self.gone = True
+        self.abandoned = True
 
-    def matters(self) -> bool:
-        """Whether it would be a failure if the connection was lost now, and not just its end."""
+    def loss_is_failure(self) -> bool:
+        """Whether losing the connection now would be a failure, and not just its end."""
         return self.ready is not ReadyState.CLOSING or self.outgoing.amount > 0 or self.failed is not Failed.NO
 
     def end(self) -> None:
@@ -348,9 +349,9 @@ class Machine:
         self.shut = True
 
     def release(self) -> None:
-        """Nothing is told any more, as when the owner is cancelled."""
+        """No event is delivered any more, such as when the owner is cancelled."""
         self.outgoing.drop()
-        self._go_on_to_close(ClosedBy.OWNER)
+        self._begin_closing(ClosedBy.OWNER)
         self._go_on(ReadyState.CLOSED)
 
     def suspend(self) -> None:
@@ -363,101 +364,104 @@ class Machine:
         self.suspensions -= 1
         return True
 
-    # What is due
+    # Events
 
-    def due(self) -> Due | None:
-        """What the program is to be told next."""
+    def pending_event(self) -> PendingEvent | None:
+        """The event that the program gets next; None if nothing has happened."""
         if self._announced:
             return self._announced[0]
         outgoing = self.outgoing
         if outgoing.drain_owed and not outgoing.amount:
-            return Due.DRAIN
+            return PendingEvent.DRAIN
         if self.ready is _OPEN and not self.suspensions and not self.streams:  # takes_data(), asked after each event
             if self.incoming.count:
-                return Due.DATA
-            if self.peer_side is not _PEER_SIDE_OPEN and (due := self._due_of_ends()) is not None:
-                return due
-        return self._last_due() if self.shut else None
+                return PendingEvent.DATA
+            if self.peer_side is not _PEER_SIDE_OPEN and (end := self._pending_end()) is not None:
+                return end
+        return self._last_event() if self.shut else None
 
-    def _due_of_ends(self) -> Due | None:
-        if self.peer_side is PeerSide.ENDED:
-            return Due.END if self._allow_half_open else Due.BOTH_ENDED
-        return Due.BOTH_ENDED if self.have_both_ended() else None
+    def _pending_end(self) -> PendingEvent | None:
+        if self.peer_side is PeerSide.END_RECEIVED:
+            return PendingEvent.END if self._allow_half_open else PendingEvent.BOTH_ENDED
+        return PendingEvent.BOTH_ENDED if self.have_both_ended() else None
 
-    def _last_due(self) -> Due | None:
-        if not self._has_told_the_rest() or self._told is Due.CLOSE:
+    def _last_event(self) -> PendingEvent | None:
+        if not self._has_delivered_all_else() or self._last_delivered is PendingEvent.CLOSE:
             return None
-        return Due.ERROR if self.failed is not Failed.NO and self._told is None else Due.CLOSE
+        return (
+            PendingEvent.ERROR if self.failed is not Failed.NO and self._last_delivered is None else PendingEvent.CLOSE
+        )
 
-    def take(self, due: Due) -> None:
-        """Count what was due as told; data is for who takes it from the queue."""
-        if self._announced and due is self._announced[0]:
+    def mark_delivered(self, pending: PendingEvent) -> None:
+        """A pending event was delivered. For data it is the inbox that counts."""
+        if self._announced and pending is self._announced[0]:
             self._announced = self._announced[1:]
-        elif due is Due.DRAIN:
+        elif pending is PendingEvent.DRAIN:
             self.outgoing.take_drain()
-        elif due is Due.END:
-            self.peer_side = PeerSide.TOLD
-        elif due is Due.BOTH_ENDED:
-            self.peer_side = PeerSide.TOLD
-            self._go_on_to_close(ClosedBy.PEER)
-        elif due is not Due.DATA:
+        elif pending is PendingEvent.END:
+            self.peer_side = PeerSide.END_DELIVERED
+        elif pending is PendingEvent.BOTH_ENDED:
+            self.peer_side = PeerSide.END_DELIVERED
+            self._begin_closing(ClosedBy.PEER)
+        elif pending is not PendingEvent.DATA:
             self._go_on(ReadyState.CLOSED)
-            self._told = due
+            self._last_delivered = pending
 
     def takes_data(self) -> bool:
-        """Whether what was received is due to the handlers."""
+        """Whether the handlers may get received data now."""
         return self.ready is _OPEN and not self.suspensions and not self.streams
 
     def have_both_ended(self) -> bool:
-        """Whether both sides have, as the program knows of the peer's."""
-        return self.peer_side is PeerSide.TOLD and self.has_finished() and not self.streams
+        """Whether both directions have ended, and the program knows."""
+        return self.peer_side is PeerSide.END_DELIVERED and self.has_finished() and not self.streams
 
     def has_finished(self) -> bool:
-        """Whether the program has said that there is no more to be sent."""
-        return self.own_side in (OwnSide.FINISHED, OwnSide.TOLD)
+        """Whether the program has ended its own direction."""
+        return self.own_side in (OwnSide.END_QUEUED, OwnSide.END_SENT)
 
-    def _has_told_the_rest(self) -> bool:
-        """Whether the last events are due: it is shut, and what came before has been delivered to the handlers, for
-        which it may have to be resumed. They wait for that no longer if the program is owed a drain, which can come no
-        more: it may have suspended until then, and would wait for good.
+    def _has_delivered_all_else(self) -> bool:
+        """Whether all data and the peer's end have been delivered, so that ``error`` and ``close`` may follow.
+
+        A suspended socket has to be resumed for that, unless the program is owed a ``drain`` that cannot come any more:
+        it may have suspended until that drain, and would wait forever.
         """
         if self.ready is not _OPEN or self.streams:
             return True
-        held = self.incoming.count > 0 or self.peer_side is PeerSide.ENDED
+        held = self.incoming.count > 0 or self.peer_side is PeerSide.END_RECEIVED
         return not held or (self._drain_lost and self.suspensions > 0)
 
     def is_over(self) -> bool:
-        """Whether the program has been told all."""
-        return self._told is Due.CLOSE
+        """Whether the last event, ``close``, was delivered."""
+        return self._last_delivered is PendingEvent.CLOSE
 
-    # What is to be done
+    # Actions
 
-    def step(self) -> Step:
-        """What is wanted of the socket next."""
+    def next_action(self) -> Action:
+        """What to do with the socket next."""
         if self.shut:
-            return Step.NOTHING
+            return Action.NOTHING
         if self.ready is _OPEN and self.failed is Failed.NO:
             if self.outgoing.amount:
-                return Step.SEND
-            ends = self.own_side is OwnSide.FINISHED and self.security is not Security.HANDSHAKE
-            return Step.END_OUTPUT if ends else Step.NOTHING
-        if self.gone:
-            return Step.SHUT
+                return Action.SEND
+            ends = self.own_side is OwnSide.END_QUEUED and self.security is not Security.HANDSHAKE
+            return Action.SEND_END if ends else Action.NOTHING
+        if self.abandoned:
+            return Action.SHUT
         if self.ready is ReadyState.CONNECTING and self.failed is Failed.NO:
-            return Step.NOTHING
+            return Action.NOTHING
         if self.outgoing.amount:
-            return Step.SEND
-        if self.own_side not in _TOLD:
-            return Step.END_OUTPUT
-        return Step.LINGER if self.peer_side is PeerSide.OPEN else Step.SHUT
+            return Action.SEND
+        if self.own_side not in _ENDS_SENT:
+            return Action.SEND_END
+        return Action.LINGER if self.peer_side is PeerSide.OPEN else Action.SHUT
 
     def limit(self) -> Limit | None:
-        """What is to be limited in time, beside connecting."""
-        if self.gone or self.shut:
+        """What is limited in time now, besides connecting."""
+        if self.abandoned or self.shut:
             return None
         if self.ready is ReadyState.CONNECTING and self.failed is Failed.NO:
             return self._limit_before_it_is_open()
-        if (self.ready is not _OPEN or self.failed is not Failed.NO) and self.step() in _ENDS:
+        if (self.ready is not _OPEN or self.failed is not Failed.NO) and self.next_action() in _ENDS:
             if self.failed is Failed.NO:
                 return Limit.LINGER
             return Limit.ALERT if self.failed is Failed.TLS else Limit.FAILURE
@@ -469,7 +473,7 @@ class Machine:
         return Limit.HANDSHAKE if self.opening is Opening.HANDSHAKE else None
 
     def is_streaming(self) -> bool:
-        """Whether it is for the stream to read."""
+        """Whether the stream, instead of the handlers, reads from the socket."""
         return (
             self.streams
             and self.ready is _OPEN
@@ -479,8 +483,8 @@ class Machine:
         )
 
     def reads(self) -> bool:
-        """Whether something is to be read, if there is room for it, and other than by the stream."""
-        if self.shut or self.gone or self.peer_side is not PeerSide.OPEN:
+        """Whether the connection itself reads from the socket, as long as the inbox has room."""
+        if self.shut or self.abandoned or self.peer_side is not PeerSide.OPEN:
             return False
         return not (self.is_streaming() or self._waits_to_be_admitted())
 

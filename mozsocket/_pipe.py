@@ -71,8 +71,8 @@ class _Pipe:
         for socket, type_, listener in self._listening:
             socket.addEventListener(type_, listener)
         for socket in (self._source, self._target):
-            connection_of(socket).follow(self._on_cancelled)
-        self._ended = connection_of(self._source).machine.peer_side is PeerSide.TOLD
+            connection_of(socket).add_close_callback(self._on_cancelled)
+        self._ended = connection_of(self._source).machine.peer_side is PeerSide.END_DELIVERED
         if _has_closed(self._target):
             self._on_target_closed()
         elif _has_closed(self._source):
@@ -86,7 +86,7 @@ class _Pipe:
             socket.removeEventListener(type_, listener)
         self._listening = ()
         for socket in (self._source, self._target):
-            connection_of(socket).unfollow(self._on_cancelled)
+            connection_of(socket).remove_close_callback(self._on_cancelled)
 
     # What happens
 
@@ -111,7 +111,7 @@ class _Pipe:
         if _has_failed(self._source):
             self._target.reset()
         else:
-            self._send_rest()
+            self._send_remainder()
             self._target.close()
 
     def _on_target_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
@@ -154,11 +154,11 @@ class _Pipe:
             self._waits = True
         self._unsent = data
 
-    def _send_rest(self) -> None:
+    def _send_remainder(self) -> None:
         """Whatever the limit, as nothing more will come; the target may be closing, by a pipe of the other way."""
         connection = connection_of(self._target)
         if self._unsent and connection.transport is not None and connection.machine.own_side is OwnSide.OPEN:
-            connection.hand_over(self._unsent)
+            connection.send_directly(self._unsent)
 
     def _pass_on_end(self) -> None:
         if self._ended and self._target.readyState == ReadyState.OPEN:

@@ -5,8 +5,8 @@ Here the task of an owner awaits the descriptor of an epoll of its own instead, 
 and then calls the watcher of each socket that is ready. That works on every event loop, and under load a wake-up serves
 many sockets.
 
-What is called may take its time, so the rest of the program gets its turn after so much work (:data:`WORK_AT_ONCE`). An
-epoll tells the same again as long as it is so: nothing has to be remembered of what was left.
+What is called may take its time, so other tasks run after so much work (:data:`WORK_PER_TURN`). An epoll reports a
+socket again as long as it is ready: nothing has to be remembered of what was left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import anyio.lowlevel
 
 from ._eagerness import Eagerness
 from ._raised import own_cancellation, pass_over, without_task
-from ._readiness import Found, Registration, Waiting, Watched, Watcher, by_tasks
+from ._readiness import ReadResult, Registration, Waiting, Watched, Watcher, by_tasks
 from ._turn import flush, turn
 
 __all__ = ("Poller", "way_to_wait")
@@ -35,16 +35,16 @@ T = TypeVar("T")
 VARIABLE = "MOZSOCKET_WAITING"
 """The environment variable that chooses how sockets are waited for, to look for errors: ``epoll`` or ``tasks``."""
 
-WORK_AT_ONCE = 128
+WORK_PER_TURN = 128
 """Sockets that are seen to before other tasks run, each once or more often; a message takes some microseconds."""
 
-WORK_OF_MUCH = WORK_AT_ONCE // 2
+WORK_OF_LARGE_READ = WORK_PER_TURN // 2
 """As how many of these one counts that had as much as is read at once, which takes some tens of microseconds."""
 
 BATCH = 64
 """Sockets that the epoll tells of at once. Those that come in a later batch may be closed by then."""
 
-_STALE_TIMERS = 64
+_MAX_STALE_TIMERS = 64
 """How many entries for times that do not matter any more may be kept, beside as many as do."""
 
 # For what is called often.
@@ -54,9 +54,9 @@ _ENDED: int = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 _IN_OR_ENDED = _IN | _ENDED
 _OUT_OR_ENDED = _OUT | _ENDED
 _ONLY_ONCE: int = getattr(select, "EPOLLET", 0)  # a connection's end, which an epoll tells in any case
-_NOTHING = Found.NOTHING
-_MORE = Found.MORE
-_PENDING = Found.PENDING
+_NOTHING = ReadResult.NOTHING
+_MORE = ReadResult.MORE
+_PENDING = ReadResult.PENDING
 
 
 class Polled:
@@ -67,15 +67,15 @@ class Polled:
     :ivar reading: whether the watcher is told what can be read
     :ivar writing: whether it is told when there is room
     :ivar deadline: when it is told that its time is over
-    :ivar is_queued: whether the poller will call :meth:`see_to`
+    :ivar is_queued: whether the poller will call :meth:`handle_requests`
     :ivar timed_at: for when the poller has an entry; infinite if for never
     """
 
     __slots__ = (
         "_mask",
         "_poller",
-        "_wake_due",
-        "_write_due",
+        "_wake_requested",
+        "_write_requested",
         "deadline",
         "fd",
         "is_queued",
@@ -93,7 +93,7 @@ class Polled:
         self.reading = True
         self.writing = False
         self.deadline = self.timed_at = math.inf
-        self.is_queued = self._wake_due = self._write_due = False
+        self.is_queued = self._wake_requested = self._write_requested = False
 
     def begin(self, watcher: Watcher) -> None:
         self.watcher = watcher
@@ -133,7 +133,7 @@ class Polled:
             except OSError:  # the program has closed it, which reading tells
                 self.wake()
 
-    def see_to_rest(self, watcher: Watcher, mask: int) -> Found:
+    def handle_other_events(self, watcher: Watcher, mask: int) -> ReadResult:
         """Tell the watcher of what the epoll tells: of anything but that there is something to read."""
         found = _NOTHING
         if self.reading:
@@ -145,27 +145,27 @@ class Polled:
             self.has_room()
         return found
 
-    def see_to(self) -> Found:
+    def handle_requests(self) -> ReadResult:
         """Do what is due beside what the epoll tells of."""
         watcher = self.watcher
         assert watcher is not None
-        if self._write_due:
-            self._write_due = False
+        if self._write_requested:
+            self._write_requested = False
             if watcher.on_writable():
                 self.await_room()
-        if self._wake_due:
-            self._wake_due = False
+        if self._wake_requested:
+            self._wake_requested = False
             watcher.on_woken()
             if self.reading:
                 return watcher.on_readable()
         return _NOTHING
 
     def write(self) -> None:
-        self._write_due = True
+        self._write_requested = True
         self._poller.queue(self)
 
     def wake(self) -> None:
-        self._wake_due = True
+        self._wake_requested = True
         self._poller.queue(self)
 
     def limit(self, deadline: float) -> None:
@@ -175,7 +175,7 @@ class Polled:
 
     def end(self) -> None:
         self.deadline = math.inf
-        self.reading = self.writing = self._write_due = False
+        self.reading = self.writing = self._write_requested = False
         if self._mask is not None:
             self._mask = None
             self._poller.remove(self)
@@ -199,13 +199,13 @@ class Poller:
         "_epoll",
         "_fail",
         "_has_failed",
+        "_is_handling",
         "_queued",
         "_registrations",
         "_runs",
         "_skipped",
         "_start",
         "_timers",
-        "_turns",
         "_waits",
     )
 
@@ -227,7 +227,7 @@ class Poller:
         self._count = count()  # orders entries of the same time
         self._runs = False  # whether the task has been started
         self._has_failed = False  # so that it is never started again: its owner ends
-        self._turns = False  # whether it calls the watchers just now
+        self._is_handling = False  # whether it calls the watchers just now
         self._waits = False  # whether it waits, and has to be woken
         self._cancelled: Callable[[], int] | None = None  # how often the task was, on asyncio
 
@@ -245,7 +245,7 @@ class Poller:
 
     def change(self, polled: Polled) -> None:
         """It wants to be told something else."""
-        if self._turns:
+        if self._is_handling:
             self._changed.append(polled)  # as it may change again, or end, before the epoll is asked
         elif self._epoll is not None:
             polled.apply(self._epoll)
@@ -273,7 +273,7 @@ class Poller:
             del self._registrations[polled.fd]
             with suppress(OSError):  # the program may have closed it
                 self._epoll.unregister(polled.fd)
-        if self._turns:
+        if self._is_handling:
             self._skipped.add(polled.fd)  # which may be another's before the batch is over
         if polled.timed_at != math.inf:
             self._forget_timer(polled)
@@ -281,7 +281,7 @@ class Poller:
     def _forget_timer(self, polled: Polled) -> None:
         polled.timed_at = math.inf
         self._dead_timers += 1
-        if self._dead_timers > _STALE_TIMERS and 2 * self._dead_timers > len(self._timers):
+        if self._dead_timers > _MAX_STALE_TIMERS and 2 * self._dead_timers > len(self._timers):
             self._timers = [entry for entry in self._timers if entry[2].timed_at == entry[0]]
             heapify(self._timers)
             self._dead_timers = 0
@@ -311,7 +311,7 @@ class Poller:
             self._fail()
             raise
         finally:
-            self._runs = self._waits = self._turns = False
+            self._runs = self._waits = self._is_handling = False
             left = {*self._registrations.values(), *self._queued}
             for each in (self._registrations, self._queued, self._changed, self._timers):
                 each.clear()
@@ -328,13 +328,13 @@ class Poller:
         self._cancelled = None if own is None else own.count
         while self._registrations or self._queued:
             before = 0 if own is None else own.count()
-            was_busy = self._see_to_all()
+            was_busy = self._handle_all()
             if own is not None and own.count() != before:
                 await pass_over(own, before)  # it was a handler, which its connection has been told
             elif was_busy:
                 eagerness.found()
                 await anyio.lowlevel.checkpoint()
-            elif eagerness.look():
+            elif eagerness.should_poll():
                 await anyio.lowlevel.checkpoint()
             elif self._epoll is not None:
                 await self._wait(self._epoll)
@@ -352,26 +352,26 @@ class Poller:
         finally:
             self._waits = False
 
-    def _see_to_all(self) -> bool:
+    def _handle_all(self) -> bool:
         """See to what is ready, for a while.
 
         :return: whether anything was
         """
-        work = WORK_AT_ONCE
-        self._turns = True
+        work = WORK_PER_TURN
+        self._is_handling = True
         self._skipped.clear()
         turn.written = []
         try:
             if self._timers:
-                work -= self._see_to_timers()
+                work -= self._handle_timers()
             while work > 0:
                 queued = self._queued
                 if queued:
                     self._queued = []
-                    work -= self._see_to_queued(queued)
+                    work -= self._handle_queued(queued)
                 found = self._epoll.poll(0, BATCH) if self._epoll is not None else None
                 if found:
-                    work -= self._see_to_ready(found)
+                    work -= self._handle_ready(found)
                 elif not queued:
                     break
                 if self._changed:
@@ -379,11 +379,11 @@ class Poller:
         finally:
             written, turn.written = turn.written, None
             flush(written or [])
-            self._turns = False
+            self._is_handling = False
             self._apply_changes()
-        return work < WORK_AT_ONCE
+        return work < WORK_PER_TURN
 
-    def _see_to_ready(self, found: list[tuple[int, int]]) -> int:
+    def _handle_ready(self, found: list[tuple[int, int]]) -> int:
         """:return: how much work that was"""
         work = len(found)
         registrations, skipped, cancelled = self._registrations, self._skipped, self._cancelled
@@ -395,35 +395,35 @@ class Poller:
             watcher = polled.watcher
             assert watcher is not None  # nothing is registered by then whose watcher is gone
             try:
-                if mask == _IN and polled.reading:  # noqa: SIM108  (as a rule)
-                    had = watcher.on_readable()
+                if mask == _IN and polled.reading:
+                    result = watcher.on_readable()
                 else:
-                    had = polled.see_to_rest(watcher, mask)
+                    result = polled.handle_other_events(watcher, mask)
             except BaseException as exc:
                 watcher.crashed(without_task(exc), "the poller")
             else:
-                if had is _MORE or had is _PENDING:
-                    work += _work_of_much(polled, had)
+                if result is _MORE or result is _PENDING:
+                    work += _work_of_large_read(polled, result)
             if cancelled is not None and cancelled() != before:
                 before = cancelled()
                 watcher.on_cancelled()
         skipped.clear()
         return work
 
-    def _see_to_queued(self, queued: list[Polled]) -> int:
+    def _handle_queued(self, queued: list[Polled]) -> int:
         """:return: how much work that was"""
         work = len(queued)
         had_much = set()
         for polled in queued:
             polled.is_queued = False
-            had = None if polled.watcher is None else self._call(polled.watcher, polled.see_to)
-            if had is _MORE or had is _PENDING:
-                work += _work_of_much(polled, had)
+            result = None if polled.watcher is None else self._call(polled.watcher, polled.handle_requests)
+            if result is _MORE or result is _PENDING:
+                work += _work_of_large_read(polled, result)
                 had_much.add(polled.fd)
         self._skipped = had_much
         return work
 
-    def _see_to_timers(self) -> int:
+    def _handle_timers(self) -> int:
         """:return: how many were over"""
         over, now = 0, anyio.current_time()
         while self._timers and self._timers[0][0] <= now:
@@ -462,14 +462,14 @@ class Poller:
                 polled.apply(self._epoll)
 
 
-def _work_of_much(polled: Polled, had: Found) -> int:
+def _work_of_large_read(polled: Polled, result: ReadResult) -> int:
     """How much work it counts as that a socket had as much as is read at once; what the epoll does not tell of is left
     for the next turn.
     """
-    if had is _PENDING:
+    if result is _PENDING:
         polled.wake()
-        return WORK_AT_ONCE
-    return WORK_OF_MUCH
+        return WORK_PER_TURN
+    return WORK_OF_LARGE_READ
 
 
 def way_to_wait(

@@ -28,7 +28,7 @@ __all__ = (
     "pass_over",
     "runs_asyncio",
     "shown",
-    "sort_out",
+    "split_exception",
     "stray",
     "without_task",
 )
@@ -82,7 +82,7 @@ def is_of_cancellation(exc: BaseException | None) -> bool:
     return isinstance(exc, InvalidStateError) and is_cancelled()
 
 
-def sort_out(exc: BaseException | None) -> tuple[BaseException | None, BaseException | None]:
+def split_exception(exc: BaseException | None) -> tuple[BaseException | None, BaseException | None]:
     """Tell what a program has raised from a cancellation. On Trio the two may come in one group.
 
     :return: what was raised, and what has to be raised on
@@ -117,7 +117,7 @@ def exit_in(exc: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
 
 def log_displaced(exc: BaseException | None) -> None:
     """Log what is not raised, as what ends the program is raised in its place."""
-    raised, _ = sort_out(exc)
+    raised, _ = split_exception(exc)
     if raised is not None:
         _log.error("the program is being ended, and also raised %s", shown(raised), exc_info=raised)
 

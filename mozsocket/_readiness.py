@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
     Ts = TypeVarTuple("Ts")
 
-__all__ = ("Found", "Registration", "TaskRegistration", "Waiting", "Watched", "Watcher", "by_tasks", "wait_writable")
+__all__ = (
+    "ReadResult",
+    "Registration",
+    "TaskRegistration",
+    "Waiting",
+    "Watched",
+    "Watcher",
+    "by_tasks",
+    "wait_writable",
+)
 
 WATCH_AFTER = 0.1
 """Seconds that nothing is read before a connection is watched for its end: it may be lost meanwhile."""
@@ -130,7 +139,7 @@ class Watched:
             await anyio.lowlevel.checkpoint()
 
 
-class Found(Enum):
+class ReadResult(Enum):
     """What there was to read."""
 
     NOTHING = 1
@@ -144,7 +153,7 @@ class Found(Enum):
 class Watcher(Protocol):
     """What is told of a socket. Its methods are called in a task, one at a time."""
 
-    def on_readable(self) -> Found:
+    def on_readable(self) -> ReadResult:
         """There may be something to read."""
 
     def on_writable(self) -> bool:
@@ -244,7 +253,7 @@ class TaskRegistration:
         "_scope",
         "_watched",
         "_watcher",
-        "_write_due",
+        "_write_requested",
         "reading",
     )
 
@@ -257,7 +266,7 @@ class TaskRegistration:
         self._deadline = math.inf
         self._scope: anyio.CancelScope | None = None  # while there is a deadline
         self._begins_anew = False  # whether there is to be one, or none
-        self._write_due: Signal | None = None  # made with the writer
+        self._write_requested: Signal | None = None  # made with the writer
         self._awaits_room = False  # whether that waits for room
 
     def begin(self, watcher: Watcher) -> None:
@@ -312,11 +321,11 @@ class TaskRegistration:
                 await self._idle(watcher)
                 continue
             found = watcher.on_readable()
-            if found is not Found.NOTHING:
+            if found is not ReadResult.NOTHING:
                 eagerness.found()
             if watched.closed or self._begins_anew or not self.reading:
                 continue
-            if eagerness.look() or found is Found.MORE or found is Found.PENDING:
+            if eagerness.should_poll() or found is ReadResult.MORE or found is ReadResult.PENDING:
                 await anyio.lowlevel.checkpoint()
             else:
                 self._is_waiting = True
@@ -357,11 +366,11 @@ class TaskRegistration:
         """The writer tries once more at its next turn, as there may be room by then."""
         if self._watcher is None:
             return
-        if self._write_due is None:
+        if self._write_requested is None:
             due = Signal()
             self._watcher.spawn("writer", self._run_writer, due, self._watcher)
-            self._write_due = due
-        self._write_due.set()
+            self._write_requested = due
+        self._write_requested.set()
 
     async def _run_writer(self, due: Signal, watcher: Watcher) -> None:
         while not self._watched.closed:

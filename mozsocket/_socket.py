@@ -90,9 +90,9 @@ class _DataHandler(EventHandler[EventT]):
         if holds:
             connection.require_task("setting ondata")
         super().__set__(target, handler)
-        connection.look_anew()
+        connection.listeners_changed()
         if holds:
-            connection.pass_on_held()
+            connection.offer_held_again()
 
 
 @documents(ConnectOptions)
@@ -175,7 +175,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
 
     def _has_removed(self, type: str) -> None:
         if type == "data":
-            self._connection.look_anew()
+            self._connection.listeners_changed()
 
     def _set_up(self, host: str, port: int, options: SocketOptions) -> Connection:
         super().__init__()

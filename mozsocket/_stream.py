@@ -93,14 +93,16 @@ class SocketStream(Unique, Referable, ByteStream):
         """What has arrived; ``b""`` at the peer's end."""
         connection = self._connection
         machine = connection.machine
-        waited = self._eagerness.look()  # every call is a checkpoint: where something is expected by then, before it
+        waited = (
+            self._eagerness.should_poll()
+        )  # every call is a checkpoint: where something is expected by then, before it
         if waited:
             await anyio.lowlevel.checkpoint()
         while True:
-            if not (machine.is_streaming() or self._is_something_left()):
-                await self._until_there_is_something()
+            if not (machine.is_streaming() or self._has_remaining_data()):
+                await self._wait_for_data()
             try:
-                data = self._look(max_bytes)
+                data = self._take_available(max_bytes)
             except OSError as exc:
                 connection.lose(exc)
                 continue  # which tells
@@ -118,31 +120,31 @@ class SocketStream(Unique, Referable, ByteStream):
 
     async def _wait(self) -> None:
         """Wait until there may be something."""
-        if self._eagerness.look():
+        if self._eagerness.should_poll():
             await anyio.lowlevel.checkpoint()
         else:
             await self._connection.wait_readable()
 
-    async def _until_there_is_something(self) -> None:
+    async def _wait_for_data(self) -> None:
         connection = self._connection
         machine = connection.machine
-        while not (machine.is_streaming() or self._is_something_left()):
+        while not (machine.is_streaming() or self._has_remaining_data()):
             self._raise_if_over()
             if machine.failed is Failed.NO:
                 await self._connected()
             else:  # what the peer sent before is being read
-                await connection.lifetime.wait_until(lambda: self._is_something_left() or machine.shut)
+                await connection.lifetime.wait_until(lambda: self._has_remaining_data() or machine.shut)
 
-    def _is_something_left(self) -> bool:
+    def _has_remaining_data(self) -> bool:
         """Whether there is something to be had of a connection that is lost: what came before, or that it had ended."""
         machine = self._connection.machine
         if self._closed or not (machine.ready is _OPEN or machine.failed is not Failed.NO):
             return False
         if self._connection.inbox.count:
             return machine.security is not Security.HANDSHAKE
-        return self._ended or (machine.peer_side is PeerSide.ENDED and machine.failed is not Failed.TLS)
+        return self._ended or (machine.peer_side is PeerSide.END_RECEIVED and machine.failed is not Failed.TLS)
 
-    def _look(self, max_bytes: int) -> bytes | None:
+    def _take_available(self, max_bytes: int) -> bytes | None:
         """What has arrived; ``b""`` at the peer's end, None if nothing is there.
 
         :raises OSError: if the connection was lost
@@ -173,7 +175,7 @@ class SocketStream(Unique, Referable, ByteStream):
                 await self._ready_to_send()
             if connection.machine.own_side is not OwnSide.OPEN:
                 raise ClosedResourceError("send() after send_eof()")
-            if connection.hand_over(data):
+            if connection.send_directly(data):
                 await anyio.lowlevel.checkpoint()  # only now: so the answer is here sooner
             else:
                 await self._until(lambda: not connection.outgoing.awaited)
@@ -197,7 +199,7 @@ class SocketStream(Unique, Referable, ByteStream):
             await anyio.lowlevel.checkpoint()
             await self._ready_to_send()
             self._connection.send_eof()
-            await self._until(lambda: self._connection.machine.own_side is OwnSide.TOLD)
+            await self._until(lambda: self._connection.machine.own_side is OwnSide.END_SENT)
         finally:
             self._sending = False
 
@@ -253,7 +255,7 @@ class SocketStream(Unique, Referable, ByteStream):
     def _raise_lost(self) -> None:
         lifetime = self._connection.lifetime
         assert lifetime.failure is not None
-        lifetime.tell_failure()
+        lifetime.mark_failure_reported()
         raise BrokenResourceError(str(lifetime.failure)) from lifetime.failure.again()
 
     async def aclose(self) -> None:
@@ -272,7 +274,7 @@ class SocketStream(Unique, Referable, ByteStream):
         finally:
             if not lingers:
                 with anyio.CancelScope(shield=True):
-                    await self._connection.let_go()
+                    await self._connection.close_now()
 
     async def _close_in_order(self) -> bool:
         """:return: whether it is only the peer's end that is missing, for which nobody need wait"""
@@ -283,7 +285,7 @@ class SocketStream(Unique, Referable, ByteStream):
         connection.close()
         connection.send_last()
         with anyio.move_on_after(connection.options.linger):
-            await lifetime.wait_until(lambda: machine.own_side is OwnSide.TOLD or machine.shut)
+            await lifetime.wait_until(lambda: machine.own_side is OwnSide.END_SENT or machine.shut)
             with anyio.move_on_after(PEER_PATIENCE):
                 await lifetime.wait_until(lambda: machine.shut)
             return not machine.shut

@@ -219,7 +219,7 @@ class TLSTransport:
             return True
         engine = self._engine
         if engine.phase is _NEW and not engine.closed:
-            engine.shake_hands()
+            engine.do_handshake()
         while self._unsent or engine.outgoing.pending:
             records = self._unsent = self._unsent or memoryview(engine.take())
             try:

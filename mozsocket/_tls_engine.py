@@ -234,19 +234,19 @@ class TLSEngine:
         if self.phase is _ENDED or self.phase is _FAILED:
             return b""
         if self.phase is not _UP:
-            self.shake_hands()
+            self.do_handshake()
             return None
         if self._error is not None:
             self._fail()
             raise self._error
-        if not self._eof or self._is_something_left():
+        if not self._eof or self._has_remaining_data():
             return None
         if self.standard_compatible:
             raise _cut_off()
         self.phase = _ENDED
         return b""
 
-    def _is_something_left(self) -> bool:
+    def _has_remaining_data(self) -> bool:
         return bool(self._incoming.pending or self._full or self._records.waiting or self._ahead)
 
     def _decrypt(self, size: int) -> bytes:
@@ -375,7 +375,7 @@ class TLSEngine:
 
     # The handshake
 
-    def shake_hands(self) -> None:
+    def do_handshake(self) -> None:
         """Take the handshake as far as the peer's bytes allow, or as goes at once. :meth:`open` does so too, when there
         are any.
 
@@ -385,7 +385,7 @@ class TLSEngine:
         if self._records.waiting:
             self._records.give()
         done = self._take_step()
-        left = self._is_something_left()
+        left = self._has_remaining_data()
         if self._eof and not (done or left):
             raise _cut_off()
         self.pending = left or self._eof

@@ -219,7 +219,7 @@ async def secure(peer: socket.socket, context: ssl.SSLContext, *, server_side: b
     )
 
 
-def shake_hands(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, sock: socket.socket) -> None:
+def do_handshake(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, sock: socket.socket) -> None:
     """The handshake of a peer whose records are in memory buffers, so that the test says what it sends. Blocks."""
     done = False
     while not done:

@@ -12,15 +12,15 @@ import anyio.lowlevel
 import pytest
 
 from mozsocket import TCPSocket
-from mozsocket._connection import READ_AT_ONCE
-from mozsocket._eagerness import LOOKS, MAX_SKIP, Eagerness
+from mozsocket._connection import READ_PER_TURN
+from mozsocket._eagerness import EAGER_POLLS, MAX_SKIP, Eagerness
 from mozsocket._transport import Transport
 
 
 def looks(eagerness: Eagerness) -> int:
     """How often it looks, in vain, before it waits."""
     count = 0
-    while eagerness.look():
+    while eagerness.should_poll():
         count += 1
     return count
 
@@ -32,18 +32,18 @@ def test_not_before_there_was_anything() -> None:
 def test_for_a_few_turns_after_something_was_read() -> None:
     eagerness = Eagerness()
     eagerness.found()
-    assert looks(eagerness) == LOOKS
+    assert looks(eagerness) == EAGER_POLLS
     eagerness.found()
     assert looks(eagerness) == 0, "it was in vain just now"
 
 
 def test_each_time_while_it_pays() -> None:
     eagerness = Eagerness()
-    while not eagerness.look():
+    while not eagerness.should_poll():
         eagerness.found()
     for _ in range(100):
         eagerness.found()
-        assert eagerness.look()
+        assert eagerness.should_poll()
 
 
 def test_ever_less_often_while_it_does_not() -> None:
@@ -63,10 +63,10 @@ def test_that_it_paid_once_begins_anew() -> None:
     for _ in range(1000):
         eagerness.found()
         looks(eagerness)
-    while not eagerness.look():
+    while not eagerness.should_poll():
         eagerness.found()
     eagerness.found()  # by having looked
-    assert looks(eagerness) == LOOKS
+    assert looks(eagerness) == EAGER_POLLS
 
 
 @pytest.mark.anyio
@@ -91,4 +91,4 @@ async def test_a_peer_that_fills_every_read_leaves_turns_to_others(monkeypatch: 
             tcp.closeImmediately()
     # A poller reads so much twice in a turn. And Trio runs the tasks of one in any order: what reads may be the last in
     # one and the first in the next.
-    assert READ_AT_ONCE <= max(reads.values()) <= 4 * READ_AT_ONCE
+    assert READ_PER_TURN <= max(reads.values()) <= 4 * READ_PER_TURN

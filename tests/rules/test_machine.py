@@ -18,7 +18,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mozsocket import _machine
 from mozsocket._buffers import BUFFER_THRESHOLD, SendBuffer
-from mozsocket._machine import Due, Failed, Limit, Machine, Opening, OwnSide, PeerSide, ReadyState, Security, Step
+from mozsocket._machine import (
+    Action,
+    Failed,
+    Limit,
+    Machine,
+    Opening,
+    OwnSide,
+    PeerSide,
+    PendingEvent,
+    ReadyState,
+    Security,
+)
 
 LITTLE, MUCH = b"x", bytes(BUFFER_THRESHOLD + 1)
 STATES = tuple(ReadyState)
@@ -62,11 +73,11 @@ class Subject:
     def connect(self) -> None:
         """And the program is told."""
         self.open()
-        assert self.take() is Due.OPEN
+        assert self.take() is PendingEvent.OPEN
 
     def in_handshake(self) -> None:
         """Of TLS from the first byte."""
-        self.machine.go_on_to(Opening.HANDSHAKE)
+        self.machine.enter_stage(Opening.HANDSHAKE)
         self.machine.begin_tls()
 
     def send(self) -> None:
@@ -104,8 +115,8 @@ class Subject:
     def finish(self) -> None:
         self.machine.finish()
 
-    def tell_peer(self) -> None:
-        self.machine.tell_peer()
+    def mark_end_sent(self) -> None:
+        self.machine.mark_end_sent()
 
     def close(self) -> None:
         self.machine.close()
@@ -127,10 +138,10 @@ class Subject:
         """Reading has failed."""
         self.do("fail lose")
 
-    def cut_off(self) -> None:
+    def mark_truncated(self) -> None:
         """The peer's end was read, where TLS has not ended."""
         self.do("fail")
-        self.machine.cut_off()
+        self.machine.mark_truncated()
 
     def end(self) -> None:
         self.machine.end()
@@ -139,12 +150,12 @@ class Subject:
         """Tell the program what is due."""
         assert self.take() is not None
 
-    def take(self) -> Due | None:
+    def take(self) -> PendingEvent | None:
         """Take what is due next."""
-        due = self.machine.due()
+        due = self.machine.pending_event()
         if due is not None:
-            self.machine.take(due)
-        if due is Due.DATA:
+            self.machine.mark_delivered(due)
+        if due is PendingEvent.DATA:
             self.incoming.count -= 1
         return due
 
@@ -152,29 +163,29 @@ class Subject:
         """Take all that is due, one after another."""
         return " ".join(due.name.lower() for due, _ in self.events_and_states())
 
-    def events_and_states(self) -> list[tuple[Due, ReadyState]]:
+    def events_and_states(self) -> list[tuple[PendingEvent, ReadyState]]:
         """Take all that is due: each event with the state that its handler sees."""
-        taken: list[tuple[Due, ReadyState]] = []
+        taken: list[tuple[PendingEvent, ReadyState]] = []
         while (due := self.take()) is not None:
             taken.append((due, self.machine.ready))
             assert len(taken) < 20, "it goes on for ever"
         return taken
 
-    def carry_out(self) -> list[tuple[Step, Limit | None]]:
+    def carry_out(self) -> list[tuple[Action, Limit | None]]:
         """Do all that is wanted of the socket, until it is closed or waits for the peer.
 
         :return: each step with what was limited meanwhile
         """
-        taken: list[tuple[Step, Limit | None]] = []
-        while (step := self.machine.step()) is not Step.NOTHING:
-            taken.append((step, None if step is Step.SHUT else self.machine.limit()))  # that is done at once
-            if step is Step.LINGER:
+        taken: list[tuple[Action, Limit | None]] = []
+        while (step := self.machine.next_action()) is not Action.NOTHING:
+            taken.append((step, None if step is Action.SHUT else self.machine.limit()))  # that is done at once
+            if step is Action.LINGER:
                 break
             self.carry_out_one(step)
         return taken
 
-    def carry_out_one(self, step: Step) -> None:
-        {Step.SEND: self.hand_over, Step.END_OUTPUT: self.tell_peer, Step.SHUT: self.end}[step]()
+    def carry_out_one(self, step: Action) -> None:
+        {Action.SEND: self.hand_over, Action.SEND_END: self.mark_end_sent, Action.SHUT: self.end}[step]()
 
 
 def of(words: str, *, half_open: bool = False) -> Subject:
@@ -185,17 +196,17 @@ def of(words: str, *, half_open: bool = False) -> Subject:
 # Each of the ways to end. `Row` is: what has happened, the state then, the steps with their limits up to the peer's end
 # or the time limit, which of both comes, the steps after it, and the events with the states that their handlers see.
 
-SEND: tuple[Step, Limit | None] = (Step.SEND, None)
-SHUT: tuple[Step, Limit | None] = (Step.SHUT, None)
-CLOSE = [(Due.CLOSE, CLOSED)]
-ERROR_AND_CLOSE = [(Due.ERROR, CLOSED), (Due.CLOSE, CLOSED)]
-BOTH = (Due.BOTH_ENDED, CLOSING)
+SEND: tuple[Action, Limit | None] = (Action.SEND, None)
+SHUT: tuple[Action, Limit | None] = (Action.SHUT, None)
+CLOSE = [(PendingEvent.CLOSE, CLOSED)]
+ERROR_AND_CLOSE = [(PendingEvent.ERROR, CLOSED), (PendingEvent.CLOSE, CLOSED)]
+BOTH = (PendingEvent.BOTH_ENDED, CLOSING)
 
 
-def ends(limit: Limit, *, waits: bool = True) -> list[tuple[Step, Limit | None]]:
+def ends(limit: Limit, *, waits: bool = True) -> list[tuple[Action, Limit | None]]:
     """To tell the peer and, if it has not ended, to wait for that."""
-    told: list[tuple[Step, Limit | None]] = [(Step.END_OUTPUT, limit)]
-    return [*told, (Step.LINGER, limit)] if waits else told
+    told: list[tuple[Action, Limit | None]] = [(Action.SEND_END, limit)]
+    return [*told, (Action.LINGER, limit)] if waits else told
 
 
 ENDINGS = [
@@ -215,7 +226,11 @@ ENDINGS = [
     pytest.param("connect send close lose", CLOSING, [SHUT], CLOSE, id="no time left"),
     pytest.param("connect begin_tls send fail_tls", OPEN, ends(Limit.ALERT), ERROR_AND_CLOSE, id="TLS failed"),
     pytest.param(
-        "connect send cut_off", OPEN, [*ends(Limit.FAILURE, waits=False), SHUT], ERROR_AND_CLOSE, id="TLS cut off"
+        "connect send mark_truncated",
+        OPEN,
+        [*ends(Limit.FAILURE, waits=False), SHUT],
+        ERROR_AND_CLOSE,
+        id="TLS cut off",
     ),
     pytest.param("connect send fail", OPEN, ends(Limit.FAILURE), ERROR_AND_CLOSE, id="sending failed"),
     pytest.param("reset", CONNECTING, [SHUT], ERROR_AND_CLOSE, id="no connection"),
@@ -231,7 +246,11 @@ ENDINGS = [
     pytest.param("in_handshake give_up", CLOSING, [SHUT], CLOSE, id="given up in the handshake"),
     pytest.param("in_handshake fail_tls give_up", CLOSING, [SHUT], ERROR_AND_CLOSE, id="failed, then given up"),
     pytest.param(
-        "connect close fail tell_peer", CLOSING, [(Step.LINGER, Limit.FAILURE)], ERROR_AND_CLOSE, id="failed in closing"
+        "connect close fail mark_end_sent",
+        CLOSING,
+        [(Action.LINGER, Limit.FAILURE)],
+        ERROR_AND_CLOSE,
+        id="failed in closing",
     ),
 ]
 
@@ -241,8 +260,8 @@ ENDINGS = [
 def test_ways_to_end(
     happened: str,
     ready: ReadyState,
-    steps: list[tuple[Step, Limit | None]],
-    events: list[tuple[Due, ReadyState]],
+    steps: list[tuple[Action, Limit | None]],
+    events: list[tuple[PendingEvent, ReadyState]],
     ending: str,
 ) -> None:
     """Each way takes its own steps, limited as they should be, and no last event is due before the socket is closed.
@@ -250,15 +269,15 @@ def test_ways_to_end(
     """
     subject = of(happened)
     assert subject.machine.ready is ready
-    assert subject.machine.due() is None
+    assert subject.machine.pending_event() is None
     assert subject.carry_out() == steps
     if not subject.machine.shut:
-        assert subject.machine.due() is None
+        assert subject.machine.pending_event() is None
         subject.do(ending)
         assert subject.carry_out() == [SHUT]
         if ready is OPEN and ending == "peer_ends":
-            assert subject.take() is Due.BOTH_ENDED
-    assert (subject.machine.step(), subject.machine.limit()) == (Step.NOTHING, None)
+            assert subject.take() is PendingEvent.BOTH_ENDED
+    assert (subject.machine.next_action(), subject.machine.limit()) == (Action.NOTHING, None)
     assert subject.events_and_states() == events
     assert subject.machine.is_over()
     assert subject.machine.opened is happened.startswith("connect")
@@ -266,14 +285,16 @@ def test_ways_to_end(
 
 HALF_OPEN = [
     pytest.param("connect peer_ends deliver send finish", [BOTH], [SEND, *ends(Limit.LINGER, waits=False), SHUT]),
-    pytest.param("connect finish peer_ends", [(Due.END, OPEN), BOTH], [*ends(Limit.LINGER, waits=False), SHUT]),
-    pytest.param("connect finish tell_peer peer_ends", [(Due.END, OPEN), BOTH], [SHUT]),
+    pytest.param(
+        "connect finish peer_ends", [(PendingEvent.END, OPEN), BOTH], [*ends(Limit.LINGER, waits=False), SHUT]
+    ),
+    pytest.param("connect finish mark_end_sent peer_ends", [(PendingEvent.END, OPEN), BOTH], [SHUT]),
 ]
 
 
 @pytest.mark.parametrize(("happened", "before", "steps"), HALF_OPEN)
 def test_end_of_both_sides_that_may_be_half_open(
-    happened: str, before: list[tuple[Due, ReadyState]], steps: list[tuple[Step, Limit | None]]
+    happened: str, before: list[tuple[PendingEvent, ReadyState]], steps: list[tuple[Action, Limit | None]]
 ) -> None:
     """Whichever side ends first, it closes when both have, and what was sent goes out before the peer is told."""
     subject = of(happened, half_open=True)
@@ -285,8 +306,8 @@ def test_end_of_both_sides_that_may_be_half_open(
 def test_half_open() -> None:
     """The peer's end is told once and closes nothing: what is sent goes out still, until the program ends too."""
     subject = of("connect receive peer_ends", half_open=True)
-    assert subject.events_and_states() == [(Due.DATA, OPEN), (Due.END, OPEN)]
-    assert subject.machine.peer_side is PeerSide.TOLD
+    assert subject.events_and_states() == [(PendingEvent.DATA, OPEN), (PendingEvent.END, OPEN)]
+    assert subject.machine.peer_side is PeerSide.END_DELIVERED
     subject.do("peer_ends")  # it is known
     assert subject.events() == ""
     assert subject.do("send").carry_out() == [SEND]
@@ -296,19 +317,19 @@ def test_half_open() -> None:
 def test_own_end_alone() -> None:
     """The peer is told when all is sent, without a time limit, and may go on sending."""
     subject = of("connect send finish finish", half_open=True)
-    assert subject.carry_out() == [SEND, (Step.END_OUTPUT, None)]
-    assert subject.do("finish").machine.own_side is OwnSide.TOLD
+    assert subject.carry_out() == [SEND, (Action.SEND_END, None)]
+    assert subject.do("finish").machine.own_side is OwnSide.END_SENT
     assert subject.carry_out() == []
     assert subject.machine.reads()
     assert subject.do("receive").events() == "data"
 
 
 def test_what_a_failure_tells_the_peer_is_not_what_the_program_has_said() -> None:
-    subject = of("connect fail tell_peer")
-    assert subject.machine.own_side is OwnSide.CUT_OFF
+    subject = of("connect fail mark_end_sent")
+    assert subject.machine.own_side is OwnSide.CUT_SHORT
     assert not subject.machine.has_finished()
-    assert subject.do("finish").machine.own_side is OwnSide.TOLD
-    assert of("connect finish fail tell_peer").machine.has_finished()
+    assert subject.do("finish").machine.own_side is OwnSide.END_SENT
+    assert of("connect finish fail mark_end_sent").machine.has_finished()
 
 
 def test_failure_where_one_side_has_ended() -> None:
@@ -326,7 +347,7 @@ ORDER = [
     pytest.param("connect receive fail lose end", "data error close", id="error behind data"),
     pytest.param("connect receive peer_ends fail lose end", "data both_ended error close", id="error behind the end"),
     pytest.param("open begin_tls end_handshake", "open secure", id="secure behind open"),
-    pytest.param("connect receive cut_off end", "data error close", id="data before it was cut off"),
+    pytest.param("connect receive mark_truncated end", "data error close", id="data before it was cut off"),
     pytest.param("connect receive close", "", id="no data after close"),
     pytest.param("open close lose end", "open close", id="open, though closed"),
     pytest.param("open reset end", "open error close", id="open, though lost"),
@@ -390,7 +411,7 @@ def test_suspended_before_it_is_open() -> None:
 def test_lost_drain_without_suspension() -> None:
     """Where nothing holds it up, what was received comes before the error, drain or not."""
     subject = of("connect receive receive send_much reset end")
-    assert subject.take() is Due.DATA
+    assert subject.take() is PendingEvent.DATA
     subject.do("suspend")  # and waits for the drain that can come no more
     assert subject.events() == "error close"
 
@@ -481,38 +502,38 @@ MATTERS = [
 ]
 
 
-@pytest.mark.parametrize(("happened", "matters"), MATTERS)
-def test_whether_a_loss_matters(happened: str, matters: bool) -> None:
+@pytest.mark.parametrize(("happened", "loss_is_failure"), MATTERS)
+def test_whether_a_loss_matters(happened: str, loss_is_failure: bool) -> None:
     """It does not once the program wants no more, all it sent is out, and nothing has failed."""
-    assert of(happened).machine.matters() is matters
+    assert of(happened).machine.loss_is_failure() is loss_is_failure
 
 
 # TLS
 
-IN_HANDSHAKE: list[tuple[str, Step, Limit | None]] = [
-    ("", Step.NOTHING, Limit.HANDSHAKE),
-    ("send", Step.SEND, Limit.HANDSHAKE),
-    ("finish", Step.NOTHING, Limit.HANDSHAKE),
-    ("finish end_handshake", Step.END_OUTPUT, None),
-    ("end_handshake", Step.NOTHING, None),
-    ("send close", Step.SEND, Limit.HANDSHAKE),
-    ("send close end_handshake", Step.SEND, None),
-    ("close", Step.END_OUTPUT, Limit.LINGER),
-    ("close tell_peer", Step.LINGER, Limit.LINGER),
-    ("finish close", Step.END_OUTPUT, Limit.LINGER),
-    ("give_up", Step.SHUT, None),
-    ("reset", Step.SHUT, None),
-    ("reset end", Step.NOTHING, None),
-    ("fail_tls", Step.END_OUTPUT, Limit.ALERT),
-    ("fail", Step.END_OUTPUT, Limit.FAILURE),
+IN_HANDSHAKE: list[tuple[str, Action, Limit | None]] = [
+    ("", Action.NOTHING, Limit.HANDSHAKE),
+    ("send", Action.SEND, Limit.HANDSHAKE),
+    ("finish", Action.NOTHING, Limit.HANDSHAKE),
+    ("finish end_handshake", Action.SEND_END, None),
+    ("end_handshake", Action.NOTHING, None),
+    ("send close", Action.SEND, Limit.HANDSHAKE),
+    ("send close end_handshake", Action.SEND, None),
+    ("close", Action.SEND_END, Limit.LINGER),
+    ("close mark_end_sent", Action.LINGER, Limit.LINGER),
+    ("finish close", Action.SEND_END, Limit.LINGER),
+    ("give_up", Action.SHUT, None),
+    ("reset", Action.SHUT, None),
+    ("reset end", Action.NOTHING, None),
+    ("fail_tls", Action.SEND_END, Limit.ALERT),
+    ("fail", Action.SEND_END, Limit.FAILURE),
 ]
 
 
-@pytest.mark.parametrize(("happened", "step", "limit"), IN_HANDSHAKE)
-def test_in_a_handshake(happened: str, step: Step, limit: Limit | None) -> None:
+@pytest.mark.parametrize(("happened", "action", "limit"), IN_HANDSHAKE)
+def test_in_a_handshake(happened: str, action: Action, limit: Limit | None) -> None:
     """The program's end waits for it, but in closing, and so does what is sent; it is limited as long as it counts."""
     machine = of("connect begin_tls").do(happened).machine
-    assert (machine.step(), machine.limit()) == (step, limit)
+    assert (machine.next_action(), machine.limit()) == (action, limit)
 
 
 def test_security() -> None:
@@ -541,11 +562,11 @@ def test_opening(opening: Opening, limit: Limit | None, reads: bool) -> None:
     """
     subject = of("send")
     machine = subject.machine
-    machine.go_on_to(opening)
+    machine.enter_stage(opening)
     assert machine.opening is opening
     assert (machine.ready, machine.opened) == (CONNECTING, False)
-    assert (machine.step(), machine.limit(), machine.reads()) == (Step.NOTHING, limit, reads)
-    assert machine.due() is None
+    assert (machine.next_action(), machine.limit(), machine.reads()) == (Action.NOTHING, limit, reads)
+    assert machine.pending_event() is None
     subject.do("open")
     assert (machine.opening, machine.ready, machine.opened) == (Opening.DONE, OPEN, True)
     assert (machine.limit(), machine.reads()) == (None, True)
@@ -554,7 +575,7 @@ def test_opening(opening: Opening, limit: Limit | None, reads: bool) -> None:
 def test_failing_before_it_is_admitted() -> None:
     """Then the peer's end is read, as without admission."""
     subject = of("begin_tls end_handshake")
-    subject.machine.go_on_to(Opening.ADMISSION)
+    subject.machine.enter_stage(Opening.ADMISSION)
     assert subject.do("fail_tls").machine.reads()
     assert subject.carry_out() == ends(Limit.ALERT)
     assert subject.do("lose").carry_out() == [SHUT]
@@ -605,7 +626,7 @@ STREAMS = [
     pytest.param("connect stream send_much hand_over", "drain", id="drain"),
     pytest.param("connect receive stream peer_ends reset end", "error close", id="a loss, told at once"),
     pytest.param("connect receive suspend stream reset end", "error close", id="and though suspended"),
-    pytest.param("connect stream peer_ends finish tell_peer", "", id="both ends"),
+    pytest.param("connect stream peer_ends finish mark_end_sent", "", id="both ends"),
 ]
 
 
@@ -615,7 +636,7 @@ def test_streams(happened: str, events: str, half_open: bool) -> None:
     """A stream takes the data and the peer's end, and closes; the other events are told."""
     subject = of(happened, half_open=half_open)
     assert subject.events() == events
-    assert subject.machine.step() is Step.NOTHING
+    assert subject.machine.next_action() is Action.NOTHING
 
 
 def test_stream_after_the_peers_end() -> None:
@@ -636,57 +657,57 @@ class Expected:
         self.half_open = half_open
         self.ready = CONNECTING
         self.opening = Opening.CONNECT
-        self.news: list[Due] = []
-        self.unheard: list[Due] = []  # what came from the peer, in its order: data, and at last its end
+        self.news: list[PendingEvent] = []
+        self.unheard: list[PendingEvent] = []  # what came from the peer, in its order: data, and at last its end
         self.unsent = 0
         self.suspended = 0
         self.drain_owed = self.drain_lost = False
         self.streams = self.handshaking = self.shut = self.hopeless = False
         self.peer_ended = self.heard_end = self.said_all = self.told_peer = False
         self.failure = Failed.NO
-        self.told: list[Due] = []
+        self.told: list[PendingEvent] = []
 
-    def due(self) -> Due | None:
+    def pending_event(self) -> PendingEvent | None:
         if self.news:
             return self.news[0]
         if self.drain_owed and not self.unsent:
-            return Due.DRAIN
+            return PendingEvent.DRAIN
         if self.handlers_take() and not self.suspended:
             if self.unheard:
                 return self.unheard[0]
             if self.heard_end and self.said_all:
-                return Due.BOTH_ENDED
+                return PendingEvent.BOTH_ENDED
         return self.last_due()
 
     def handlers_take(self) -> bool:
         return self.ready is OPEN and not self.streams
 
-    def last_due(self) -> Due | None:
+    def last_due(self) -> PendingEvent | None:
         held = self.handlers_take() and self.unheard and not (self.suspended and self.drain_lost)
         if not self.shut or held:
             return None
-        last = [Due.CLOSE] if self.failure is Failed.NO else [Due.ERROR, Due.CLOSE]
+        last = [PendingEvent.CLOSE] if self.failure is Failed.NO else [PendingEvent.ERROR, PendingEvent.CLOSE]
         return next((due for due in last if due not in self.told), None)
 
     def is_ending(self) -> bool:
         return self.ready in (CLOSING, CLOSED) or self.failure is not Failed.NO
 
-    def step(self) -> Step:
+    def next_action(self) -> Action:
         """The first of what is left to be done."""
         if self.shut or not (self.is_ending() or self.ready is OPEN):
-            return Step.NOTHING
+            return Action.NOTHING
         if not self.is_ending():
             tells = self.said_all and not self.told_peer and not self.handshaking
-            return Step.SEND if self.unsent else Step.END_OUTPUT if tells else Step.NOTHING
-        left = [(Step.SEND, self.unsent), (Step.END_OUTPUT, not self.told_peer), (Step.LINGER, not self.peer_ended)]
-        return Step.SHUT if self.hopeless else next((step for step, wanted in left if wanted), Step.SHUT)
+            return Action.SEND if self.unsent else Action.SEND_END if tells else Action.NOTHING
+        left = [(Action.SEND, self.unsent), (Action.SEND_END, not self.told_peer), (Action.LINGER, not self.peer_ended)]
+        return Action.SHUT if self.hopeless else next((step for step, wanted in left if wanted), Action.SHUT)
 
     def limit(self) -> Limit | None:
         if self.hopeless:
             return None
         if self.ready is CONNECTING and not self.is_ending():
             return {Opening.HEADER: Limit.HEADER, Opening.HANDSHAKE: Limit.HANDSHAKE}.get(self.opening)
-        if self.is_ending() and self.step() in (Step.END_OUTPUT, Step.LINGER):
+        if self.is_ending() and self.next_action() in (Action.SEND_END, Action.LINGER):
             return {Failed.NO: Limit.LINGER, Failed.NETWORK: Limit.FAILURE, Failed.TLS: Limit.ALERT}[self.failure]
         return Limit.HANDSHAKE if self.handshaking and not self.shut else None
 
@@ -760,11 +781,11 @@ class Run:
     def open(self) -> None:
         self.subject.open()
         expected = self.expected
-        expected.ready, expected.opening, expected.news = OPEN, Opening.DONE, [Due.OPEN]
+        expected.ready, expected.opening, expected.news = OPEN, Opening.DONE, [PendingEvent.OPEN]
         self.runs = True
 
     def reach(self, opening: Opening) -> None:
-        self.machine.go_on_to(opening)
+        self.machine.enter_stage(opening)
         self.expected.opening = opening
         if opening is Opening.HANDSHAKE:
             self.machine.begin_tls()
@@ -835,7 +856,7 @@ class Run:
             self.secured = expected.handshaking = True
             self.machine.begin_tls()
             self.subject.incoming.count = 0
-            expected.unheard = [due for due in expected.unheard if due is not Due.DATA]
+            expected.unheard = [due for due in expected.unheard if due is not PendingEvent.DATA]
 
     def begin_stream(self) -> None:
         if self.expected.ready in (CONNECTING, OPEN):
@@ -848,7 +869,7 @@ class Run:
         expected = self.expected
         if self.runs and expected.can_come() and not expected.handshaking and expected.ready is OPEN:
             self.subject.receive()
-            expected.unheard.append(Due.DATA)
+            expected.unheard.append(PendingEvent.DATA)
 
     def peer_ends(self) -> None:
         """In a handshake that is a failure, as is the end of what was to come before the connection is open."""
@@ -862,9 +883,9 @@ class Run:
         self.machine.end_peer_side()
         expected.peer_ended = True
         if expected.ready is OPEN:
-            expected.unheard.append(Due.BOTH_ENDED if not expected.half_open else Due.END)
+            expected.unheard.append(PendingEvent.BOTH_ENDED if not expected.half_open else PendingEvent.END)
 
-    def cut_off(self) -> None:
+    def mark_truncated(self) -> None:
         """The peer ends without the end of TLS."""
         if self.secured and self.runs and self.expected.ready is OPEN and self.expected.can_come():
             self.fail(Failed.NETWORK)
@@ -877,12 +898,12 @@ class Run:
             self.machine.end_handshake()
             expected.handshaking = False
             if expected.ready is OPEN:
-                expected.news.append(Due.SECURE)
+                expected.news.append(PendingEvent.SECURE)
 
     def hand_over(self, *, part: bool = False) -> None:
         """Some or all of what is to be sent, which in a handshake waits."""
         expected = self.expected
-        if expected.step() is Step.SEND and not expected.handshaking:
+        if expected.next_action() is Action.SEND and not expected.handshaking:
             count = expected.unsent // 2 + 1 if part else expected.unsent
             self.subject.outgoing.advance(count)
             expected.unsent -= count
@@ -890,9 +911,9 @@ class Run:
     def hand_over_part(self) -> None:
         self.hand_over(part=True)
 
-    def tell_peer(self) -> None:
-        if self.expected.step() is Step.END_OUTPUT:
-            self.machine.tell_peer()
+    def mark_end_sent(self) -> None:
+        if self.expected.next_action() is Action.SEND_END:
+            self.machine.mark_end_sent()
             self.expected.told_peer = True
             self.expected.said_all |= self.expected.failure is Failed.NO
 
@@ -905,13 +926,13 @@ class Run:
 
     def fail_if_it_matters(self, failed: Failed) -> None:
         expected = self.expected
-        matters = expected.ready is not CLOSING or expected.unsent > 0 or expected.failure is not Failed.NO
-        assert self.machine.matters() is matters
-        if matters:
+        loss_is_failure = expected.ready is not CLOSING or expected.unsent > 0 or expected.failure is not Failed.NO
+        assert self.machine.loss_is_failure() is loss_is_failure
+        if loss_is_failure:
             self.fail(failed)
 
     def fail_sending(self) -> None:
-        if self.expected.step() is Step.SEND:
+        if self.expected.next_action() is Action.SEND:
             self.fail(Failed.NETWORK)
 
     def fail_tls(self) -> None:
@@ -934,7 +955,7 @@ class Run:
             self.expected.hopeless = True
 
     def shut(self) -> None:
-        if self.expected.step() is Step.SHUT:
+        if self.expected.next_action() is Action.SHUT:
             self.machine.end()
             self.expected.shut = self.runs = True
 
@@ -944,48 +965,53 @@ class Run:
         """Take what is due."""
         if not self.runs:
             return
-        due = self.machine.due()
-        assert due is self.expected.due()
+        due = self.machine.pending_event()
+        assert due is self.expected.pending_event()
         if due is not None:
             self.check_order(due)
             self.subject.take()
             self.expect_told(due)
 
-    def expect_told(self, due: Due) -> None:
+    def expect_told(self, due: PendingEvent) -> None:
         expected = self.expected
         expected.told.append(due)
-        if due in (Due.OPEN, Due.SECURE):
+        if due in (PendingEvent.OPEN, PendingEvent.SECURE):
             expected.news.pop(0)
-        elif due is Due.DRAIN:
+        elif due is PendingEvent.DRAIN:
             expected.drain_owed = False
-        elif due in (Due.ERROR, Due.CLOSE):
+        elif due in (PendingEvent.ERROR, PendingEvent.CLOSE):
             expected.ready = CLOSED
         else:
             expected.unheard = expected.unheard[1:]
-            expected.heard_end = expected.heard_end or due is not Due.DATA
-            if due is Due.BOTH_ENDED:
+            expected.heard_end = expected.heard_end or due is not PendingEvent.DATA
+            if due is PendingEvent.BOTH_ENDED:
                 expected.ready = CLOSING
 
-    def check_order(self, due: Due) -> None:
+    def check_order(self, due: PendingEvent) -> None:
         """What holds for what is told, whatever has happened."""
         told = self.expected.told
-        assert Due.CLOSE not in told
-        assert Due.ERROR not in told or due is Due.CLOSE
-        assert due in (Due.DRAIN, Due.DATA) or due not in told
-        assert (due is Due.OPEN) <= (not told)
+        assert PendingEvent.CLOSE not in told
+        assert PendingEvent.ERROR not in told or due is PendingEvent.CLOSE
+        assert due in (PendingEvent.DRAIN, PendingEvent.DATA) or due not in told
+        assert (due is PendingEvent.OPEN) <= (not told)
         # One that was accepted may be used, and closed, before it runs: then it has a drain, and is never told as open.
-        assert Due.OPEN in told or due in (Due.OPEN, Due.DRAIN, Due.ERROR, Due.CLOSE)
-        if due is Due.DATA:
+        assert PendingEvent.OPEN in told or due in (
+            PendingEvent.OPEN,
+            PendingEvent.DRAIN,
+            PendingEvent.ERROR,
+            PendingEvent.CLOSE,
+        )
+        if due is PendingEvent.DATA:
             assert not (self.closed or self.expected.suspended or self.expected.streams)
-            assert not {Due.END, Due.BOTH_ENDED} & set(told)
+            assert not {PendingEvent.END, PendingEvent.BOTH_ENDED} & set(told)
 
     # What always holds
 
     def check(self) -> None:
         """All the questions have the answers expected."""
         machine, expected = self.machine, self.expected
-        assert machine.due() is expected.due()
-        assert machine.step() is expected.step()
+        assert machine.pending_event() is expected.pending_event()
+        assert machine.next_action() is expected.next_action()
         assert machine.limit() is expected.limit()
         assert machine.reads() is expected.reads()
         assert machine.is_streaming() is expected.is_streaming()
@@ -1002,12 +1028,12 @@ class Run:
     def ask(self) -> tuple[object, ...]:
         machine = self.machine
         questions: tuple[Callable[[], object], ...] = (
-            machine.due,
-            machine.step,
+            machine.pending_event,
+            machine.next_action,
             machine.limit,
             machine.reads,
             machine.is_streaming,
-            machine.matters,
+            machine.loss_is_failure,
             machine.takes_data,
             machine.have_both_ended,
             machine.is_over,
@@ -1031,16 +1057,16 @@ class Run:
         for _ in range(40):
             before = self.snapshot()
             self.deliver()
-            step = self.machine.step()
-            if step is Step.LINGER:
+            step = self.machine.next_action()
+            if step is Action.LINGER:
                 assert self.machine.limit() is not None
                 self.peer_ends() if peer_ends else self.time_is_over()
-            elif step is Step.SEND and self.expected.handshaking:
+            elif step is Action.SEND and self.expected.handshaking:
                 assert self.machine.limit() is Limit.HANDSHAKE
                 self.time_is_over()
             else:
                 self.hand_over()
-                self.tell_peer()
+                self.mark_end_sent()
                 self.shut()
             self.check()
             if self.snapshot() == before:
@@ -1056,7 +1082,7 @@ class Run:
         self.drive(peer_ends=peer_ends)
         self.check_rest()
         assert (self.machine.shut and self.machine.is_over()) or not self.expected.is_ending()
-        assert self.machine.is_over() is (Due.CLOSE in self.expected.told)
+        assert self.machine.is_over() is (PendingEvent.CLOSE in self.expected.told)
 
     def check_rest(self) -> None:
         """Only suspension holds up the end, an owed drain was delivered unless it could not, and errors are told."""
@@ -1065,11 +1091,11 @@ class Run:
             assert self.machine.shut
             assert self.machine.is_over() or (expected.suspended and expected.unheard)
         if self.owed and self.runs:
-            assert Due.DRAIN in told or self.gave_up or expected.failure is not Failed.NO
+            assert PendingEvent.DRAIN in told or self.gave_up or expected.failure is not Failed.NO
             assert not self.subject.outgoing.drain_owed
         if self.machine.is_over():
-            assert told[-1] is Due.CLOSE
-            assert (Due.ERROR in told) is (expected.failure is not Failed.NO)
+            assert told[-1] is PendingEvent.CLOSE
+            assert (PendingEvent.ERROR in told) is (expected.failure is not Failed.NO)
 
 
 INPUTS: tuple[Callable[[Run], None], ...] = (
@@ -1085,11 +1111,11 @@ INPUTS: tuple[Callable[[Run], None], ...] = (
     Run.begin_stream,
     Run.receive,
     Run.peer_ends,
-    Run.cut_off,
+    Run.mark_truncated,
     Run.end_handshake,
     Run.hand_over,
     Run.hand_over_part,
-    Run.tell_peer,
+    Run.mark_end_sent,
     Run.fail_sending,
     Run.fail_tls,
     Run.lose,
@@ -1171,7 +1197,7 @@ def test_random_walk() -> None:
         except AssertionError as exc:
             raise AssertionError(f"walk({seed})") from exc
         reached.update(run.expected.told, [run.expected.failure])
-    assert reached == {*Due, *Failed}
+    assert reached == {*PendingEvent, *Failed}
 
 
 # Its place

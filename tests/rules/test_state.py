@@ -117,7 +117,7 @@ class SendBufferModel(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert self.buffer.amount == len(self.buffered)
-        assert self.buffer.drain_due is (self.owed and not self.buffered)
+        assert self.buffer.drain_is_pending is (self.owed and not self.buffered)
         assert self.buffer.dropped is self.dropped
 
 
@@ -149,21 +149,21 @@ def test_append_tells_whether_more_than_the_threshold_is_buffered(sizes: list[in
     assert answers[-1] is below
     assert buffer.amount == sum(sizes)
     empty(buffer)
-    assert buffer.drain_due is not below
+    assert buffer.drain_is_pending is not below
 
 
 def test_a_drain_is_delivered_once_and_only_when_nothing_is_buffered() -> None:
     buffer = SendBuffer()
     buffer.append(noise(70_000))
     buffer.advance(69_999)
-    assert not buffer.drain_due
+    assert not buffer.drain_is_pending
     assert not buffer.take_drain()
     buffer.append(b"more")  # postponed until this too is gone
     buffer.advance(1)
     assert not buffer.take_drain()
     buffer.advance(4)
     assert buffer.take_drain()
-    assert not buffer.drain_due
+    assert not buffer.drain_is_pending
     assert not buffer.take_drain()
 
 
@@ -200,7 +200,7 @@ def test_a_refused_append_owes_a_drain_if_one_can_come() -> None:
     buffer = SendBuffer(1000)
     with pytest.raises(BufferError):
         buffer.append(noise(1001))
-    assert not buffer.drain_due
+    assert not buffer.drain_is_pending
     assert buffer.append(b"1")
     with pytest.raises(BufferError):
         buffer.append(noise(1000))
@@ -273,9 +273,9 @@ def test_drop_throws_away_what_is_buffered_and_whatever_comes() -> None:
     buffer.append(noise(70_000))
     buffer.advance(10)
     buffer.drop()
-    assert (buffer.amount, buffer.dropped, buffer.drain_due) == (0, True, False)
+    assert (buffer.amount, buffer.dropped, buffer.drain_is_pending) == (0, True, False)
     assert buffer.append(noise(70_000))
-    assert (buffer.amount, buffer.next_write(), buffer.drain_due) == (0, [], False)
+    assert (buffer.amount, buffer.next_write(), buffer.drain_is_pending) == (0, [], False)
     buffer.drop()
     assert buffer.dropped, "a second drop forgot the first"
 

@@ -66,7 +66,7 @@ def failing(ours: TLSEngine) -> tuple[bytes, ssl.SSLError]:
 
 
 def meet(client: TLSEngine, server: TLSEngine) -> None:
-    client.shake_hands()
+    client.do_handshake()
     while not (client.established and server.established):
         assert opened(server, client.take()) == b""
         assert opened(client, server.take()) == b""
@@ -107,7 +107,7 @@ class Wire:
 
     def recv(self, size: int) -> bytes:
         if self.ours.phase is Phase.NEW:
-            self.ours.shake_hands()
+            self.ours.do_handshake()
         return self.ours.take()
 
 
@@ -147,7 +147,7 @@ def test_its_phases(version: ssl.TLSVersion) -> None:
     assert (client.phase, server.phase) == (Phase.NEW, Phase.NEW)
     assert client.open(AT_ONCE) is None
     assert phase(client) is Phase.NEW
-    client.shake_hands()
+    client.do_handshake()
     assert phase(client) is Phase.HANDSHAKE
     assert not client.pending
     server.feed(client.take())
@@ -182,7 +182,7 @@ def test_nothing_is_sealed_before_it_is_up(role: str) -> None:
 def test_in_pieces_of_any_size(version: ssl.TLSVersion, sizes: list[int]) -> None:
     """The handshake, what each side says as soon as it may, and the end."""
     client, server = engine("client", version=version), engine("server")
-    client.shake_hands()
+    client.do_handshake()
     got = {client: b"", server: b""}
     on_the_way = {client: b"", server: b""}  # to it
     for size in itertools.cycle(sizes):
@@ -204,7 +204,7 @@ def test_who_is_not_trusted() -> None:
         client_context(trusting=False), server_side=False, server_hostname="localhost", standard_compatible=True
     )
     server = engine("server")
-    client.shake_hands()
+    client.do_handshake()
     opened(server, client.take())
     client.feed(server.take())
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -223,7 +223,7 @@ def test_who_is_not_trusted() -> None:
 def test_plaintext_in_place_of_tls(role: str, began: bool) -> None:
     ours = engine(role)
     if began:
-        ours.shake_hands()
+        ours.do_handshake()
     ours.feed(b"220 mail.example.com ready\r\n")
     with pytest.raises(ssl.SSLError):
         ours.open(AT_ONCE)
@@ -245,7 +245,7 @@ def test_plaintext_is_refused_as_soon_as_it_can_be(role: str) -> None:
 @pytest.mark.parametrize("fed", [b"", b"\x16\x03"])
 def test_an_end_in_the_handshake(role: str, fed: bytes) -> None:
     ours = engine(role, standard_compatible=False)
-    ours.shake_hands()
+    ours.do_handshake()
     if fed:
         assert opened(ours, fed) == b""
     ours.feed(b"")
@@ -261,7 +261,7 @@ def has_ticket(client: TLSEngine) -> bool:
 
 def test_tickets_wait_for_the_first_record() -> None:
     client, server = engine("client"), engine("server")
-    client.shake_hands()
+    client.do_handshake()
     opened(server, client.take())
     opened(client, server.take())
     opened(server, client.take())

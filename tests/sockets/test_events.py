@@ -23,7 +23,7 @@ from mozsocket import (
     TCPSocketErrorEvent,
     TCPSocketEvent,
 )
-from mozsocket._events import Listeners, Rest
+from mozsocket._events import Listeners, UnfinishedEvent
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ def listeners_of(target: EventTarget) -> Listeners:
     return target._listeners
 
 
-def ring(bell: Bell) -> Rest | None:
+def ring(bell: Bell) -> UnfinishedEvent | None:
     return listeners_of(bell).call(Event("ring", bell))
 
 

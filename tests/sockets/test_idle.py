@@ -21,24 +21,24 @@ SOON = 0.15
 def test_the_time_is_over_when_nothing_has_moved_for_so_long() -> None:
     idleness = Idleness(8, now=100)
     assert idleness.deadline == 101
-    assert not idleness.look(0, 101)
+    assert not idleness.check(0, 101)
     assert idleness.deadline == 102
-    assert not idleness.look(0, 107.9)
+    assert not idleness.check(0, 107.9)
     assert idleness.deadline == 108
-    assert idleness.look(0, 108)
+    assert idleness.check(0, 108)
 
 
 def test_the_time_begins_again_when_something_has_moved() -> None:
     idleness = Idleness(8, now=100)
-    assert not idleness.look(5, 101)
+    assert not idleness.check(5, 101)
     assert idleness.deadline == 102
-    assert not idleness.look(5, 102)
-    assert not idleness.look(5, 108)
+    assert not idleness.check(5, 102)
+    assert not idleness.check(5, 108)
     assert idleness.deadline == 109
-    assert not idleness.look(6, 109)  # just in time
+    assert not idleness.check(6, 109)  # just in time
     assert idleness.deadline == 110
-    assert not idleness.look(6, 110)
-    assert idleness.look(6, 117)
+    assert not idleness.check(6, 110)
+    assert idleness.check(6, 117)
 
 
 def test_it_is_found_an_eighth_late_at_most() -> None:
@@ -48,7 +48,7 @@ def test_it_is_found_an_eighth_late_at_most() -> None:
         while True:
             now = idleness.deadline
             moved = int(now >= moved_at)
-            if idleness.look(moved, now):
+            if idleness.check(moved, now):
                 break
         assert moved_at + 8 <= now <= moved_at + 9
 

@@ -24,7 +24,7 @@ from typing_extensions import TypeVarTuple, Unpack
 import mozsocket
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket, TCPSocketError, _poller
 from mozsocket._poller import VARIABLE, Poller, way_to_wait
-from mozsocket._readiness import Found, Watched, by_tasks
+from mozsocket._readiness import ReadResult, Watched, by_tasks
 from mozsocket.testing import EventRecorder
 
 from ..certificates import server_context
@@ -86,15 +86,15 @@ class Recorder:
         self.then: Callable[[], object] | None = None
         self.room = True
 
-    def on_readable(self) -> Found:
+    def on_readable(self) -> ReadResult:
         self._note("readable")
         try:
             self.data += self.sock.recv(1000)
         except BlockingIOError:
-            return Found.NOTHING
+            return ReadResult.NOTHING
         except OSError:
-            return Found.SOME
-        return Found.SOME
+            return ReadResult.SOME
+        return ReadResult.SOME
 
     def on_writable(self) -> bool:
         self._note("writable")
@@ -412,7 +412,7 @@ async def test_others_run_while_many_are_busy() -> None:
             await anyio.lowlevel.checkpoint()
             turns += 1
         tcp.cancel_scope.cancel()
-    assert turns >= 10_000 / (2 * _poller.WORK_AT_ONCE)
+    assert turns >= 10_000 / (2 * _poller.WORK_PER_TURN)
 
 
 # What it tells

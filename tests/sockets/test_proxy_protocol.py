@@ -191,7 +191,7 @@ async def test_the_header_comes_before_tls() -> None:
 async def test_the_header_and_the_client_hello_in_one_segment() -> None:
     import ssl
 
-    from ..peers import shake_hands
+    from ..peers import do_handshake
 
     async with serving(useSecureTransport=True, ssl_context=server_context()) as accepting:
         with await dial(accepting.server.localPort) as peer:
@@ -200,7 +200,7 @@ async def test_the_header_and_the_client_hello_in_one_segment() -> None:
             with pytest.raises(ssl.SSLWantReadError):
                 tls.do_handshake()
             await send_all(peer, V1 + outgoing.read())
-            await blocking(shake_hands, tls, incoming, outgoing, peer)
+            await blocking(do_handshake, tls, incoming, outgoing, peer)
             sock, _ = await accepting.first()
             assert sock.host == "192.0.2.1"
             sock.closeImmediately()

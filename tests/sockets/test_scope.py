@@ -351,14 +351,14 @@ def proxy_to(tcp: MozTCPSocket, port: int) -> Callable[[TCPServerSocketEvent], N
                 held = True
                 source.suspend()
 
-        def let_go(event: Any) -> None:
+        def close_now(event: Any) -> None:
             nonlocal held
             if held:
                 held = False
                 source.resume()
 
         source.ondata = forward
-        sink.ondrain = let_go
+        sink.ondrain = close_now
         source.onclose = lambda event: sink.close()
 
     def connect(event: TCPServerSocketEvent) -> None:

@@ -27,6 +27,7 @@ from ..peers import (
     all_blocked,
     blocking,
     dial,
+    do_handshake,
     exchange,
     listening,
     port_of,
@@ -35,7 +36,6 @@ from ..peers import (
     reset,
     secure,
     securely_connected,
-    shake_hands,
 )
 
 pytestmark = pytest.mark.anyio
@@ -234,7 +234,7 @@ async def test_an_end_in_the_segment_of_the_last_data(answers: int, version: ssl
         tls = client_context(version=version).wrap_bio(incoming, outgoing, server_hostname="localhost")
 
         with await dial(server.localPort) as peer:
-            await blocking(shake_hands, tls, incoming, outgoing, peer)
+            await blocking(do_handshake, tls, incoming, outgoing, peer)
             _, recorder = await accepting.first()
             for number in range(answers):
                 tls.write(b"x")

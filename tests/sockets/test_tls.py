@@ -65,7 +65,7 @@ class Driven:
         else:
             await self._received.wait()
 
-    async def shake_hands(self) -> None:
+    async def do_handshake(self) -> None:
         await self.flush()
         while not self.tls.established:
             await self.until_receivable()
@@ -156,7 +156,7 @@ async def met(engine: Driven, peer: socket.socket, role: str) -> ssl.SSLSocket:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(shake)
-        await engine.shake_hands()
+        await engine.do_handshake()
     secured[0].settimeout(PEER_TIMEOUT)
     return secured[0]
 
@@ -357,7 +357,7 @@ async def test_answers_that_are_not_taken_choke_it(role: str) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(shake)
-            await engine.shake_hands()
+            await engine.do_handshake()
         (peer,) = peers
         asked = b"".join(peer.key_update() + peer.record(b"x") for _ in range(6000))
 

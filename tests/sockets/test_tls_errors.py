@@ -32,11 +32,11 @@ from ..peers import (
     blocking,
     connected,
     dial,
+    do_handshake,
     port_of,
     read_all,
     secure,
     securely_connected,
-    shake_hands,
 )
 from ..processes import program
 from ..records import ALERT, recorded
@@ -620,7 +620,7 @@ async def test_what_is_spoilt_on_its_way_to_the_peer_is_refused(
         socket_, recorder, peer = await connected(tcp, role, listener)
         with peer:
             socket_.upgradeToSecure(ssl_context=client_context() if role == "client" else server_context())
-            await blocking(shake_hands, theirs, incoming, outgoing, peer)
+            await blocking(do_handshake, theirs, incoming, outgoing, peer)
             await socket_.secured()
             socket_.send(b"x" * 100)
             await blocking(spoil)
