@@ -16,7 +16,7 @@ from ._readiness import wait_writable
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import ExceptionGroup
 
-__all__ = ("connect",)
+__all__ = ("Attempt", "connect")
 
 ATTEMPT_DELAY = 0.25
 """Seconds before the next address is tried beside those that have not answered (RFC 8305, section 5)."""
@@ -40,6 +40,41 @@ class Address(NamedTuple):
     local: SockAddr | None
 
 
+class Attempt:
+    """An attempt to connect that has a time limit, and that can be given up."""
+
+    __slots__ = ("_is_given_up", "_scope")
+
+    def __init__(self) -> None:
+        self._scope = anyio.CancelScope()
+        self._is_given_up = False
+
+    def give_up(self) -> None:
+        """Have :meth:`run` return None."""
+        self._is_given_up = True
+        self._scope.cancel()
+
+    async def run(
+        self, host: str, port: int, local_host: str | None, local_port: int, deadline: float, error: TimeoutError
+    ) -> socket.socket | None:
+        """Connect, as :func:`connect` does.
+
+        :param deadline: when the attempt ends, by the event loop's clock
+        :param error: what is raised then
+        :return: the connected socket; None if the attempt was given up
+        :raises ExceptionGroup: of the failures of some addresses and of ``error``, if the others did not answer in time
+        """
+        failures: list[OSError] = []
+        with self._scope as scope:
+            scope.deadline = deadline
+            return await connect(host, port, local_host, local_port, failures)
+        if self._is_given_up:
+            return None
+        if not failures:
+            raise error
+        raise ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, error])
+
+
 async def connect(
     host: str,
     port: int,
@@ -53,7 +88,7 @@ async def connect(
     :param port: the port
     :param local_host: the address to connect from; None for any
     :param local_port: the port to connect from; 0 for one that is free
-    :param failures: where to put those of the addresses that fail, for who gives up before all have
+    :param failures: a list for the failures of addresses, for a caller that gives up before all have failed
     :return: a non-blocking socket
     :raises OSError: if the name has no address, or its only address fails
     :raises UnicodeError: if the name cannot be one (IDNA 2008)

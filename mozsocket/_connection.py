@@ -43,7 +43,7 @@ import anyio.lowlevel
 from . import _log
 from ._addresses import display, host_and_port, printable
 from ._buffers import MAX_RETAKEN, QUEUED_READ_SIZE, Inbox, SendBuffer
-from ._connect import connect
+from ._connect import Attempt
 from ._dispatch import Dispatcher
 from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
@@ -211,7 +211,7 @@ class Connection:
         self.lifetime = Lifetime()
         self.dispatcher = Dispatcher(listeners)
         self.transport: Transport | TLSTransport | None = None
-        self.attempt: anyio.CancelScope | None = None
+        self.attempt: Attempt | None = None
         self.server_side: bool | None = False
         self.close_callbacks: list[Callable[[], None]] | None = None
         self.buffers = False
@@ -485,25 +485,27 @@ class Connection:
     # Opening
 
     async def _connect(self) -> None:
-        options, failures = self.options, list[OSError]()  # of some of several addresses
+        options, limits = self.options, Limits(self.options)
         if options.connect_timeout is not None:
-            self._limits = Limits(options)
-            self._limits.begin_to_connect(anyio.current_time() + options.connect_timeout)
+            limits.begin_to_connect(anyio.current_time() + options.connect_timeout)
+            self._limits = limits
+        self.attempt = Attempt()
         try:
-            with anyio.CancelScope() as self.attempt:
-                if self._limits is not None:
-                    self.attempt.deadline = self._limits.deadline
-                try:
-                    sock = await connect(self.host, self.port, options.local_host, options.local_port, failures)
-                except (OSError, UnicodeError, ExceptionGroup) as exc:
-                    self.lose(exc)
-                else:
-                    self.transport = Transport(sock)
-            is_over = self.attempt.cancelled_caught
+            sock = await self.attempt.run(
+                self.host,
+                self.port,
+                options.local_host,
+                options.local_port,
+                limits.deadline,
+                limits.error(Limit.CONNECT),
+            )
+        except (OSError, UnicodeError, ExceptionGroup) as exc:
+            self.lose(exc)
+        else:
+            if sock is not None:
+                self.transport = Transport(sock)
         finally:
             self.attempt = None
-        if is_over and self._limits is not None and self.machine.ready is _CONNECTING:
-            self.lose(_connect_timeout(self._limits.error(Limit.CONNECT), failures))
 
     def _open_further(self, done: Opening) -> None:
         """Go on to what is next before the connection is open."""
@@ -681,7 +683,7 @@ class Connection:
             self.release()
             self.end()
         elif self.attempt is not None:
-            self.attempt.cancel()
+            self.attempt.give_up()
         else:
             self._shut()
 
@@ -1389,9 +1391,3 @@ class Connection:
 
 def _no_event(type: str, target: EventTarget | None, data: bytes) -> Event[Any]:
     raise AssertionError("it does not run")
-
-
-def _connect_timeout(error: TimeoutError, failures: list[OSError]) -> Exception:
-    if not failures:
-        return error
-    return ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, error])
