@@ -1,4 +1,4 @@
-"""One connection: what its parts have to do with each other. Each of them is held, and knows nothing of the others.
+"""One connection: the one place that joins its components. It holds each of them, and none of them knows the others.
 
 Three tasks, in the connection's own task group::
 
@@ -6,24 +6,23 @@ Three tasks, in the connection's own task group::
     writer ──drain─▶        (bounded)                         │ send()
       ▲──────────────── send buffer ◀─────────────────────────┘
 
-Each of them, and the group itself, is started with the first thing that only a task can do. Where a :mod:`._poller`
-waits for the sockets it is the reader and the writer of all of them, and a dispatcher's task is needed for asynchronous
-handlers only.
+Each task, and the task group itself, starts when something happens that only a task can do. A :mod:`._poller` is the
+reader and the writer of all its sockets; the dispatcher's task is needed for asynchronous handlers only.
 
-What may be read goes through the wait in :mod:`._poller` or :mod:`._readiness`, here (:meth:`Connection.on_readable`),
-:mod:`._transport` (the bytes, of TLS by :mod:`._tls` and :mod:`._tls_engine`), and :mod:`._dispatch`, which calls the
-handlers in :mod:`._events`; where a handler runs, by way of the channel in :mod:`._buffers`. What a handler sends goes
-through :mod:`._socket` (the check), here (:meth:`Connection.send`), :mod:`._buffers` (the send buffer) and, when the
-handler has returned, by :meth:`Connection.flush` through :mod:`._transport` to the kernel; what that does not take goes
-when the same wait tells of room.
+**Received data**: :mod:`._poller` or :mod:`._readiness` waits for it and calls :meth:`Connection.on_readable`;
+:mod:`._transport` reads the bytes (of TLS :mod:`._tls` with :mod:`._tls_engine`); :mod:`._dispatch` calls the handlers
+that :mod:`._events` holds. While a handler runs, the data waits in the channel of :mod:`._buffers`.
 
-As a rule nothing is out of the ordinary: the connection is open, without TLS, and its handler of data is a function.
-Then both go a short way (:meth:`Connection.on_readable`, :meth:`Connection.flush`), which does the same and looks at
-less.
+**Sent data**: :mod:`._socket` checks it, :meth:`Connection.send` puts it into the send buffer of :mod:`._buffers`, and
+when the handler has returned :meth:`Connection.flush` sends it. What the kernel does not take then is sent when the
+socket is writable.
 
-What is due to the program, and what is to be done with the socket, :mod:`._machine` says: after whatever has happened,
-:meth:`Connection.advance` does what is to be done, as far as goes at once. :mod:`._lifetime` is who runs all this, and
-what nobody was told of.
+**Fast path**: usually the connection is open, without TLS, and its handler of ``data`` is a plain function. Then
+:meth:`Connection.on_readable` and :meth:`Connection.flush` leave out the checks for everything else.
+
+:mod:`._machine` holds the state. After every change :meth:`Connection.advance` performs the actions that the machine
+asks for, as far as that is possible without waiting. :mod:`._lifetime` runs the connection, and reports the exceptions
+that no handler was given.
 """
 
 from __future__ import annotations
@@ -92,15 +91,15 @@ _SOME = ReadResult.SOME
 _NOTHING = ReadResult.NOTHING
 
 FAST_READ_SIZE = Transport.read_size
-"""Bytes to read at once on the short way, as long as there is less: after that it is :data:`READ_PER_TURN`."""
+"""Bytes to read in one call on the fast path; after a read of as many it is :data:`READ_PER_TURN`."""
 
 READ_PER_TURN = 245_760
-"""Bytes to read before other tasks run. More than an ``ondrain`` sends in its turn, so that a transfer within a process
-is read while it is in the processor's cache, and does not pile up (measured: 2.4 times as fast).
+"""Bytes to read before other tasks run. That is more than an ``ondrain`` handler sends in its turn, so that a transfer
+within one process is read while it is in the processor's cache, and does not pile up (measured: 2.4 times as fast).
 """
 
 DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
-"""Of the type, the target and the data."""
+"""Makes the event of some data, from its type, its target and the data."""
 
 _PEERS_END = (PendingEvent.END, PendingEvent.BOTH_ENDED)
 
@@ -122,38 +121,37 @@ _TYPES = {
 
 
 class Host(Protocol):
-    """A server, to the connections that it has accepted."""
+    """What a connection knows of the server that has accepted it."""
 
     def admit(self, connection: Connection) -> None:
-        """Have :meth:`Connection.admitted` called when it may be open."""
+        """Call :meth:`Connection.admitted` as soon as one more connection may be open."""
 
     def may_log(self, kind: str) -> bool:
-        """Whether one more record of a kind is to be logged."""
+        """Whether one more record of this kind may be logged."""
 
     def finish(self, connection: Connection) -> None:
-        """End one that is over, or that nobody waits for any more, and that no task runs. Doing it twice does no
-        harm.
+        """End a connection that runs without a task, when it is over or nobody waits for its socket any more.
+        Doing it twice does no harm.
         """
 
 
 class Connection:
-    """What is inside of a :class:`TCPSocket`.
+    """The inside of a :class:`TCPSocket`.
 
-    :param name: of the class, for its ``repr()``
-    :param host: what to connect to, or what it is connected to
-    :param port: likewise
+    :param name: the name of the public class, for ``repr()``
+    :param host: the host to connect to, or the address of the peer
+    :param port: its port
     :param options: what the program has chosen
-    :param listeners: what listens to its events
+    :param listeners: the listeners of its events
     :ivar machine: its state
-    :ivar outgoing: what is to be sent
-    :ivar inbox: what was received and is not delivered
-    :ivar transport: its bytes; None until it is connected
-    :ivar attempt: to connect, while that lasts
-    :ivar server_side: its role in TLS; None if the context decides
-    :ivar bytes_received: how many bytes the program was given so far
-    :ivar followers: what is called when it is over, events or not; None for none
-    :ivar buffers: whether what is sent is put into the buffer and nothing else, as somebody is about to look at that:
-        while a handler runs
+    :ivar outgoing: the send buffer
+    :ivar inbox: received data that is not delivered yet
+    :ivar transport: sends and receives bytes; None until it is connected
+    :ivar attempt: the attempt to connect, while that lasts
+    :ivar server_side: the role in TLS; None if the context decides
+    :ivar bytes_received: the bytes that were given to the program so far
+    :ivar close_callbacks: functions to call when it is over, even if no event is delivered; None for none
+    :ivar buffers: whether ``send()`` need only fill the buffer, as that will be flushed: while a handler runs
     """
 
     __slots__ = (
@@ -200,8 +198,8 @@ class Connection:
     def __init__(self, name: str, host: str, port: int, options: SocketOptions, listeners: Listeners) -> None:
         self._name = name
         self._number = next_number()
-        self._local: Any = None  # its address, as far as that was asked for
-        self._journal: Journal | None = None  # if it is wanted
+        self._local: Any = None  # the local address, once somebody has asked for it
+        self._journal: Journal | None = None  # if such records are logged
         self.host = host
         self.port = port
         self.options = options
@@ -217,25 +215,27 @@ class Connection:
         self.buffers = False
         self.bytes_received = 0
         self._listeners = listeners
-        self._tls: TLSTransport | None = None  # the transport, once TLS is wanted
+        self._tls: TLSTransport | None = None  # the transport, from the beginning of TLS on
         self._waiting: Waiting = by_tasks
-        self._registration: Registration | None = None  # from when it waits for its socket
-        self._server: Host | None = None  # which has accepted it
-        self._finish: Callable[[Connection], None] | None = None  # if no task need run it
-        self._target: EventTarget | None = None  # whose events they are, while it runs
+        self._registration: Registration | None = None  # once the socket is waited for
+        self._server: Host | None = None  # the server that has accepted it
+        self._finish: Callable[[Connection], None] | None = None  # ends it, where no task runs it
+        self._target: EventTarget | None = None  # the target of its events, while it runs
         self._data_event: DataEvent = _no_event
-        self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = None  # None for ``open``
-        self._flush_scheduled = False  # whether someone will look at the send buffer
-        self._opening_has_begun = False  # whether a task for just that has begun to connect
-        self._finished: anyio.Event | None = None  # what a task waits for that runs it, where that is all it does
-        self._other_bytes_read = 0  # how many bytes that were not given to the program at once, or never
-        self._read_size = FAST_READ_SIZE  # the next time, on the short way
-        self._fast_path = False  # whether nothing is known to be out of the ordinary: see _is_lean()
-        self._warned_unheard = False  # that nothing listens to an event
-        self._waits_for_peer = False  # whether it is the peer's bytes that sending waits for, as in a handshake
-        self._header = b""  # what there is of the PROXY protocol's
-        self._limits: Limits | None = None  # while there are any
-        self._idleness: Idleness | None = None  # if that is limited
+        self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = (
+            None  # makes the first event; None if that is ``open``
+        )
+        self._flush_scheduled = False  # whether the send buffer will be flushed
+        self._opening_has_begun = False  # by a task that does nothing but connect
+        self._finished: anyio.Event | None = None  # for a task that runs it by just waiting for its end
+        self._other_bytes_read = 0  # bytes that were queued before delivery, or discarded
+        self._read_size = FAST_READ_SIZE  # of the next read on the fast path
+        self._fast_path = False  # whether it may be taken: see _check_fast_path()
+        self._warned_unheard = False  # whether that warning was logged
+        self._waits_for_peer = False  # whether sending waits for bytes from the peer, as in a TLS handshake
+        self._header = b""  # what has arrived of the PROXY protocol's header
+        self._limits: Limits | None = None  # while anything is limited in time
+        self._idleness: Idleness | None = None  # if there is an idle timeout
 
     def __repr__(self) -> str:
         ends = f"{self.local}->{self.peer}" if self.local else self.peer
@@ -243,38 +243,38 @@ class Connection:
 
     @property
     def local(self) -> str:
-        """The address that it is connected from, for people; empty if it has none, or is not connected yet."""
+        """The local address in readable form; empty if there is none, or not yet."""
         if not self._local and self.transport is not None:
             self._local = self.transport.local
         return printable(display(*host_and_port(self._local))) if self._local else ""
 
     @property
     def bytes_sent(self) -> int:
-        """How many bytes of the program's were handed over so far."""
+        """Bytes of the program that the operating system has taken so far."""
         return self.outgoing.sent
 
     @property
     def peer(self) -> str:
-        """What it is connected to, for people."""
+        """The peer's address in readable form."""
         return printable(display(self.host, self.port))
 
     @property
     def is_tls(self) -> bool:
-        """Whether it is, or is to be, encrypted."""
+        """Whether it is encrypted, or will be."""
         return self._tls is not None or self.options.useSecureTransport
 
     @property
     def attributes(self) -> dict[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes; none while there is no connection."""
+        """AnyIO's typed attributes; empty while it is not connected."""
         return {} if self.transport is None or self.transport.closed else self.transport.attributes
 
     # Before it runs
 
-    def become(self, host: str, port: int, sock: socket.socket, context: ssl.SSLContext | None) -> None:
-        """Take a socket that others have connected, in whatever role the context is for.
+    def adopt(self, host: str, port: int, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Adopt a socket that others have connected, in the role that the context is for.
 
-        :param context: for TLS from the start, unless there is one already
-        :raises ValueError: if there is no name to check the certificate for
+        :param context: for TLS from the start, unless the options have one
+        :raises ValueError: if no name is given that the certificate has to be for
         """
         self.host, self.port = host, port
         self.server_side = None
@@ -285,12 +285,12 @@ class Connection:
         if self.lifetime.over:  # closed already, by the constructor of a subclass
             self.transport.close()
         elif self.options.useSecureTransport:
-            self._make_tls_of_options()  # to raise here what it may raise
+            self._make_tls_of_options()  # so that its errors are raised here
 
     def accept(self, transport: Transport, server: Host, opening: Callable[[], tuple[Listeners, Event[Any]]]) -> None:
-        """Take one that a server has accepted.
+        """Begin as a connection that a server has accepted.
 
-        :param opening: what makes the event that tells of it, and who listens to that
+        :param opening: returns the ``connect`` event and its listeners
         """
         self.transport = transport
         self.server_side = True
@@ -304,9 +304,9 @@ class Connection:
             self.machine.open()
 
     def attach(self, target: EventTarget, data_event: DataEvent) -> None:
-        """Say whose the events are, before it runs.
+        """Set the target of the events, before it runs.
 
-        :param data_event: what makes the event of some data
+        :param data_event: makes the event of some data
         """
         self._target, self._data_event = target, data_event
 
@@ -326,34 +326,34 @@ class Connection:
         self.dispatcher.pump()
         while self.dispatcher.busy or not self.machine.is_over():
             await self.lifetime.change()
-            self.dispatcher.pump()  # what a suspended program had yet to be told, and now closes
+            self.dispatcher.pump()  # a program that was suspended may have closed it
 
     async def _open(self) -> None:
         try:
             await self._connect_and_read()
-        except BaseException as exc:  # of the program's, such as its SSLContext's
+        except BaseException as exc:  # raised by the program, such as by its SSLContext
             raised, passing = split_exception(exc)
             if raised is not None:
                 self.crashed(raised, "the connection")
             if passing is not None:
                 raise
-            self._shut()
+            self._close_transport()
 
     async def _connect_and_read(self) -> None:
         if self._server is None:
             self._journal = Journal.if_wanted()
         if self.transport is None and self.machine.ready is _CONNECTING:
             await self._connect()
-        if self._registration is None:  # else it was begun before there was a task for it
-            await anyio.lowlevel.checkpoint_if_cancelled()  # as no handler runs if a scope around the owner's is
+        if self._registration is None:  # else it began without a task
+            await anyio.lowlevel.checkpoint_if_cancelled()  # no handler runs once a scope around the owner is cancelled
             self.start()
         if self._registration is not None:
             await self._registration.run()
 
     async def open(self, finish: Callable[[Connection], None]) -> None:
-        """Connect, in a task that goes no further: after that there is none, before something needs one.
+        """Connect, in a task that ends then: afterwards the connection runs without a task until something needs one.
 
-        :param finish: as of :class:`Host`
+        :param finish: :meth:`Host.finish`
         """
         self._finish = finish
         self._opening_has_begun = True
@@ -361,16 +361,16 @@ class Connection:
         self._continue_without_task()
 
     def begin(self, waiting: Waiting) -> None:
-        """Begin, when a server has accepted it: with no task of its own, if there is another way to wait."""
+        """Begin to run after a server has accepted it: without a task, if the way of waiting needs none."""
         self._waiting = waiting
         if waiting.takes_tasks:
             self.dispatcher.request_task()
             return
         try:
             self.start()
-        except BaseException as exc:  # of the program's, such as its SSLContext's
+        except BaseException as exc:  # raised by the program, such as by its SSLContext
             self.crashed(without_task(exc), "the connection")
-            self._shut()
+            self._close_transport()
         self._continue_without_task()
 
     def _continue_without_task(self) -> None:
@@ -379,16 +379,16 @@ class Connection:
         self._finish_if_over()
 
     def start(self) -> None:
-        """Go on with a connection that there is."""
-        if self.transport is None or self.machine.abandoned:  # it failed, or was closed meanwhile
-            self._shut()
+        """Begin to wait for the connected socket."""
+        if self.transport is None or self.machine.abandoned:  # connecting failed, or it was closed meanwhile
+            self._close_transport()
             return
         if not self.transport.closed:
             configure(self.transport.watched.socket, self.options.keep_alive)
         registration = self._waiting.register(self.transport.watched)
         try:
             registration.begin(self)
-        except OSError as exc:  # the system has no room for it
+        except OSError as exc:  # the system is out of some resource
             self.lose(exc)
         else:
             self._registration = registration
@@ -399,7 +399,7 @@ class Connection:
 
     def release(self) -> None:
         self.machine.release()
-        self._shut()
+        self._close_transport()
         if self._journal is not None:
             self._journal.closed(self)
         self._forget_queued()
@@ -409,14 +409,14 @@ class Connection:
             callback()
 
     def add_close_callback(self, function: Callable[[], None]) -> None:
-        """Have a function called when it is over, be it that its owner is cancelled, and no handler is told of that."""
+        """Have a function called when the connection is over, even if its owner is cancelled and no event delivered."""
         self.close_callbacks = [*(self.close_callbacks or ()), function]
 
     def remove_close_callback(self, function: Callable[[], None]) -> None:
         self.close_callbacks = [each for each in self.close_callbacks or () if each != function] or None
 
     def _forget_queued(self) -> None:
-        """At the end, but for what a stream can still be asked for: what came before the connection was lost."""
+        """Discard the queue at the end, but not what a stream may still receive after the connection was lost."""
         if not self.machine.streams or self.machine.failed is Failed.NO:
             self.inbox.discard()
 
@@ -450,7 +450,7 @@ class Connection:
         self.dispatcher.spawn(what, function, *args)
 
     def listeners_changed(self) -> None:
-        """Others listen to data, or nobody."""
+        """The listeners of ``data`` are others now, or there are none."""
         self._fast_path = False
 
     def cancel_handlers(self) -> None:
@@ -470,7 +470,7 @@ class Connection:
         return self._server is None or self._server.may_log(kind)
 
     def _state_changed(self) -> None:
-        """Have those look who wait for what may have changed."""
+        """Notify everybody who waits for a change of state."""
         self.buffers = False
         self._fast_path = False
         if self._registration is not None:
@@ -478,7 +478,7 @@ class Connection:
             if self.machine.streams and self.transport is not None:
                 self.transport.watched.interrupt()  # the stream's caller
         if self.machine.shut:
-            self.notify()  # as the last events may be due
+            self.notify()  # the last events may be pending
         else:
             self.lifetime.notify()
 
@@ -508,7 +508,10 @@ class Connection:
             self.attempt = None
 
     def _open_further(self, done: Opening) -> None:
-        """Go on to what is next before the connection is open."""
+        """Enter the next stage of opening that the options ask for.
+
+        :param done: the last stage that is completed
+        """
         machine, options = self.machine, self.options
         if done < Opening.HEADER and options.proxy_protocol:
             machine.enter_stage(Opening.HEADER)
@@ -528,7 +531,7 @@ class Connection:
         if self.machine.ready is _CONNECTING:
             self.machine.open()
         if self.machine.ready is not _OPEN:  # closed meanwhile
-            self._shut()
+            self._close_transport()
             return
         if self._journal is not None:
             self._journal.opened(self)
@@ -537,7 +540,7 @@ class Connection:
         self.dispatcher.pump()
 
     def admitted(self) -> None:
-        """It may be open: its server has room."""
+        """The server has capacity: the connection may be open."""
         self.machine.enter_stage(Opening.ADMITTED)
         if self._registration is not None:
             self._registration.wake()
@@ -547,12 +550,12 @@ class Connection:
             self._opened()
 
     def give_up_handshake(self) -> None:
-        """Close, while there is no connection yet, as others want to have one too."""
+        """Close during the handshake, as the server needs its place for a newer connection."""
         self._fail(timeout("its handshake was given up for another's: see max_handshakes of the server"))
         self._abandon()
 
     def _read_header(self, transport: Transport) -> ReadResult:
-        """Of the PROXY protocol."""
+        """Read the header of the PROXY protocol."""
         part = transport.receive(QUEUED_READ_SIZE)
         if part is None:
             transport.expect(missing(self._header))
@@ -578,12 +581,12 @@ class Connection:
         return self._make_tls(self.options.ssl_context, self.options.server_hostname)
 
     def _make_tls(self, context: ssl.SSLContext | None, server_hostname: str | None) -> TLSTransport:
-        """TLS over the transport there is, behind what is buffered.
+        """Make a TLS transport over the present one, which sends what is buffered as plaintext first.
 
-        :raises ValueError: if there is no context, it is for the other side, or there is no name to check
+        :raises ValueError: if the context is missing or for the other role, or no name is given to check
         """
         assert isinstance(self.transport, Transport)
-        host = self.host if self.port else ""  # and not the path of a UNIX-domain socket
+        host = self.host if self.port else ""  # a UNIX-domain socket has a path in place of a host
         return tls_over(
             self.transport,
             context,
@@ -594,7 +597,7 @@ class Connection:
         )
 
     def _begin_tls(self, tls: TLSTransport, leftover: bytes = b"") -> None:
-        """Go on in TLS, to which all belongs that is not delivered yet."""
+        """Continue in TLS. Received bytes that are not delivered yet are part of it."""
         self.take_back()
         if leftover:
             tls.feed(leftover)
@@ -607,7 +610,7 @@ class Connection:
             self.advance()
 
     def _after_tls_received(self, tls: TLSTransport) -> None:
-        """After something was received."""
+        """Do what TLS needs after it has read records."""
         if self.machine.security is not Security.UP and tls.established:
             self._secured()
         elif self._waits_for_peer:
@@ -627,13 +630,13 @@ class Connection:
             self._open_further(Opening.HANDSHAKE)
         else:
             self.dispatcher.pump()
-        self.advance()  # with what the handlers have written, the end of the handshake goes in one piece
+        self.advance()  # so that the last handshake message and what handlers have written are sent together
 
     # Failing, and the end
 
     def _fail(self, exc: BaseException) -> None:
-        """The connection failed or was lost: nothing more can be sent. Of several failures the one that tells most
-        counts, and else the first.
+        """Record that the connection failed or was lost: nothing more can be sent. Of several failures the most
+        specific one counts, otherwise the first.
         """
         lifetime = self.lifetime
         if lifetime.failure is None or tells_more(exc, lifetime.failure):
@@ -644,25 +647,25 @@ class Connection:
         assert lifetime.failure is not None
         self.machine.fail(Failed.NETWORK if lifetime.failure.message == "Network" else Failed.TLS)
         if self._tls is not None and self._tls.plaintext:
-            self.machine.lose()  # what goes before TLS is cut off: nothing that TLS says can follow
+            self.machine.lose()  # the plaintext before TLS is cut short: no alert can follow it
         self._state_changed()
 
     def lose(self, exc: BaseException) -> None:
-        """Nothing more can be had of the connection."""
+        """The connection is lost: nothing more can be read or sent."""
         machine = self.machine
-        # After the program's end the peer's is as good as any, even cut off.
+        # After our own close_notify the peer need not send its own.
         is_end = isinstance(exc, ssl.SSLEOFError) and machine.ready is not _OPEN and machine.security is Security.UP
         if machine.loss_is_failure() and not is_end:
             self._fail(exc)
         if isinstance(exc, ssl.SSLEOFError):
             machine.mark_truncated()
-        elif not isinstance(exc, ssl.SSLError):  # of which the peer is told
+        elif not isinstance(exc, ssl.SSLError):  # a TLS failure is reported to the peer first
             machine.lose()
         self._state_changed()
         self.advance()
 
-    def _shut(self) -> None:
-        """Close the transport, whatever is still to be told."""
+    def _close_transport(self) -> None:
+        """Close the transport. Events may still be pending."""
         if self.machine.shut:
             return
         if self._registration is not None:
@@ -676,7 +679,7 @@ class Connection:
         self._state_changed()
 
     def _abandon(self) -> None:
-        """Close before there is a connection."""
+        """Close while connecting."""
         self.machine.give_up()
         if not self.lifetime.started:
             self.lifetime.end_before_it_began()
@@ -685,7 +688,7 @@ class Connection:
         elif self.attempt is not None:
             self.attempt.give_up()
         else:
-            self._shut()
+            self._close_transport()
 
     # What the program calls
 
@@ -702,7 +705,7 @@ class Connection:
 
     @property
     def why_closed(self) -> str:
-        """Why it is not open any more, in words; empty if there is nothing to say."""
+        """The reason why it is not open any more, as words; empty if there is none."""
         lifetime = self.lifetime
         if lifetime.failure is not None:
             return f"it was lost: {lifetime.failure}"
@@ -719,7 +722,7 @@ class Connection:
             self.require_task("send()")
         if not self._flush_scheduled:
             self._schedule_flush(written)
-        self.buffers = written is not None  # else it is asked again whether it is a task that sends
+        self.buffers = written is not None  # else the next send() has to be checked again for its task
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -764,7 +767,7 @@ class Connection:
             if not self._flush_scheduled:
                 self._schedule_flush(turn.written)
             elif self._registration is not None:
-                self._registration.write()  # to limit the time for what TLS answers by itself to be taken
+                self._registration.write()  # so that the time limit of closing begins
             self.machine.close()
             self._state_changed()
 
@@ -778,7 +781,7 @@ class Connection:
             self.advance()
 
     def reset(self) -> None:
-        """Close immediately, by cutting the connection off."""
+        """Close immediately, with a reset (RST)."""
         self.require_task("reset()")
         if self.transport is not None:
             if self._registration is not None:
@@ -790,7 +793,7 @@ class Connection:
         self.close()
 
     def upgrade(self, context: ssl.SSLContext | None, server_hostname: str | None, leftover: bytes) -> None:
-        """To TLS."""
+        """Begin TLS on an open connection."""
         machine = self.machine
         if machine.ready is not _OPEN:
             raise self.not_open("upgradeToSecure()")
@@ -803,7 +806,7 @@ class Connection:
                 self._schedule_flush(turn.written)
             self._limit_time()
             if self._registration is not None:
-                self._registration.wake()  # there may be something to read of what is here already
+                self._registration.wake()  # bytes that are here already may have to be read
 
     async def opened(self) -> None:
         machine = self.machine
@@ -860,8 +863,8 @@ class Connection:
         return None
 
     def _queued_data(self) -> tuple[Listeners, bytes | None]:
-        """The next of it, and whom it is for: what was taken back is for the handler, as the others have seen it; but
-        if there is none any more, for them: such as a pipe, which has taken its place.
+        """The next queued data, and who gets it. Data that the handler has given back goes to the handler alone, as
+        the listeners have seen it; without a handler it goes to them, such as to a pipe that has replaced it.
         """
         listeners, retaken = self._listeners, self.inbox.retaken
         if not retaken:
@@ -888,7 +891,7 @@ class Connection:
         return self._listeners, Event(_TYPES[pending], self._target)
 
     def _warn_if_unheard(self, type: str, advice: str) -> None:
-        """Warn, once, of an event that nothing listens to though it should."""
+        """Log a warning, once, about an event that should have a listener and has none."""
         if not (self._warned_unheard or self._listeners.has(type) or self.dispatcher.is_owner_cancelled):
             self._warned_unheard = True
             if self.may_log(f"no on{type}"):
@@ -903,7 +906,7 @@ class Connection:
     # Reading
 
     def on_readable(self) -> ReadResult:
-        """Read what there is, and deliver it."""
+        """Read from the socket, and deliver the data."""
         if (
             not (self._fast_path or self._check_fast_path())
             or self.dispatcher.busy
@@ -921,21 +924,21 @@ class Connection:
             count = len(data)
             self.bytes_received += count
             self.dispatcher.deliver(self._data_event("data", self._target, data))
-            if not self._fast_path or self.outgoing.drain_owed:  # else nothing is due
+            if not self._fast_path or self.outgoing.drain_owed:  # else no event is pending
                 self.dispatcher.pump(behind_handler=True)
             if count < FAST_READ_SIZE:
                 self._read_size = FAST_READ_SIZE
                 return _SOME
             self._read_size = READ_PER_TURN
-            return ReadResult.MORE  # even if that was all: it was much, and others have their turn
+            return ReadResult.MORE  # though that may be all: after so much it is the turn of other sockets
         if data is not None:
             self._peer_ended()
             self.dispatcher.pump()
         return _NOTHING
 
     def _check_fast_path(self) -> bool:
-        """Whether there is the short way: to a handler that is a function, from what was received without TLS, and from
-        what that sends to the operating system.
+        """Find out whether the fast path may be taken: from the kernel to a handler that is a plain function, and from
+        its ``send()`` to the kernel, with nothing else to look after.
         """
         machine = self.machine
         self._fast_path = (
@@ -954,7 +957,10 @@ class Connection:
         return self._fast_path
 
     def _read_slow_path(self, left: int) -> ReadResult:
-        """:param left: how many bytes may be read"""
+        """Read from the socket, whatever state the connection is in.
+
+        :param left: how many bytes may be read
+        """
         transport = self.transport
         assert transport is not None
         try:
@@ -987,7 +993,7 @@ class Connection:
                 break
             found = ReadResult.SOME
             if machine.ready is not _OPEN:
-                # Read all the same: to close with unread input destroys what the peer has yet to read (RST).
+                # Discard it: closing with unread input would send RST, which destroys what the peer has yet to read.
                 self._other_bytes_read += len(data)
             elif direct and not dispatcher.busy:
                 self.bytes_received += len(data)
@@ -997,7 +1003,7 @@ class Connection:
             else:
                 self._queue(data)
             left -= size
-            full = len(data) == size  # so there may be more
+            full = len(data) == size  # more may be there
             if self.transport is not transport:  # upgradeToSecure() has replaced it
                 return ReadResult.PENDING
             if not full or left < size or not machine.reads():
@@ -1009,7 +1015,7 @@ class Connection:
         return ReadResult.PENDING if transport.pending else found
 
     def _queue(self, data: bytes) -> None:
-        """Have what was read delivered after what is queued, or running, or when the socket is resumed."""
+        """Queue received data behind the running handler, what is queued before it, or until :meth:`resume`."""
         self._fast_path = False
         self._other_bytes_read += len(data)
         self.inbox.put(data)
@@ -1025,7 +1031,7 @@ class Connection:
         self.advance()
 
     def resume_reading(self) -> None:
-        """After something was taken from the queue."""
+        """Read again, after the queue was full."""
         if self._registration is not None and not self._registration.reading:
             self._watch_reading()
 
@@ -1047,14 +1053,14 @@ class Connection:
             return
         if not self.machine.is_over():
             if self.machine.shut and not dispatcher.has_task:
-                dispatcher.request_task()  # for its owner to wait for it, whose poller does no longer
+                dispatcher.request_task()  # as the poller does not keep its owner waiting any more
             return
         if self._finished is not None:
             self._finished.set()
         elif dispatcher.has_task:
-            pass  # by a task that has yet to begin, and then looks
+            pass  # that task finishes it when it begins
         elif self.lifetime.is_awaited:
-            dispatcher.request_task()  # to let them know
+            dispatcher.request_task()  # so that those who wait raise the failure first
         else:
             assert self._finish is not None
             self._finish(self)
@@ -1074,9 +1080,9 @@ class Connection:
     # Sending
 
     def _schedule_flush(self, written: list[Callable[[], None]] | None) -> None:
-        """Have what is buffered sent: when the running handler returns, or else soon.
+        """Have the send buffer flushed: when the running handler returns, otherwise soon.
 
-        :param written: of :data:`turn`
+        :param written: :data:`turn`'s list of buffers to flush
         """
         if written is not None:
             written.append(self.flush)
@@ -1085,8 +1091,8 @@ class Connection:
         self._flush_scheduled = True
 
     def _await_room(self) -> None:
-        """Have the rest sent when there is room."""
-        if self.dispatcher.runs and self._registration is not None:  # and not closed before it began
+        """Have the rest of the buffer sent when the socket is writable."""
+        if self.dispatcher.runs and self._registration is not None:  # else it was closed before it began
             self._registration.await_room()
 
     def _write_soon(self) -> None:
@@ -1094,7 +1100,7 @@ class Connection:
             self._registration.write()
 
     def flush(self) -> None:
-        """Send what a handler has written, when it has returned, be it one of another connection."""
+        """Send what a handler has written; called when the handler, which may be another connection's, has returned."""
         self.buffers = False
         outgoing = self.outgoing
         only_chunk = outgoing.only_chunk
@@ -1116,7 +1122,7 @@ class Connection:
     def _flush_slow_path(self) -> None:
         try:
             self.advance()
-        except BaseException as exc:  # of the program's, such as its SSLContext's: no trouble of who runs this
+        except BaseException as exc:  # raised by the program, such as by its SSLContext: it must not end the caller
             self.crashed(without_task(exc), "sending")
         if self.outgoing.drain_is_pending and self.dispatcher.runs:
             self.dispatcher.wake()
@@ -1124,18 +1130,18 @@ class Connection:
     def on_writable(self) -> bool:
         self.advance()
         if self.pumps_on_notify:
-            self.notify()  # the peer, which may be in this process, has its turn before a drain fills what it has read
+            self.notify()  # first the peer, which may be in this process, reads; then ``drain`` is delivered
         else:
             self.dispatcher.pump()
         return self._flush_scheduled and not self._waits_for_peer and not self.machine.shut
 
     def advance(self) -> None:
-        """Do what is to be done, as far as goes at once."""
+        """Perform the machine's next actions, as far as possible without waiting."""
         machine, transport = self.machine, self.transport
         if transport is None:
             return
         self._waits_for_peer = False
-        if machine.ready is _OPEN and machine.own_side is _OWN_SIDE_OPEN and self._limits is None:  # as a rule
+        if machine.ready is _OPEN and machine.own_side is _OWN_SIDE_OPEN and self._limits is None:  # usually
             done = self._send_buffered(transport) if self.outgoing.amount else self._flush_answers(transport)
             if machine.failed is _NOT_FAILED:
                 self._has_advanced(done, transport)
@@ -1155,23 +1161,29 @@ class Connection:
         self._has_advanced(done, transport)
 
     def _has_advanced(self, done: bool, transport: Transport | TLSTransport) -> None:
-        """:param done: whether there is nothing to wait for"""
+        """Note what sending waits for.
+
+        :param done: whether nothing is left to send
+        """
         self._flush_scheduled = not done
         self.buffers = False
         if done:
             if self._tls is not None:
-                self.resume_reading()  # as what it has answered is taken
+                self.resume_reading()  # as its answers are sent
         elif transport.blocked:
             self._await_room()
         else:
             self._waits_for_peer = True
 
     def _perform(self, action: Action, transport: Transport | TLSTransport) -> bool:
-        """:return: whether it is done, and need not wait"""
+        """Perform one action.
+
+        :return: whether it is complete
+        """
         if action is Action.SEND:
             return self._send_buffered(transport)
         if action is Action.SHUT:
-            self._shut()
+            self._close_transport()
             return True
         if not transport.closed and not transport.send_eof():
             return False
@@ -1180,7 +1192,7 @@ class Connection:
         return True
 
     def _send_buffered(self, transport: Transport | TLSTransport) -> bool:
-        """Hand over what the operating system takes now.
+        """Send as much of the buffer as the operating system takes now.
 
         :return: whether nothing is left to wait for
         """
@@ -1192,8 +1204,8 @@ class Connection:
                 awaited = outgoing.awaited
                 outgoing.advance(count)
                 if awaited and not outgoing.awaited:
-                    self.lifetime.notify()  # a stream's caller, who does not wait for what was sent behind it
-                # TLS may have handed over what it had encrypted before there was more: that is no lack of room.
+                    self.lifetime.notify()  # the stream's send(), which need not wait for later data
+                # TLS may have sent records of earlier data only: that does not mean that the kernel is full.
                 if not count:
                     return False
                 if self._tls is None and count < (len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))):
@@ -1204,33 +1216,35 @@ class Connection:
         return True
 
     def _flush_answers(self, transport: Transport | TLSTransport) -> bool:
-        """Hand over what TLS has to say for itself."""
+        """Send the messages that TLS itself has to send."""
         try:
             done = transport.flush()
             self.lifetime.notify()
             return done
         except OSError as exc:
-            if isinstance(exc, ssl.SSLError):  # else the connection is lost, which the next read tells
+            if isinstance(
+                exc, ssl.SSLError
+            ):  # any other error is the loss of the connection, which the next read reports
                 self.lose(exc)
             return True
 
-    # What a handler of data holds
+    # Data that the handler of ``data`` holds, such as the beginning of a line
 
     def take_back(self) -> None:
-        """Have what the handler of data holds queued again, before all else."""
+        """Put the data that the handler holds back at the head of the queue."""
         count = self.inbox.take_back()
         if count:
             self.bytes_received -= count
             self._fast_path = False
 
     def offer_held_again(self) -> None:
-        """There is another handler of data, for which is what the last one holds."""
+        """The handler of ``data`` was replaced: the new one gets the data that the old one holds."""
         self.take_back()
         if self.inbox.retaken and self.machine.takes_data() and self.dispatcher.runs:
             self.dispatcher.wake()
 
     def reject(self, exc: OSError) -> None:
-        """What the peer has sent is not to be borne: the connection is lost, and what was to be delivered too."""
+        """Drop the connection, and its queue, because the peer has sent something unacceptable."""
         self.inbox.discard()
         self.machine.reject()
         self.lose(exc)
@@ -1238,10 +1252,10 @@ class Connection:
     # Time
 
     def _limit_time(self) -> None:
-        """Limit what is to be limited now; what was so already goes on."""
+        """Begin the time limit that applies now; one that runs already goes on."""
         machine, limits = self.machine, self._limits
         if limits is None and machine.ready is _OPEN and machine.failed is _NOT_FAILED and self._tls is None:
-            return  # as a rule
+            return  # usually
         limit = machine.limit()
         if limit is Limit.HANDSHAKE and self._plaintext:
             limit = Limit.PLAINTEXT
@@ -1257,14 +1271,14 @@ class Connection:
         self._await_time()
 
     def _await_time(self) -> None:
-        """Have :meth:`on_time` called when the first of all limits is over."""
+        """Have :meth:`on_time` called at the earliest deadline."""
         if self._registration is not None and not self.machine.shut:
             limits = math.inf if self._limits is None else self._limits.deadline
             self._registration.limit(limits if self._idleness is None else min(limits, self._idleness.deadline))
 
     @property
     def _plaintext(self) -> int:
-        """How many bytes are yet to be sent that go before TLS."""
+        """Bytes yet to be sent of the plaintext that precedes TLS."""
         return 0 if self._tls is None else self._tls.plaintext
 
     def on_time(self) -> None:
@@ -1281,7 +1295,7 @@ class Connection:
 
     @property
     def _bytes_moved(self) -> int:
-        """How many bytes have gone either way so far, wherever they are."""
+        """Bytes that were read and sent so far, delivered or not."""
         records = 0 if self._tls is None else self._tls.moved
         return self.bytes_received + self.outgoing.sent + self._other_bytes_read + records
 
@@ -1297,16 +1311,16 @@ class Connection:
             else:
                 self.lose(limits.error(limit))
 
-    # A stream in place of the handlers
+    # A stream instead of handlers
 
     def begin_stream(self) -> None:
-        """What arrives is for a stream from now on."""
+        """From now on a stream receives the data."""
         self.take_back()
         self.machine.begin_stream()
         self._state_changed()
 
     def receive(self, size: int) -> bytes | None:
-        """What has arrived, for the stream; ``b""`` at the peer's end, None if nothing is there.
+        """Received data for the stream; ``b""`` at the peer's end, None if nothing has arrived.
 
         :raises OSError: if the connection was lost
         """
@@ -1328,29 +1342,29 @@ class Connection:
         return data
 
     def give_back(self, data: bytes) -> None:
-        """Give back some of what was received last: it comes first again."""
+        """Put the data that was received last back at the head of the queue."""
         self.bytes_received -= len(data)
         self.inbox.put_back(data)
 
     async def wait_readable(self) -> None:
-        """Wait until there may be something for the stream."""
+        """Wait until the stream may receive something."""
         transport = self.transport
         assert transport is not None
         if transport.choked:
             await self.lifetime.wait_until(lambda: not transport.choked or transport.closed)
         elif transport.pending:
-            await anyio.lowlevel.checkpoint()  # it may have all, and the peer wait for us
+            await anyio.lowlevel.checkpoint()  # the data is here already, and the peer may be waiting for our answer
         else:
             self.lifetime.begin_awaiting()
             try:
                 await transport.watched.wait_readable()
             except anyio.ClosedResourceError:
-                pass  # which the next look tells
+                pass  # the next receive() finds that out
             finally:
                 self.lifetime.end_awaiting()
 
     def send_directly(self, data: bytes) -> bool:
-        """Send what a stream's caller waits for: here and now, and by way of the buffer only what is not taken.
+        """Send data whose sender waits: immediately, and by way of the buffer only what the kernel does not take.
 
         :return: whether the operating system has taken all of it
         """
@@ -1376,15 +1390,15 @@ class Connection:
         return False
 
     def send_last(self) -> None:
-        """For once send what goes now, before there is any time limit."""
+        """Send what the kernel takes now, before the time limit of closing begins."""
         if self.dispatcher.runs:
             self.flush()
 
     async def close_now(self) -> None:
-        """Close immediately what is not closed yet, and wait for the few turns until the descriptor is closed too."""
+        """Close immediately, and wait for the few turns of the event loop until the descriptor is closed too."""
         self.close_immediately()
         await self.lifetime.wait_until(lambda: self.attempt is None)
-        self._shut()
+        self._close_transport()
         if self.transport is not None:
             await self.transport.watched.wait_closed()
 

@@ -210,7 +210,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         """
         host, port = host_and_port(_peer_of(options.sock))
         self = cls(host or "localhost", port or 1, **_of_any_client(options))
-        self._connection.become(host, port, options.sock, options.ssl_context)
+        self._connection.adopt(host, port, options.sock, options.ssl_context)
         return self
 
     def __repr__(self) -> str:
