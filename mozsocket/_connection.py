@@ -151,7 +151,8 @@ class Connection:
     :ivar server_side: the role in TLS; None if the context decides
     :ivar bytes_received: the bytes that were given to the program so far
     :ivar close_callbacks: functions to call when it is over, even if no event is delivered; None for none
-    :ivar buffers: whether ``send()`` need only fill the buffer, as that will be flushed: while a handler runs
+    :ivar buffering_thread: the thread whose ``send()`` need only fill the buffer, as that is flushed when the running
+        handler returns; 0 for none
     """
 
     __slots__ = (
@@ -180,7 +181,7 @@ class Connection:
         "_waits_for_peer",
         "_warned_unheard",
         "attempt",
-        "buffers",
+        "buffering_thread",
         "bytes_received",
         "close_callbacks",
         "dispatcher",
@@ -212,7 +213,7 @@ class Connection:
         self.attempt: Attempt | None = None
         self.server_side: bool | None = False
         self.close_callbacks: list[Callable[[], None]] | None = None
-        self.buffers = False
+        self.buffering_thread = 0
         self.bytes_received = 0
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, from the beginning of TLS on
@@ -449,10 +450,6 @@ class Connection:
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         self.dispatcher.spawn(what, function, *args)
 
-    def listeners_changed(self) -> None:
-        """The listeners of ``data`` are others now, or there are none."""
-        self._fast_path = False
-
     def cancel_handlers(self) -> None:
         self._fast_path = False
         self.dispatcher.cancel_handlers()
@@ -471,7 +468,7 @@ class Connection:
 
     def _state_changed(self) -> None:
         """Notify everybody who waits for a change of state."""
-        self.buffers = False
+        self.buffering_thread = 0
         self._fast_path = False
         if self._registration is not None:
             self._watch_reading()
@@ -722,7 +719,9 @@ class Connection:
             self.require_task("send()")
         if not self._flush_scheduled:
             self._schedule_flush(written)
-        self.buffers = written is not None  # else the next send() has to be checked again for its task
+        self.buffering_thread = (
+            0 if written is None else get_ident()
+        )  # else the next send() has to be checked again for its task
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -737,7 +736,7 @@ class Connection:
             raise self.not_open("send_eof()")
         self.require_task("send_eof()")
         self.machine.finish()
-        self.buffers = False
+        self.buffering_thread = 0
         self._fast_path = False
         if self.machine.have_both_ended():
             self.close()
@@ -854,7 +853,7 @@ class Connection:
                     self._warn_if_unheard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
             elif pending is PendingEvent.BOTH_ENDED:
-                self.buffers = False
+                self.buffering_thread = 0
                 self.advance()
             else:
                 return self._make_event(pending)
@@ -910,7 +909,7 @@ class Connection:
         if (
             not (self._fast_path or self._check_fast_path())
             or self.dispatcher.busy
-            or "data" in self._listeners.async_types
+            or "data" not in self._listeners.plain_types
         ):
             return self._read_slow_path(READ_PER_TURN)
         size = self._read_size
@@ -923,7 +922,13 @@ class Connection:
         if data:
             count = len(data)
             self.bytes_received += count
-            self.dispatcher.deliver(self._data_event("data", self._target, data))
+            self.buffering_thread = get_ident()
+            try:
+                self.dispatcher.deliver(self._data_event("data", self._target, data))
+            finally:
+                self.buffering_thread = 0
+            if self.outgoing.amount and not self._flush_scheduled:
+                self.flush()
             if not self._fast_path or self.outgoing.drain_owed:  # else no event is pending
                 self.dispatcher.pump(behind_handler=True)
             if count < FAST_READ_SIZE:
@@ -952,7 +957,6 @@ class Connection:
             and self._limits is None
             and self.transport is not None
             and machine.pending_event() is None
-            and self._listeners.has("data")
         )
         return self._fast_path
 
@@ -1101,7 +1105,7 @@ class Connection:
 
     def flush(self) -> None:
         """Send what a handler has written; called when the handler, which may be another connection's, has returned."""
-        self.buffers = False
+        self.buffering_thread = 0
         outgoing = self.outgoing
         only_chunk = outgoing.only_chunk
         if only_chunk is not None and self._fast_path and not outgoing.drain_owed:
@@ -1166,7 +1170,7 @@ class Connection:
         :param done: whether nothing is left to send
         """
         self._flush_scheduled = not done
-        self.buffers = False
+        self.buffering_thread = 0
         if done:
             if self._tls is not None:
                 self.resume_reading()  # as its answers are sent

@@ -148,6 +148,9 @@ class OnlyHandler:
     words: str
 
 
+_NO_TYPES: frozenset[str] = frozenset()
+
+
 class _Listener(NamedTuple):
     call: Callable[[Any], object]
     once: bool
@@ -158,14 +161,16 @@ class Listeners:
 
     :ivar handlers: the handlers, by the type
     :ivar async_types: the types which an ``async def`` function listens to, so that it takes a task to deliver them
+    :ivar plain_types: the types which plain functions listen to, and no ``async def`` function
     """
 
-    __slots__ = ("_added", "async_types", "handlers")
+    __slots__ = ("_added", "async_types", "handlers", "plain_types")
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[[Any], object]] = {}
         self._added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
-        self.async_types: frozenset[str] = frozenset()
+        self.async_types: frozenset[str] = _NO_TYPES
+        self.plain_types: frozenset[str] = _NO_TYPES
 
     @classmethod
     def of(cls, type: str, handler: Callable[[Any], object] | None) -> Listeners:
@@ -180,7 +185,7 @@ class Listeners:
             self.handlers.pop(type, None)
         else:
             self.handlers[type] = handler
-        self._note_async(type)
+        self._classify(type)
 
     def add(self, type: str, listener: Callable[[Any], object], once: bool) -> None:
         if self._added is None:
@@ -188,7 +193,7 @@ class Listeners:
         listeners = self._added.setdefault(type, [])
         if not any(entry.call == listener for entry in listeners):
             listeners.append(_Listener(listener, once))
-            self._note_async(type)
+            self._classify(type)
 
     def remove(self, type: str, listener: Callable[[Any], object]) -> None:
         if self._added is not None:
@@ -233,16 +238,28 @@ class Listeners:
     def _remove(self, type: str, entry: _Listener) -> None:
         assert self._added is not None
         self._added[type] = [other for other in self._added[type] if other is not entry]
-        self._note_async(type)
+        self._classify(type)
 
-    def _note_async(self, type: str) -> None:
-        calls = [entry.call for entry in (self._added or {}).get(type, ())]
+    def _classify(self, type: str) -> None:
+        """After a change, find out what kind of functions listen to a type."""
+        calls = [entry.call for entry in self._added.get(type, ())] if self._added else []
         if type in self.handlers:
             calls.append(self.handlers[type])
-        if any(map(is_async, calls)):
-            self.async_types |= {type}
-        else:
-            self.async_types -= {type}
+        has_async = any(map(is_async, calls))
+        if has_async or self.async_types:
+            self.async_types = _with(self.async_types, type, has_async)
+        self.plain_types = _with(self.plain_types, type, bool(calls) and not has_async)
+
+
+def _with(types: frozenset[str], type: str, is_in: bool) -> frozenset[str]:
+    """A set with a type, or without it: one object for all that are equal, as there may be many connections."""
+    if (type in types) is is_in:
+        return types
+    changed = types | {type} if is_in else types - {type}
+    return _TYPE_SETS.setdefault(changed, changed)
+
+
+_TYPE_SETS: dict[frozenset[str], frozenset[str]] = {}
 
 
 class EventTarget(Unique, Strict, Referable):
@@ -296,10 +313,6 @@ class EventTarget(Unique, Strict, Referable):
         """
         self._check_type(type)
         self._listeners.remove(type, listener)
-        self._has_removed(type)
-
-    def _has_removed(self, type: str) -> None:
-        """Called when a listener of a type was removed."""
 
     def _check_type(self, type_: str) -> None:
         if type_ not in self._types:

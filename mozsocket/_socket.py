@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -90,7 +91,6 @@ class _DataHandler(EventHandler[EventT]):
         if holds:
             connection.require_task("setting ondata")
         super().__set__(target, handler)
-        connection.listeners_changed()
         if holds:
             connection.offer_held_again()
 
@@ -172,10 +172,6 @@ class TCPSocket(EventTarget, Generic[DataT]):
             self, type: str, listener: Callable[[Event[TCPSocket[DataT]]], object], *, once: bool = False
         ) -> None: ...
         def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None: ...
-
-    def _has_removed(self, type: str) -> None:
-        if type == "data":
-            self._connection.listeners_changed()
 
     def _set_up(self, host: str, port: int, options: SocketOptions) -> Connection:
         super().__init__()
@@ -288,7 +284,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         if type(data) is not bytes or byteOffset != 0 or byteLength is not None:
             data = octets(data, byteOffset, byteLength, ascii_only=self.binaryType != "string")
         connection = self._connection
-        return connection.outgoing.append(data) if connection.buffers else connection.send(data)
+        return connection.outgoing.append(data) if connection.buffering_thread == get_ident() else connection.send(data)
 
     def suspend(self) -> None:
         """Stop ``data`` events, and through TCP the peer. Suspensions count. Allowed while connecting.

@@ -229,6 +229,38 @@ async def test_sending_what_a_handler_has_begun_to(elsewhere: Any, role: str, li
             peer.close()
 
 
+@pytest.mark.parametrize("begins_with", [b"", b"first"])
+async def test_sending_while_a_handler_runs(begins_with: bytes, role: str, listener: stdlib_socket.socket) -> None:
+    """From a thread that the handler waits for, before or after it has sent something itself."""
+    results: list[Any] = []
+
+    def send(socket: TCPSocket) -> None:
+        try:
+            results.append(socket.send(b"elsewhere"))
+        except Exception as exc:
+            results.append(exc)
+
+    def handle(event: Any) -> None:
+        if begins_with:
+            event.target.send(begins_with)
+        thread = threading.Thread(target=send, args=(event.target,))
+        thread.start()
+        thread.join()
+        event.target.send(b"last")
+
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with MozTCPSocket() as tcp:
+            socket, _, peer = await connected(tcp, role, listener)
+            socket.ondata = handle
+            for _ in range(2):  # the second time by the fast path
+                await blocking(peer.sendall, b"go")
+                sent = begins_with + b"last"
+                assert await blocking(read_exactly, peer, len(sent)) == sent
+            assert [type(result) for result in results] == [RuntimeError] * 2
+            socket.closeImmediately()
+            peer.close()
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_after_its_loop(call: str) -> None:
     """Of asyncio: that of Trio ends when all of its tasks have."""

@@ -236,7 +236,7 @@ async def test_data_that_nobody_listens_to_is_told_once(role: str, caplog: pytes
         sock.closeImmediately()
 
 
-@pytest.mark.parametrize("how", ["handler", "listener"])
+@pytest.mark.parametrize("how", ["handler", "listener", "once"])
 async def test_data_that_nobody_listens_to_any_more_is_told(
     how: str, role: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,12 +249,12 @@ async def test_data_that_nobody_listens_to_any_more_is_told(
         if how == "handler":
             sock.ondata = listen
         else:
-            sock.addEventListener("data", listen)
+            sock.addEventListener("data", listen, once=how == "once")
         await send_all(peer, b"x")
         await got.wait()
         if how == "handler":
             sock.ondata = None
-        else:
+        elif how == "listener":
             sock.removeEventListener("data", listen)
         await send_all(peer, b"x")
         await all_blocked()
