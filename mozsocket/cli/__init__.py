@@ -45,19 +45,21 @@ __all__ = ("main",)
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 GRACE = 5
-"""Seconds that connections may go on, where --grace does not say."""
+"""Default of --grace: seconds that connections may continue after the signal to stop."""
 
 LOOPBACK: dict[AddressFamily | None, str] = {None: "localhost", AF_INET: "127.0.0.1", AF_INET6: "::1"}
-"""Where to listen, where --host does not say: at both addresses, as clients try either first, or that of a family."""
+"""Default of --host: both loopback addresses, as clients may try either first, or that of the chosen family."""
 
 FILE = click.Path(exists=True, dir_okay=False)
 
 
 class Commands(click.Group):
+    """The commands, with the usual exit status after Ctrl-C."""
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # outside the event loop; click would say "Aborted!"
+        except KeyboardInterrupt:  # outside the event loop; click would print "Aborted!"
             ctx.exit(INTERRUPTED)
 
 
@@ -73,7 +75,7 @@ def main() -> None:
 
 
 def shared_options(command: CommandT) -> CommandT:
-    """The options that connect and listen share."""
+    """Add the options that connect and listen share."""
     for option in (
         click.option(
             "--progress", is_flag=True, help="Show on standard error how much has been sent and received, and how fast."
@@ -82,15 +84,15 @@ def shared_options(command: CommandT) -> CommandT:
             "-v",
             "--verbose",
             count=True,
-            help="Tell of every event on standard error; with -vv also of what is sent, and show the bytes.",
+            help="Report every event on standard error; with -vv also report what is sent, and show the bytes.",
         ),
         click.option(
             "--binary-type",
             type=click.Choice(["arraybuffer", "string"]),
             default="arraybuffer",
             show_default=True,
-            help="How data is received within the program: bytes, or str of one character per byte. What goes in"
-            " and out is the same.",
+            help="The type of received data within the program: bytes, or str of one character per byte. The bytes"
+            " that are sent and written are the same.",
         ),
         click.option(
             "--backend", type=click.Choice(list(BACKENDS)), default="asyncio", show_default=True, help="The event loop."
@@ -98,14 +100,14 @@ def shared_options(command: CommandT) -> CommandT:
         click.option(
             "--crlf",
             is_flag=True,
-            help="End the lines that are sent with carriage return and line feed, as SMTP, HTTP and others want it.",
+            help="End the lines that are sent with carriage return and line feed, as SMTP, HTTP and others require.",
         ),
         click.option(
             "--timeout",
             type=click.FloatRange(0, min_open=True),
             metavar="SECONDS",
-            help="Give a connection up when for so long nothing has been received, and nothing that is to be sent has"
-            " been taken; by default never.",
+            help="Abort a connection on which, for this long, nothing was received and none of the data to send was"
+            " accepted; by default never.",
         ),
         click.option("-6", "ipv6", is_flag=True, help="Use IPv6 only."),
         click.option("-4", "ipv4", is_flag=True, help="Use IPv4 only."),
@@ -114,22 +116,22 @@ def shared_options(command: CommandT) -> CommandT:
     return command
 
 
-@cli.command(short_help="Connect to a port, and to standard input and output.")
+@cli.command(short_help="Connect standard input and output to a port.")
 @click.argument("where", metavar="HOST[:PORT]")
 @click.argument("port", required=False)
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(0),
     metavar="SECONDS",
-    help="How long to try, until TLS is up if that is asked for; by default as long as the operating system does, and"
-    f" {NEGOTIATION_LIMIT} seconds for TLS.",
+    help="How long connecting may take, with TLS if that is requested; by default as long as the operating system"
+    f" allows, and {NEGOTIATION_LIMIT} seconds for TLS.",
 )
 @click.option("--tls", is_flag=True, help="Use TLS from the start.")
 @click.option(
     "--starttls",
     type=click.Choice(list(DIALOGUES)),
-    help="Begin in plaintext, ask for TLS as this protocol has it, and relay what follows. If that is refused, nothing"
-    " is sent.",
+    help="Begin in plaintext, ask for TLS with this protocol's command, and relay only within TLS. If the server"
+    " refuses, no input is sent.",
 )
 @click.option(
     "--cafile",
@@ -163,11 +165,11 @@ def connect(
     verbose: int,
     progress: bool,
 ) -> None:
-    """Connect to a PORT of a HOST: standard input is sent, what is received goes to standard output.
+    """Connect to a PORT of a HOST: send standard input, and write what is received to standard output.
 
-    The other side is told of the end of the input. It ends when the other side ends the connection, so nothing of an
-    answer is missed, and when what is left of a file has been sent. PORT is a number or a service, such as smtp; with
-    an IPv6 address it is written [::1]:25, or apart.
+    The end of the input is passed on to the other side. The command ends when the other side ends the connection, so
+    that no part of an answer is missed; input from a file is first sent to its end. PORT is a number or a service,
+    such as smtp; after an IPv6 address it is written as in [::1]:25, or as a separate argument.
 
     \b
     Examples:
@@ -193,12 +195,12 @@ def connect(
             connect_timeout=connect_timeout,
             idle_timeout=timeout,
             allow_half_open=console.input_size() is not None,
-            local_host=None if family is None else ANY_ADDRESS[family],  # which has the others left out
+            local_host=None if family is None else ANY_ADDRESS[family],  # which leaves out the other family
             useSecureTransport=tls,
             ssl_context=context if tls else None,
             server_hostname=server_hostname if tls else None,
         )
-        if server_hostname is not None:  # of --starttls: long before it is used
+        if server_hostname is not None:  # with --starttls: checked before connecting, long before its use
             check_server_hostname(server_hostname)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
@@ -210,15 +212,21 @@ def connect(
 
 
 def exclude(name: str, value: object, other: str, other_value: object) -> None:
-    """:raises click.UsageError: if two options are given of which each makes the other pointless"""
+    """Reject two options that exclude each other.
+
+    :raises click.UsageError: if both are given
+    """
     if value and other_value:
         raise click.UsageError(f"{name} and {other} exclude each other.")
 
 
 def demand(name: str, value: object, other: str) -> None:
-    """:raises click.UsageError: if an option is given that is for another, which is not"""
+    """Reject an option that has no effect without another. The caller has checked that the other is missing.
+
+    :raises click.UsageError: if it is given
+    """
     if value:
-        raise click.UsageError(f"{name} is for {other}.")
+        raise click.UsageError(f"{name} can only be used with {other}.")
 
 
 async def connect_and_relay(
@@ -229,9 +237,10 @@ async def connect_and_relay(
     make_upgrade: Callable[[], StartTLS] | None,
     connect_timeout: float | None,
 ) -> None:
+    """Connect, upgrade to TLS if requested, then relay until the connection has ended."""
     trace.watch(socket, "client")
     begun = anyio.current_time()
-    # Both are made before the connection is there, to miss nothing that is received.
+    # Both set handlers, so they are created before the socket connects: no data can be missed.
     relay = Relay(socket, "client", console, progress, trace, end_with_input=True)
     upgrade = make_upgrade() if make_upgrade is not None else None
     with closing(relay), closing(progress), console.open():
@@ -247,9 +256,9 @@ async def connect_and_relay(
 
 
 def leave(console: Console, status: int) -> None:
-    """End the program."""
-    if status and console.writing:  # pragma: no cover  (nothing is recorded of a process that ends like this)
-        os._exit(status)  # a thread is stuck in a write, for which Python would wait
+    """Exit with a status, without waiting for output that nobody reads."""
+    if status and console.writing:  # pragma: no cover  (a process that ends like this records no coverage)
+        os._exit(status)  # a thread is blocked in a write, and Python would wait for it
     sys.exit(status)
 
 
@@ -257,23 +266,21 @@ def leave(console: Console, status: int) -> None:
 @click.argument("port", callback=lambda ctx, param, value: port_number(value, lowest=0))
 @click.option(
     "--host",
-    help="The address to listen on, or its name; :: stands for all of this machine's, of IPv4 too. By default"
-    " localhost, which nobody but this machine can reach.",
+    help="The address to listen on, or its name; :: stands for all addresses of this machine, IPv4 included. By"
+    " default localhost, which only this machine can reach.",
 )
 @click.option("--echo", is_flag=True, help="Send back what is received, on any number of connections, until Ctrl-C.")
 @click.option(
     "--grace",
     type=click.FloatRange(0),
     metavar="SECONDS",
-    help="With --echo: how long connections may go on after Ctrl-C or SIGTERM, by default"
-    f" {GRACE}; a second one ends them at once.",
+    help="With --echo: how long connections may continue after Ctrl-C or SIGTERM, by default"
+    f" {GRACE}; a second signal ends them immediately.",
 )
-@click.option("--keep-open", is_flag=True, help="Take further connections, one after another, until Ctrl-C.")
+@click.option("--keep-open", is_flag=True, help="Accept further connections, one after another, until Ctrl-C.")
 @click.option("--tls", is_flag=True, help="Use TLS from the start.")
-@click.option(
-    "--certfile", type=FILE, help="For TLS: a PEM file of the certificate, of those that vouch for it, and of its key."
-)
-@click.option("--keyfile", type=FILE, help="For TLS: a PEM file of the key, if that is in one of its own.")
+@click.option("--certfile", type=FILE, help="For TLS: a PEM file with the certificate, its chain, and its private key.")
+@click.option("--keyfile", type=FILE, help="For TLS: a PEM file with the private key, if it is not in the --certfile.")
 @shared_options
 def listen(
     port: int,
@@ -293,11 +300,11 @@ def listen(
     verbose: int,
     progress: bool,
 ) -> None:
-    """Listen on a PORT, 0 for one that is free, and take one connection.
+    """Listen on a PORT, 0 for any free one, and accept one connection.
 
-    Standard input is sent to it, what is received goes to standard output. It ends when the other side ends the
-    connection, and what is left of a file has been sent to it; the end of the input does not end it. PORT is a number
-    or a service, such as smtp. Where it listens is told on standard error.
+    Standard input is sent to it, and what is received is written to standard output. The command ends when the other
+    side ends the connection; input from a file is first sent to its end. The end of the input alone does not end it.
+    PORT is a number or a service, such as smtp. The address and port are printed on standard error.
 
     \b
     Examples:
@@ -314,7 +321,7 @@ def listen(
         demand("--grace", grace is not None, "--echo")
     console, trace = Console(crlf=crlf), Trace(enabled=verbose > 0, bytes_too=verbose > 1)
     service = EchoService(trace, GRACE if grace is None else grace)
-    size = None if keep_open else console.input_size()  # else it is for several
+    size = None if keep_open else console.input_size()  # with --keep-open the input is for several connections
     bars = Progress(enabled=progress, total=None if keep_open else console.bytes_to_send())
     serve = service.serve if echo else partial(serve_relays, trace, console, bars, keep_open)
     options: dict[str, Any] = {
@@ -334,7 +341,7 @@ def listen(
 
 
 def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str, Any]:
-    """The options of listen() that are of TLS."""
+    """The TLS options of :class:`TCPServerSocket`; none without --tls."""
     if not tls:
         demand("--certfile", certfile, "--tls")
         demand("--keyfile", keyfile, "--tls")
@@ -342,8 +349,8 @@ def server_tls(tls: bool, certfile: str | None, keyfile: str | None) -> dict[str
     if certfile is None:
         raise click.UsageError("--tls needs a --certfile.")
     context = server_context(certfile, keyfile)
-    # Many clients end without close_notify, as nothing depends on it: their request is whole, or they have the answer.
-    # Who connects, and wants to know whether it was cut off, is told by `connect`.
+    # Many clients end without close_notify, as nothing depends on it: they have sent a complete request or received the
+    # answer. Only a client needs to know whether an answer was cut off, and `connect` reports that.
     return {"useSecureTransport": True, "ssl_context": context, "tls_standard_compatible": False}
 
 
@@ -355,6 +362,7 @@ async def listen_and_serve(
     port: int,
     options: dict[str, Any],
 ) -> None:
+    """Listen, print the address and port, and serve until the function given returns."""
     if family is None:
         server = TCPServerSocket(port, host=host, **options)
     else:
@@ -370,7 +378,7 @@ async def listen_and_serve(
 async def serve_relays(
     trace: Trace, console: Console, progress: Progress, keep_open: bool, server: TCPServerSocket[bytes | str]
 ) -> None:
-    """Relay one connection, or one after another."""
+    """Relay one connection, or with --keep-open one after another."""
     numbers = itertools.count(1)
     accepted, relays = anyio.create_memory_object_stream[Relay](math.inf)
 
@@ -392,15 +400,15 @@ async def serve_relays(
                 if not keep_open:
                     raise
                 complain(exc.message)
-    await server.closed()  # raises what ended it, if it was not closed here
+    await server.closed()  # raises the error that ended the server, if it was not closed here
 
 
 @cli.command(short_help="Show sockets at work on each event loop, and check them.")
 def demo() -> None:
-    """An echo server and a client in one process, on each event loop that is installed: they agree on TLS in
-    plaintext, and go on in it.
+    """Run an echo server and a client in one process, on each event loop that is installed. They agree on TLS in
+    plaintext, then continue in TLS.
 
-    Events are told as they happen, and at the end what they prove.
+    Each event is printed as it happens, and at the end what the events prove.
     """
     contexts = Contexts.make()
     trace = ShortTrace(err=False)

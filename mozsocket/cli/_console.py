@@ -1,8 +1,8 @@
 """Standard input and output.
 
-Input is read by a thread and output is written by one, as both may block. The thread that reads passes its input on
+One thread reads the input and another writes the output, as both may block. The reading thread passes its input on
 through a socketpair: the event loop waits for that as for any socket, and the thread need not know whether the loop
-is still there.
+still runs.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from ._loop import Failure, words
 __all__ = ("Console", "LineEnds", "TerminalText")
 
 READ_SIZE = 262_144
-"""Bytes read from standard input at once."""
+"""The most bytes that one read takes from standard input."""
 
 JOB_CHANGE = 0.2
-"""Seconds after which a job in the background looks whether it is in the foreground."""
+"""Seconds between a background job's checks whether it is now in the foreground."""
 
 
 class TerminalText:
-    """Bytes as text that a terminal can be trusted with: UTF-8, without control characters but line ends and tabs.
+    """Decodes bytes to text that is safe to print on a terminal.
 
-    What cannot be judged yet, a part of a character or a carriage return, is held back until more comes.
+    The bytes are decoded as UTF-8; invalid bytes and control characters, except line ends and tabs, are escaped. An
+    incomplete character or a final carriage return is held back until more arrives, as its meaning depends on that.
     """
 
     _CONTROL = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -49,8 +50,9 @@ class TerminalText:
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """
-        :param data: the next bytes
-        :param final: whether they are the last
+        Decode the next bytes.
+
+        :param final: whether they are the last, so that nothing is held back
         :return: the text that can be shown now
         """
         text = self._held + self._decoder.decode(data, final)
@@ -59,19 +61,16 @@ class TerminalText:
 
 
 class LineEnds:
-    """Bytes with each line feed as carriage return and line feed, as SMTP, HTTP and others end their lines.
+    """Turns each line feed into carriage return and line feed, as SMTP, HTTP and others end their lines.
 
-    Where there is a carriage return before it already, none is added.
+    A line feed that already follows a carriage return is left alone.
     """
 
     def __init__(self) -> None:
-        self._after_return = False  # whether the last byte was one
+        self._after_return = False  # whether the last byte was a carriage return
 
     def feed(self, data: bytes) -> bytes:
-        """
-        :param data: the next bytes
-        :return: what they become
-        """
+        """Convert the next bytes."""
         ended = re.sub(rb"(?<!\r)\n", b"\r\n", data)
         if self._after_return and data.startswith(b"\n"):
             ended = ended[1:]
@@ -81,10 +80,10 @@ class LineEnds:
 
 
 class Console:
-    """Standard input and output, neither of which holds up the event loop.
+    """Standard input and output, used without blocking the event loop.
 
     :param crlf: whether the lines of the input are to end with carriage return and line feed
-    :ivar writing: while output is being written; still so after the event loop, if nobody reads it
+    :ivar writing: whether output is being written; still True after the event loop has ended if nobody reads it
     """
 
     def __init__(self, *, crlf: bool = False) -> None:
@@ -98,6 +97,7 @@ class Console:
 
     @contextmanager
     def open(self) -> Iterator[None]:
+        """A block at whose end the input is closed."""
         try:
             yield
         finally:
@@ -105,8 +105,9 @@ class Console:
                 self._source.close()
 
     async def peek(self) -> bytes:
-        """Wait for the next input, which stays the next until it is taken; ``b""`` is the end.
+        """Wait for the next input and return it, again and again until :meth:`take` is called.
 
+        :return: the bytes, or ``b""`` at the end of the input
         :raises Failure: if it cannot be read
         """
         if self._next is None:
@@ -119,18 +120,19 @@ class Console:
         return self._next
 
     def take(self) -> None:
+        """Mark the input that :meth:`peek` returned as used."""
         self._next = None
 
     def _start_reading(self) -> socket.socket:
         self._source, sink = socket.socketpair()
-        # What is read at once is then passed on at once.
+        # So that one read fits into the buffer, and is passed on without waiting.
         sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * READ_SIZE)
-        # A daemon: it may be stuck in a read when everything else is over.
+        # A daemon: it may still be blocked in a read when everything else has ended.
         threading.Thread(target=self._read, args=(sink,), name="standard input", daemon=True).start()
         return self._source
 
     def _read(self, sink: socket.socket) -> None:
-        if hasattr(signal, "SIGTTIN"):  # by which a job in the background would be stopped, its connection with it
+        if hasattr(signal, "SIGTTIN"):  # it would stop a background job that reads, and its connection too
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTIN})
         with sink:
             try:
@@ -141,9 +143,9 @@ class Console:
                 self._trouble = exc
 
     async def write(self, data: bytes) -> None:
-        """Write all of it.
+        """Write all the bytes to standard output.
 
-        :raises Failure: if that cannot be done, such as when nobody will read it
+        :raises Failure: if it cannot be written, such as when its reader has closed
         """
         self.writing = True
         try:
@@ -153,11 +155,11 @@ class Console:
         self.writing = False
 
     def bytes_to_send(self) -> int | None:
-        """How many bytes the input will be, where that is known; else None."""
+        """The number of bytes that will be sent, if known in advance; else None."""
         return self.input_size() if self._line_ends is None else None
 
     def input_size(self) -> int | None:
-        """How many bytes of input there are, where it is a file; else None."""
+        """The number of bytes left in the input if it is a file; else None."""
         if self._input is None:
             return None
         status = os.fstat(self._input)
@@ -168,7 +170,10 @@ class Console:
 
 
 def descriptor(stream: Any) -> int | None:
-    """Of a standard stream; None if it is closed, when Python has None for it and the number may be another file's."""
+    """The file descriptor of a standard stream, or None if the stream is closed.
+
+    ``sys.stdin`` and ``sys.stdout`` are None then, and descriptor 0 or 1 may belong to another file.
+    """
     try:
         return int(stream.fileno())
     except (AttributeError, OSError):
@@ -176,11 +181,11 @@ def descriptor(stream: Any) -> int | None:
 
 
 def read(fd: int | None) -> bytes:
-    """The next bytes, ``b""`` at the end. Blocks."""
+    """Read the next bytes, or ``b""`` at the end. Blocks."""
     while fd is not None:
         try:
             return os.read(fd, READ_SIZE)
-        except BlockingIOError:  # whoever shares the file has made it non-blocking
+        except BlockingIOError:  # another process that shares the file has made it non-blocking
             select.select([fd], [], [])
         except OSError as exc:
             if exc.errno != errno.EIO or not is_of_another_job(fd):
@@ -190,7 +195,7 @@ def read(fd: int | None) -> bytes:
 
 
 def is_of_another_job(fd: int) -> bool:
-    """Whether it is a terminal whose input is for another job: this one runs in the background, for now."""
+    """Whether the descriptor is a terminal that another job reads from: this process runs in its background."""
     try:
         return os.tcgetpgrp(fd) != os.getpgrp()
     except OSError:
@@ -198,7 +203,7 @@ def is_of_another_job(fd: int) -> bool:
 
 
 def passed_on(sink: socket.socket, chunk: bytes) -> bool:
-    """Whether anybody is left to take it. Blocks."""
+    """Send a chunk to the event loop's side; False if that side is closed. Blocks."""
     try:
         sink.sendall(chunk)
     except OSError:
@@ -207,7 +212,7 @@ def passed_on(sink: socket.socket, chunk: bytes) -> bool:
 
 
 def write(fd: int | None, data: bytes) -> None:
-    """Write all of it. Blocks."""
+    """Write all the bytes. Blocks."""
     if fd is None:
         raise OSError("it is closed")
     view = memoryview(data)

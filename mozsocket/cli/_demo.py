@@ -1,4 +1,4 @@
-"""The demonstration: an echo server and a client, and what they prove."""
+"""The demonstration: an echo server and a client, and checks of what happened between them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ("Contexts", "Demo", "conclusion")
 
 DEMO_SIZE = 1 << 20
 DEMO_LIMIT = 30
-"""Seconds after which it has failed."""
+"""Seconds after which a run is cut short; the checks then fail."""
 
 REQUEST, ANSWER = b"STARTTLS\n", b"READY\n"
 
 
 def conclusion(claims: dict[str, dict[str, bool]]) -> str:
-    """
-    :param claims: of each backend, what should hold and whether it does
-    :return: what holds on all of them
-    :raises Failure: if something does not
+    """Sum up the checks in one line.
+
+    :param claims: for each backend, the claims that were checked, and whether each is true
+    :raises Failure: if a claim is not true
     """
     wrong = [f"{backend}: {claim}" for backend, found in claims.items() for claim in found if not found[claim]]
     if wrong:
@@ -38,14 +38,17 @@ def conclusion(claims: dict[str, dict[str, bool]]) -> str:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Of both sides of TLS: a certificate made for the occasion, and a client that trusts nothing else."""
+    """The TLS contexts of both sides: a server with a fresh certificate, and a client that trusts no other."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext
 
     @classmethod
     def make(cls) -> Contexts:
-        """:raises Failure: if there is nothing to make a certificate with"""
+        """Make a certificate and the contexts.
+
+        :raises Failure: if trustme, which makes it, is not installed
+        """
         try:
             import trustme
         except ModuleNotFoundError as exc:
@@ -58,23 +61,23 @@ class Contexts:
 
 
 class Demo:
-    """One run: the two agree on TLS in plaintext, then the client sends more than it can buffer without being told to
-    wait, and gets it all back.
+    """One run of the server and the client.
 
-    The client suspends when the first of it comes, until nothing moves any more.
+    The two agree on TLS in plaintext. Then the client sends so much that ``send()`` returns False, and gets it all
+    back. It suspends at the first data, and resumes when neither side can make progress any more.
     """
 
     def __init__(self, trace: Trace, contexts: Contexts) -> None:
         self._trace = trace
         self._contexts = contexts
-        self._agreed: dict[str, bytes] = {"client": b"", "accepted": b""}  # what each received in plaintext
+        self._agreed: dict[str, bytes] = {"client": b"", "accepted": b""}  # the plaintext that each received
         self._versions: dict[str, str | None] = {"client": None, "accepted": None}
-        self._certificate: Any = None  # of the server; of a certificate that was not checked nothing is told
+        self._certificate: Any = None  # the server's; empty unless it was verified
         self._sent = os.urandom(DEMO_SIZE)
         self._received = bytearray()
         self._send_results: list[bool] = []
         self._buffered_at_drain: list[int] = []
-        self._begun: anyio.Event  # when the client has suspended, or will never
+        self._begun: anyio.Event  # set when the client has suspended, or never will
         self._received_when_suspended = 0
         self._received_when_resumed: int | None = None
         self._events: dict[str, list[str]] = {"client": [], "accepted": []}
@@ -108,7 +111,7 @@ class Demo:
 
     def _on_request(self, event: TCPSocketEvent) -> None:
         self._agreed["accepted"] += event.data
-        if self._agreed["accepted"] == REQUEST:  # pragma: no branch  (so few bytes come at once, as a rule)
+        if self._agreed["accepted"] == REQUEST:  # pragma: no branch  (so few bytes usually arrive together)
             socket = event.target
             socket.removeEventListener("data", self._on_request)
             socket.send(ANSWER)
@@ -139,7 +142,7 @@ class Demo:
             client.removeEventListener("data", self._on_answer)
             client.addEventListener("data", self._on_data)
             self._upgrade(client, "client", self._contexts.client)
-            result = client.send(self._sent)  # goes out when the handshake is done
+            result = client.send(self._sent)  # sent when the handshake is done
             self._send_results.append(result)
             self._trace.tell("client", "send()", f"{len(self._sent)} B: {result}")
 
@@ -155,23 +158,23 @@ class Demo:
             event.target.close()
 
     def claims(self) -> dict[str, bool]:
-        """What should hold, and whether it did."""
+        """The claims about the run, and whether each is true."""
         versions = set(self._versions.values())
         [version] = versions if len(versions) == 1 else [None]
         return {
-            f"what began in plaintext went on in {version or 'TLS'} on both sides, the certificate checked": (
+            f"the connection changed from plaintext to {version or 'TLS'} on both sides, the certificate checked": (
                 self._agreed == {"client": ANSWER, "accepted": REQUEST}
                 and version is not None
                 and bool(self._certificate)
             ),
             f"{len(self._received)} bytes came back equal to those sent": self._received == self._sent,
-            "send() gave False and drain fired once all was handed over": (
+            "send() returned False, and drain fired once all was handed over": (
                 self._send_results == [False] and self._buffered_at_drain == [0]
             ),
-            "no data came between suspend() and resume()": (
+            "no data arrived between suspend() and resume()": (
                 self._received_when_resumed == self._received_when_suspended
             ),
-            "close came once, as the last event of each socket": all(
+            "close fired once, as the last event of each socket": all(
                 types[-1:] == ["close"] and types.count("close") == 1 for types in self._events.values()
             ),
         }

@@ -1,4 +1,4 @@
-"""Sending back what is received."""
+"""The echo server of ``listen --echo``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ("EchoService", "echo_back")
 
 
 class EchoService:
-    """Sends back what is received, on any number of connections, until it is told to stop.
+    """Sends back what is received, on any number of connections, until :meth:`stop` is called.
 
-    :param grace: seconds that connections then have to end by themselves
+    :param grace: seconds in which connections may then end by themselves
     """
 
     def __init__(self, trace: Trace, grace: float) -> None:
@@ -28,6 +28,7 @@ class EchoService:
         self._change: anyio.Event | None = None
 
     async def serve(self, server: TCPServerSocket[bytes | str]) -> None:
+        """Serve until the server and its connections have closed."""
         self._server = server
         server.onconnect = self._on_connect
         await server.closed()
@@ -39,9 +40,9 @@ class EchoService:
             connection.closeImmediately()
 
     def stop(self) -> bool:
-        """Accept no more, and end when the connections have, or the time is over.
+        """Accept no more connections; :meth:`serve` then returns when all have ended, or after the grace time.
 
-        :return: whether it does; else it has not begun
+        :return: False if the server has not started, so that there is nothing to stop
         """
         if self._server is None:
             return False
@@ -64,11 +65,11 @@ class EchoService:
 
 
 def echo_back(socket: TCPSocket[bytes | str]) -> None:
-    """Send back what a socket receives, as fast as it is taken."""
+    """Have a socket send back what it receives, and receive no faster than the peer reads."""
 
     def on_data(event: TCPSocketEvent[bytes | str]) -> None:
         if not socket.send(event.data):
-            socket.suspend()  # until it is taken
+            socket.suspend()  # until drain
 
     socket.ondata = on_data
     socket.ondrain = lambda event: socket.resume()

@@ -1,4 +1,4 @@
-"""Lines for the user, which do not end up in the middle of a progress bar."""
+"""Printing lines for the user without breaking the progress bars."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 __all__ = ("say",)
 
-tqdm.monitor_interval = 0  # no thread that watches the bars
-tqdm.set_lock(threading.RLock())  # in place of one that is for several processes too, and may start one for that
+tqdm.monitor_interval = 0  # without tqdm's thread that monitors the bars
+tqdm.set_lock(threading.RLock())  # tqdm's default lock serves several processes too, and may start one for that
 
 
 def say(line: str, *, err: bool = True) -> None:
-    """Write a line where the progress bars are, which move down.
+    """Print a line above the progress bars, which move down.
 
-    :param err: to standard error, or else to standard output
-    :raises OSError: if nobody reads it
+    :param err: whether to print to standard error, or else to standard output
+    :raises OSError: if it cannot be written, such as when its reader has closed
     """
     stream = sys.stderr if err else sys.stdout
     try:
@@ -33,7 +33,10 @@ def say(line: str, *, err: bool = True) -> None:
 
 
 def _give_up(stream: TextIO) -> None:
-    """What could not be written, Python would try to write once more when it ends, and end with status 120."""
+    """Redirect a broken stream to nowhere.
+
+    Otherwise Python would try at exit to write the unwritten line again, and exit with status 120.
+    """
     with suppress(OSError, ValueError):  # it may have no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

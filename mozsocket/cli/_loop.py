@@ -1,4 +1,4 @@
-"""Running an event loop for a command, and failing with one line."""
+"""Runs an event loop for a command, and prints errors as one line."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = (
 )
 
 STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
-"""What asks the program to end."""
+"""The signals that ask the program to end."""
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C: 128 and the number of SIGINT, as shells have it."""
+"""The exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -49,14 +49,14 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Failure(click.ClickException):
-    """What ends the command with one line on standard error and exit status 1."""
+    """An error that ends the command, with one line on standard error and exit status 1."""
 
     def show(self, file: Any = None) -> None:
         complain(self.message)
 
 
 class ConnectionLost(Failure):
-    """What ends one connection."""
+    """An error that ends one connection only."""
 
 
 def complain(message: str) -> None:
@@ -72,8 +72,9 @@ def warn(message: str) -> None:
 
 
 class Complaints(logging.Handler):
-    """Tells in our own way what the package logs, such as a connection that ends before it is handed over, in its TLS
-    handshake.
+    """Prints what the package logs in the command's own style.
+
+    An example is a connection that fails in its TLS handshake, before it is handed to the program.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -85,10 +86,11 @@ class Complaints(logging.Handler):
         try:
             complain(message)
         except OSError:
-            pass  # nobody reads it, which is no trouble of the connection's
+            pass  # standard error is closed, which must not end the connection
 
     @contextmanager
     def installed(self) -> Iterator[None]:
+        """A block in which this is a handler of the package's logger."""
         logger = logging.getLogger("mozsocket")
         logger.addHandler(self)
         try:
@@ -98,7 +100,7 @@ class Complaints(logging.Handler):
 
 
 def words(exc: Exception) -> str:
-    """An exception without its class and number."""
+    """The text of an exception, without its class and error number."""
     return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
 
 
@@ -107,12 +109,12 @@ def installed(backend: str) -> bool:
 
 
 def run(backend: str, function: Callable[[], Awaitable[None]], stop: Callable[[], bool] = lambda: False) -> int:
-    """Run an event loop until a function is done, or Ctrl-C or SIGTERM.
+    """Run a function in an event loop until it returns, or until Ctrl-C or SIGTERM.
 
-    :param stop: called at the first of these. If it gives True, the function will soon be done, and only the second
-        ends it
-    :return: the exit status: 0, or that of a program that was ended by the signal
-    :raises Failure: if the backend is not installed, or from the function
+    :param stop: called at the first signal. If it returns True, the function is about to end by itself, and only a
+        second signal cancels it
+    :return: the exit status: 0, or 128 plus the number of the signal
+    :raises Failure: if the backend is not installed, or if the function raises it
     """
     if not installed(backend):
         raise Failure(f"{backend} is not installed: pip install 'mozsocket[{backend}]'")
@@ -129,15 +131,16 @@ def run(backend: str, function: Callable[[], Awaitable[None]], stop: Callable[[]
 
 
 def first_of(exc: BaseException) -> BaseException:
-    """The exception itself, out of the groups that task groups put it in."""
+    """The first exception within nested exception groups, as raised by task groups."""
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
     return exc
 
 
 async def run_until_signalled(function: Callable[[], Awaitable[None]], stop: Callable[[], bool]) -> int:
+    """The part of :func:`run` that runs within the event loop."""
     status = 0
-    # What is ignored, as shells have Ctrl-C for a script's background jobs, stays ignored.
+    # A signal that is ignored stays so: shells make background jobs of a script ignore Ctrl-C.
     watched = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
     async def watch(task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -156,7 +159,7 @@ async def run_until_signalled(function: Callable[[], Awaitable[None]], stop: Cal
             task_status.started()
 
     async with anyio.create_task_group() as tasks:
-        # Without this Ctrl-C would be an exception anywhere, and there would be a traceback from a handler.
+        # Otherwise Ctrl-C would raise KeyboardInterrupt anywhere, and one from a handler would print a traceback.
         if watched:
             await tasks.start(call_with_status, watch)
         await function()

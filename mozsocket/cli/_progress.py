@@ -1,4 +1,4 @@
-"""How much has gone through a connection, as a progress bar on standard error."""
+"""Progress bars on standard error: how much a connection has sent and received."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ("Progress",)
 
 
 class Progress:
-    """A bar for what is sent and one for what is received, each from its first byte on.
+    """One bar for sent data and one for received data, each shown from its first byte on.
 
-    :param total: how many bytes there are to send, if that is known
+    :param total: how many bytes there are to send, if known
     """
 
     def __init__(self, *, enabled: bool, total: int | None) -> None:
@@ -23,9 +23,10 @@ class Progress:
         self._bars: dict[str, tqdm[Any]] = {}
 
     def count(self, what: str, size: int) -> None:
-        """
+        """Advance a bar.
+
         :param what: ``"sent"`` or ``"received"``
-        :param size: how many bytes more
+        :param size: the number of further bytes
         """
         if not self._enabled:
             return
@@ -52,9 +53,9 @@ class Progress:
 
 
 def width() -> dict[str, Any]:
-    """How wide a bar is: as the terminal, at any time, unless that does not know."""
+    """tqdm's options for the width of a bar: the terminal's, even when resized; 80 if the terminal reports none."""
     try:
         known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (AttributeError, OSError, ValueError):  # it is none
+    except (AttributeError, OSError, ValueError):  # not a terminal
         known = True
     return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}

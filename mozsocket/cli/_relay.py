@@ -1,7 +1,7 @@
-"""Connecting a socket with standard input and output.
+"""Relays between a socket and standard input and output.
 
-Nothing is read that the other side has no room for: input waits until the socket is drained, the socket is suspended
-while output is written.
+Neither side is read faster than the other accepts data: input is not read until the socket has drained, and the socket
+is suspended while much output is yet to be written.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ._trace import Trace, peer_of
 __all__ = ("Relay",)
 
 UNWRITTEN = 524_288
-"""Bytes that are received and not yet being written, up to which more is received; as many may be written meanwhile."""
+"""The socket is suspended when this many bytes wait for the writing thread, which may be writing as many."""
 
 
 class Relay:
-    """Standard input to a socket, and the socket to standard output.
+    """Sends standard input to a socket, and writes what it receives to standard output.
 
-    :param socket: one whose first data is yet to come. If it stays open after the peer's end, the input is sent to its
-        end all the same
-    :param name: what the trace calls it
-    :param end_with_input: whether the peer is told of the end of the input; what it answers then is received to its end
+    :param socket: a socket that has not received data yet. With ``allow_half_open`` all of the input is sent even if
+        the peer ends its side first
+    :param name: the name of the socket in the trace
+    :param end_with_input: whether to half-close the socket at the end of the input; the peer can still answer
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Relay:
         self._end_with_input = end_with_input
         self._input_ended = False
         self._failure: TCPSocketError | None = None
-        # What is in it is bounded in bytes: see _on_data().
+        # Without a limit in items, as _on_data() limits the bytes in it.
         self._received_in, self._received = anyio.create_memory_object_stream[bytes](math.inf)
-        self._unwritten = 0  # bytes in it
+        self._unwritten = 0  # bytes in that stream
         self._is_held_back = False
         socket.ondata = self._on_data
         socket.onend = self._on_end
@@ -68,7 +68,7 @@ class Relay:
             self._socket.suspend()
 
     def _take_received(self, data: bytes) -> bytes:
-        """All that is to be written: one thread writes it at once, while more is received."""
+        """Add everything received so far to the data: one call of the writing thread then writes it all."""
         pieces = [data]
         try:
             while True:
@@ -90,14 +90,14 @@ class Relay:
         self._failure = event.error
 
     def close(self) -> None:
-        """For one that may not have come to run."""
+        """Release what is held; needed if :meth:`run` may not have been called."""
         self._received.close()
 
     async def run(self) -> None:
-        """Until the socket has closed and all that it received is written.
+        """Relay until the socket has closed and everything it received is written.
 
-        :raises ConnectionLost: if it fails
-        :raises Failure: if the input or the output fails, within a group
+        :raises ConnectionLost: if the connection fails
+        :raises ExceptionGroup: of a :exc:`Failure`, if the input or the output fails
         """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._send_input)
@@ -119,7 +119,7 @@ class Relay:
             if self._end_with_input:
                 self._socket.send_eof()
         except (InvalidStateError, TCPSocketError):
-            pass  # it has ended, which its events tell
+            pass  # the connection has ended, which its events report
 
     async def _write_received(self) -> None:
         text = TerminalText() if self._console.is_terminal() else None

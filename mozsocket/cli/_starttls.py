@@ -1,7 +1,8 @@
-"""Agreeing in plaintext to go on in TLS, as each protocol has it: STARTTLS, STLS, AUTH TLS.
+"""Upgrading a connection to TLS with the command of each protocol: STARTTLS, STLS, AUTH TLS.
 
-Nothing is taken for granted that the other side has not said in the right place, since it may be an attacker's: there
-is no going on in plaintext, and what comes behind the last answer belongs to TLS, whose handshake it makes fail.
+The answers in plaintext may be an attacker's, so only the expected answer at the expected point is accepted. There is
+no fallback to plaintext. Anything that follows the last answer is fed to TLS, so injected plaintext makes the
+handshake fail.
 """
 
 from __future__ import annotations
@@ -20,43 +21,44 @@ from ._trace import Trace, peer_of
 __all__ = ("DIALOGUES", "Negotiation", "RefusedError", "StartTLS")
 
 DIALOGUE_LIMIT = 65_536
-"""Bytes that the other side may say in plaintext."""
+"""The most bytes that the other side may send in plaintext."""
 
 NEGOTIATION_LIMIT = 30
-"""Seconds until TLS must be up, unless the user says otherwise."""
+"""Default limit, in seconds, for the dialogue and the TLS handshake together."""
 
 SHOWN = 200
-"""Characters of what the other side says that are put into an error message."""
+"""The most characters of an answer that are quoted in an error message."""
 
-HELLO_NAME = b"[127.0.0.1]"  # a name is asked for, and this one tells nothing of the machine
+HELLO_NAME = b"[127.0.0.1]"  # a name is required, and this one reveals nothing about the machine
 
 
 class RefusedError(Exception):
-    """There can be no TLS; why, in words whose subject is the other side."""
+    """TLS was not agreed on. The message says why; its subject, "it", is the other side."""
 
 
 def text_of(line: bytes) -> str:
-    """What the other side has said, for a terminal."""
+    """A line from the other side as text that is safe to print."""
     return TerminalText().feed(line, final=True)
 
 
 def answered(command: bytes, line: bytes) -> RefusedError:
+    """The error for an unexpected answer, or for an unexpected greeting if there was no command."""
     doing = f"it answered {command.decode()} with" if command else "it greeted with"
     return RefusedError(f"{doing}: {text_of(line)[:SHOWN]}")
 
 
-# A dialogue yields what to say, b"" to only listen, and is sent the next line. It returns when TLS is to begin, and
-# raises RefusedError if that cannot be. The other side speaks first, in all of them.
+# A dialogue is a generator. It yields the next command, or b"" to wait for another line, and receives the next line by
+# send(). It returns when TLS can begin, and raises RefusedError if it cannot. The server always speaks first.
 Dialogue = Generator[bytes, bytes, None]
 Answer = Generator[bytes, bytes, list[bytes]]
 
 
 def reply(command: bytes, code: bytes, *, free_text: bool = False) -> Answer:
-    """Say a command and hear the reply of SMTP (RFC 5321, section 4.2) or FTP (RFC 959, section 4.2).
+    """Send a command and read the reply, of SMTP (RFC 5321, section 4.2) or FTP (RFC 959, section 4.2).
 
-    :param code: that of success
-    :param free_text: whether, as in FTP, the lines between the first and the last may be anything
-    :return: its lines
+    :param code: the code of a successful reply
+    :param free_text: whether, as in FTP, the lines between the first and the last may be any text
+    :return: the lines of the reply
     """
     line = yield command
     lines = [line]
@@ -69,7 +71,7 @@ def reply(command: bytes, code: bytes, *, free_text: bool = False) -> Answer:
 
 
 def mail(hello: bytes) -> Dialogue:
-    """RFC 3207."""
+    """The dialogue of SMTP and LMTP (RFC 3207), which differ in the greeting command."""
     yield from reply(b"", b"220")
     _, *offers = yield from reply(hello + b" " + HELLO_NAME, b"250")
     if not any(line[4:].upper().split()[:1] == [b"STARTTLS"] for line in offers):
@@ -86,13 +88,13 @@ def lmtp() -> Dialogue:
 
 
 def ftp() -> Dialogue:
-    """RFC 4217."""
+    """The dialogue of FTP (RFC 4217)."""
     yield from reply(b"", b"220", free_text=True)
     yield from reply(b"AUTH TLS", b"234", free_text=True)
 
 
 def pop3() -> Dialogue:
-    """RFC 2595, section 4."""
+    """The dialogue of POP3 (RFC 2595, section 4)."""
     for command in (b"", b"STLS"):
         line = yield command
         if line.split()[:1] != [b"+OK"]:
@@ -100,9 +102,9 @@ def pop3() -> Dialogue:
 
 
 def imap() -> Dialogue:
-    """RFC 9051, section 6.2.1."""
+    """The dialogue of IMAP (RFC 9051, section 6.2.1)."""
     greeting = yield b""
-    if words_of(greeting)[:2] != [b"*", b"OK"]:  # PREAUTH, where STARTTLS is no longer possible, among them
+    if words_of(greeting)[:2] != [b"*", b"OK"]:  # such as PREAUTH, after which STARTTLS is not allowed
         raise answered(b"", greeting)
     lines = yield from tagged_answer(b"a001", b"CAPABILITY")
     if not any(words[1:2] == [b"CAPABILITY"] and b"STARTTLS" in words[2:] for words in map(words_of, lines)):
@@ -111,9 +113,9 @@ def imap() -> Dialogue:
 
 
 def tagged_answer(tag: bytes, command: bytes) -> Answer:
-    """Say a command of IMAP and hear the answer.
+    """Send a command of IMAP and read the answer.
 
-    :return: the lines before the last
+    :return: the lines before the last, which has the tag
     """
     lines: list[bytes] = []
     line = yield tag + b" " + command
@@ -133,11 +135,11 @@ DIALOGUES: dict[str, Callable[[], Dialogue]] = {"smtp": smtp, "imap": imap, "pop
 
 
 class Negotiation:
-    """A dialogue out of pieces of any size, without the socket.
+    """Runs a dialogue on data that arrives in pieces of any size, without the socket.
 
-    :param hear: called with each line of the other side's
-    :ivar agreed: whether TLS is to begin
-    :ivar leftover: what has come behind the dialogue by then
+    :param hear: called with each line from the other side
+    :ivar agreed: whether the dialogue has ended and TLS can begin
+    :ivar leftover: the bytes received after the last line; once agreed, they belong to TLS
     """
 
     def __init__(self, dialogue: Dialogue, hear: Callable[[bytes], None] = lambda line: None) -> None:
@@ -149,20 +151,21 @@ class Negotiation:
         next(dialogue)
 
     def receive(self, data: bytes) -> bytes:
-        """
-        :return: what to say now, if anything
-        :raises RefusedError: if there can be no TLS
+        """Process received data.
+
+        :return: the command to send now, or ``b""``
+        :raises RefusedError: if TLS cannot be agreed on
         """
         self._received += len(data)
         if self._received > DIALOGUE_LIMIT:
-            raise RefusedError("it talks without end")
+            raise RefusedError(f"it sent more than {DIALOGUE_LIMIT} bytes in plaintext")
         self.leftover += data
         while not self.agreed and b"\n" in self.leftover:
             line, _, self.leftover = self.leftover.partition(b"\n")
             command = self._answer(line)
             if command:
-                if self.leftover:  # no answer to what was not said yet
-                    raise RefusedError(f"it said more than it was asked: {text_of(self.leftover)[:SHOWN]}")
+                if self.leftover:  # this cannot answer a command that has not been sent yet
+                    raise RefusedError(f"it sent more than the answer: {text_of(self.leftover)[:SHOWN]}")
                 return command
         return b""
 
@@ -178,11 +181,13 @@ class Negotiation:
 
 
 class StartTLS:
-    """Has a socket agree on TLS, then go on in it.
+    """Upgrades a socket to TLS with the command of a protocol.
 
-    :param socket: one whose first data is yet to come. Its ``ondata``, which must be set, gets that of TLS only
-    :param context: what is trusted; None for the authorities of the system
-    :param server_hostname: what the certificate must be for; None for the host
+    :param socket: a socket that has not received data yet. Its ``ondata``, which must be set, gets only data received
+        within TLS
+    :param protocol: a key of :data:`DIALOGUES`
+    :param context: the TLS context; None for the default, which trusts the authorities of the system
+    :param server_hostname: the name or address that the certificate must be for; None for the host
     """
 
     def __init__(
@@ -228,14 +233,14 @@ class StartTLS:
             )
 
     def _on_end(self, event: Event[TCPSocket[bytes | str]]) -> None:
-        if not self._negotiation.agreed:  # else it is that of TLS
+        if not self._negotiation.agreed:  # otherwise the end belongs to TLS, which handles it
             self._socket.closeImmediately()
 
     async def run(self, seconds: float) -> None:
         """Wait until TLS is up.
 
         :param seconds: how long it may take
-        :raises Failure: if there can be no TLS
+        :raises Failure: if TLS is refused, fails, or is not up in time
         """
         with anyio.move_on_after(seconds) as limit:
             try:

@@ -1,4 +1,4 @@
-"""Telling of events as they happen."""
+"""Prints events as they happen."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ("EVENT_TYPES", "ShortTrace", "Trace", "hex_dump", "peer_of", "tls_of"
 
 
 class Trace:
-    """Tells of events as they happen: seconds since the start, which socket, what, how much.
+    """Prints a line for each event: seconds since the start, the socket, the event, and details such as sizes.
 
-    :param enabled: whether to tell at all
-    :param bytes_too: whether to show the bytes that are received, and tell of those that are sent
-    :param err: to standard error, or else to standard output
-    :ivar failure: what it could not be written for; nothing more is told then
+    :param enabled: whether to print at all
+    :param bytes_too: whether to report sent data too, and show the bytes sent and received
+    :param err: whether to print to standard error, or else to standard output
+    :ivar failure: the error with which writing failed; nothing more is printed after it
     """
 
     def __init__(self, *, enabled: bool = True, bytes_too: bool = False, err: bool = True) -> None:
@@ -40,7 +40,7 @@ class Trace:
         self._start = time.monotonic()
 
     def watch(self, target: TCPSocket[bytes | str] | TCPServerSocket[bytes | str], name: str) -> None:
-        """Tell of all events of a socket or a server."""
+        """Print all events of a socket or a server from now on."""
         if self._enabled:
             for type_ in EVENT_TYPES[type(target)]:
                 target.addEventListener(type_, partial(self._event, name))
@@ -51,7 +51,7 @@ class Trace:
             self.write(hex_dump(octets(event.data)))
 
     def sent(self, name: str, data: bytes) -> None:
-        """Tell of what a socket was given to send, of which there is no event."""
+        """Report data that was passed to ``send()``, for which no event exists."""
         if self._bytes_too:
             self.tell(name, "sent", f"{len(data)} B")
             self.write(hex_dump(data))
@@ -67,13 +67,13 @@ class Trace:
             return
         try:
             say(line, err=self._err)
-        except OSError as exc:  # not to be raised in a handler: it is not the socket's trouble
+        except OSError as exc:  # raised in a handler, it would close the socket
             self._enabled = False
             self.failure = exc
 
 
 class ShortTrace(Trace):
-    """Sums up the successive ``data`` of a socket, with the ``drain`` that comes between."""
+    """Prints successive ``data`` events of a socket as one line, with the number of ``drain`` events among them."""
 
     def __init__(self, *, err: bool) -> None:
         super().__init__(err=err)
@@ -114,11 +114,11 @@ EVENT_TYPES: dict[type[TCPSocket[Any] | TCPServerSocket[Any]], tuple[str, ...]] 
 
 
 DUMPED = 512
-"""Bytes of a piece of data that are shown at most."""
+"""The most bytes that are shown of one piece of data."""
 
 
 def hex_dump(data: bytes) -> str:
-    """Bytes in hexadecimal and as text, 16 a line, as of ``hexdump -C``: the first of them, and how many more."""
+    """The first bytes in hexadecimal and as text, 16 on a line, as by ``hexdump -C``; then how many more there are."""
     lines = []
     for begin in range(0, min(len(data), DUMPED), 16):
         row = data[begin : begin + 16]
@@ -142,15 +142,15 @@ def details(event: Event[Any]) -> str:
 
 
 def encryption_of(socket: TCPSocket[bytes | str]) -> str:
-    """The version of TLS and the cipher; empty in plaintext."""
+    """The TLS version and cipher of a socket; empty in plaintext."""
     tls = tls_of(socket)
     cipher = tls.cipher() if tls is not None else None
     return f"{tls.version()}, {cipher[0]}" if tls is not None and cipher is not None else ""
 
 
 def tls_of(socket: TCPSocket[bytes | str]) -> ssl.SSLObject | None:
-    """None in plaintext, and when it is closed."""
-    tls: ssl.SSLObject | None = socket.extra(TLSAttribute.ssl_object, None)  # noqa: S610  (this is not Django's)
+    """The TLS object of a socket; None in plaintext, or when it is closed."""
+    tls: ssl.SSLObject | None = socket.extra(TLSAttribute.ssl_object, None)  # noqa: S610  (not Django's extra())
     return tls
 
 

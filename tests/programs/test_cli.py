@@ -58,10 +58,10 @@ def test_demo_proves_it_on_each_backend() -> None:
         lines = demo.stdout.read().decode().splitlines()
         assert demo.ends() == (0, "")
     assert lines[-1] == (
-        "Proved on asyncio, uvloop, trio: what began in plaintext went on in TLSv1.3 on both sides, the certificate"
-        " checked; 1048576 bytes came back equal to those sent;"
-        " send() gave False and drain fired once all was handed over;"
-        " no data came between suspend() and resume(); close came once, as the last event of each socket."
+        "Proved on asyncio, uvloop, trio: the connection changed from plaintext to TLSv1.3 on both sides, the"
+        " certificate checked; 1048576 bytes came back equal to those sent;"
+        " send() returned False, and drain fired once all was handed over;"
+        " no data arrived between suspend() and resume(); close fired once, as the last event of each socket."
     )
     for name, what, more in [
         ("client", "open", ""),
@@ -92,7 +92,9 @@ def test_demo_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) 
     without(monkeypatch, "uvloop")
     status, output = invoke("demo")
     assert status == 0
-    assert output.splitlines()[-1].startswith("Proved on asyncio, trio: what began in plaintext went on in TLSv1.3")
+    assert output.splitlines()[-1].startswith(
+        "Proved on asyncio, trio: the connection changed from plaintext to TLSv1.3"
+    )
 
 
 def break_off(socket: TCPSocket) -> None:
@@ -109,7 +111,7 @@ def send_back_zeros(socket: TCPSocket) -> None:
 @pytest.mark.parametrize(
     ("echo_back", "wrong"),
     [
-        (break_off, ["0 bytes came back equal to those sent", "no data came between suspend() and resume()"]),
+        (break_off, ["0 bytes came back equal to those sent", "no data arrived between suspend() and resume()"]),
         (send_back_zeros, [f"{MIB} bytes came back equal to those sent"]),
     ],
 )
@@ -125,7 +127,7 @@ def test_demo_tells_what_did_not_hold(
     for backend in BACKENDS:
         for claim in wrong:
             assert f"{backend}: {claim}" in last
-    assert last.count("close came once") == 0
+    assert last.count("close fired once") == 0
 
 
 def test_demo_misses_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +136,7 @@ def test_demo_misses_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     status, output = invoke("demo")
     assert status == 1
     assert output.splitlines()[-1] == (
-        "mozsocket: error: this did not hold: asyncio: send() gave False and drain fired once all was handed over"
+        "mozsocket: error: this did not hold: asyncio: send() returned False, and drain fired once all was handed over"
     )
 
 
@@ -143,7 +145,7 @@ def test_demo_ends_when_nothing_comes_back(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_demo, "DEMO_LIMIT", 0.1)
     status, output = invoke("demo")
     assert status == 1
-    assert "trio: close came once, as the last event of each socket" in output.splitlines()[-1]
+    assert "trio: close fired once, as the last event of each socket" in output.splitlines()[-1]
 
 
 @on_posix

@@ -125,7 +125,7 @@ def test_an_answer_before_the_question_is_refused(protocol: str) -> None:
     answers = answers_of(protocol)
     for at in range(len(answers) - 1):
         for early in (answers[at + 1], b"2", b"\r\n"):
-            with pytest.raises(RefusedError, match="it said more than it was asked: "):
+            with pytest.raises(RefusedError, match="it sent more than the answer: "):
                 negotiate(protocol, *answers[:at], answers[at] + early)
 
 
@@ -219,7 +219,7 @@ def test_talk_without_end_is_refused(protocol: str, answers: list[bytes], endles
     count = (DIALOGUE_LIMIT - before) // len(endless)
     negotiation, _ = negotiate(protocol, *answers, *[endless] * count)
     assert not negotiation.agreed
-    with pytest.raises(RefusedError, match="it talks without end"):
+    with pytest.raises(RefusedError, match="it sent more than 65536 bytes in plaintext"):
         negotiation.receive(endless)
 
 
@@ -680,17 +680,17 @@ def test_verbose(files: SimpleNamespace, backend: str) -> None:
     [
         (("connect", "--tls", "--starttls", "smtp"), "--tls and --starttls exclude each other."),
         (("connect", "--tls", "--cafile", __file__, "--insecure"), "--cafile and --insecure exclude each other."),
-        (("connect", "--cafile", __file__), "--cafile is for --tls or --starttls."),
-        (("connect", "--insecure"), "--insecure is for --tls or --starttls."),
-        (("connect", "--server-hostname", "localhost"), "--server-hostname is for --tls or --starttls."),
+        (("connect", "--cafile", __file__), "--cafile can only be used with --tls or --starttls."),
+        (("connect", "--insecure"), "--insecure can only be used with --tls or --starttls."),
+        (("connect", "--server-hostname", "localhost"), "--server-hostname can only be used with --tls or --starttls."),
         (("connect", "--tls", "--server-hostname", "localhost\0"), "server_hostname must be a host name"),
         (("connect", "--starttls", "gopher"), "Invalid value for '--starttls': 'gopher' is not one of"),
         (("connect", "--tls", "--cafile", "nosuch"), "Invalid value for '--cafile': File 'nosuch' does not exist."),
         (("connect", "--tls", "--cafile", "/"), "Invalid value for '--cafile': File '/' is a directory."),
         (("connect", "--tls", "--cafile", __file__), f"'{__file__}' holds no certificates in PEM"),
         (("listen", "--tls"), "--tls needs a --certfile."),
-        (("listen", "--certfile", __file__), "--certfile is for --tls."),
-        (("listen", "--keyfile", __file__), "--keyfile is for --tls."),
+        (("listen", "--certfile", __file__), "--certfile can only be used with --tls."),
+        (("listen", "--keyfile", __file__), "--keyfile can only be used with --tls."),
         (("listen", "--tls", "--certfile", "nosuch"), "Invalid value for '--certfile': File 'nosuch' does not exist."),
         (("listen", "--tls", "--certfile", __file__), f"'{__file__}' must hold a certificate and its key in PEM"),
     ],
@@ -756,7 +756,7 @@ def test_demo_tells_if_the_certificate_is_not_accepted(monkeypatch: pytest.Monke
     status, output = invoke("demo")
     assert status == 1
     assert "SecurityUntrustedCertificateIssuerError" in output
-    wrong = "what began in plaintext went on in TLS on both sides, the certificate checked"
+    wrong = "the connection changed from plaintext to TLS on both sides, the certificate checked"
     for backend in ("asyncio", "uvloop", "trio"):
         assert f"{backend}: {wrong}" in output.splitlines()[-1]
 
@@ -768,8 +768,8 @@ def test_demo_tells_if_the_certificate_is_not_checked(monkeypatch: pytest.Monkey
     monkeypatch.setattr(_demo.Contexts, "make", lambda: contexts)
     without(monkeypatch, "uvloop", "trio")
     assert invoke("demo")[1].splitlines()[-1] == (
-        "mozsocket: error: this did not hold: asyncio: what began in plaintext went on in TLSv1.3 on both sides, the"
-        " certificate checked"
+        "mozsocket: error: this did not hold: asyncio: the connection changed from plaintext to TLSv1.3 on both sides,"
+        " the certificate checked"
     )
 
 
