@@ -1,6 +1,6 @@
-"""For the tests of programs that use mozsocket: connected sockets, a recorder of events, and a peer that misbehaves.
+"""Helpers for testing programs that use mozsocket: connected sockets, a recorder of events, and a misbehaving peer.
 
-It needs no test framework; with pytest, AnyIO's plugin runs such tests on each event loop::
+No test framework is needed. With pytest, AnyIO's plugin runs asynchronous tests on each event loop::
 
     async def test_it_answers() -> None:
         async with connected_pair() as (client, server):
@@ -29,17 +29,17 @@ from ._unique import Referable, Unique
 __all__ = ("EventRecorder", "Peer", "connected_pair", "connected_peer")
 
 PATIENCE = 10
-"""Seconds that a wait lasts at most, unless it is told otherwise: a test that fails must not hang."""
+"""Default limit of each wait, in seconds: a test that fails must not hang."""
 
 
 class EventRecorder(Unique, Referable):
-    """Records the events of a socket, or of a server, and can be awaited.
+    """Records the events of a socket or a server, and lets a test wait for them.
 
-    Those that its object has handlers of go on to them: the recorder listens after them. It sees what happens from its
-    making on.
+    The recorder uses ``addEventListener()``, so the object's own handlers still run, and run first. Events from before
+    the recorder was created are not recorded.
 
-    :param target: what to listen to
-    :param timeout: seconds that each wait lasts at most
+    :param target: the socket or server whose events are recorded
+    :param timeout: the limit of each wait, in seconds
     :raises TypeError: if the target is neither a socket nor a server
     :ivar events: all events so far, in order
     """
@@ -49,8 +49,8 @@ class EventRecorder(Unique, Referable):
             raise TypeError(f"EventRecorder() takes a TCPSocket or a TCPServerSocket, not {type(target).__name__}")
         self.events: list[Any] = []
         self._timeout = timeout
-        self._seen = 0  # how many of them next() has passed
-        self._more: anyio.Event | None = None  # what those wait for who wait
+        self._seen = 0  # how many of the events next() has passed
+        self._more: anyio.Event | None = None  # set at the next event, if anyone waits
         for type_ in types_of(target):
             target.addEventListener(type_, self._record)
 
@@ -62,7 +62,7 @@ class EventRecorder(Unique, Referable):
 
     @property
     def types(self) -> list[str]:
-        """The types of the events so far; successive ``data`` counts once, as TCP may cut it anywhere."""
+        """The types of the events so far. Successive ``data`` events count once, as TCP may split data anywhere."""
         types: list[str] = []
         for event in self.events:
             if not (event.type == "data" and types and types[-1] == "data"):
@@ -71,20 +71,20 @@ class EventRecorder(Unique, Referable):
 
     @property
     def data(self) -> Any:
-        """All data so far, joined: ``bytes``, or ``str`` with ``binaryType="string"``."""
-        parts = [event.data for event in self.of("data")]
-        return (parts[0][:0] if parts else b"").join(parts)
+        """All data received so far, joined: ``bytes``, or ``str`` with ``binaryType="string"``."""
+        chunks = [event.data for event in self.of("data")]
+        return (chunks[0][:0] if chunks else b"").join(chunks)
 
     def of(self, type: str) -> list[Any]:
-        """The events of a type so far, in order."""
+        """The events of one type so far, in order."""
         return [event for event in self.events if event.type == type]
 
     async def next(self, type: str | None = None) -> Any:
-        """Wait for the next event, counted from the one that the last call gave; it may have happened already.
+        """Wait for the next event after the one that the last call returned; it may have been recorded already.
 
-        :param type: the type to wait for, which passes over others; None for any
+        :param type: the type to wait for, skipping events of other types; None for any
         :return: the event
-        :raises TimeoutError: if it does not come
+        :raises TimeoutError: if it does not occur in time
         """
 
         def found() -> bool:
@@ -98,31 +98,32 @@ class EventRecorder(Unique, Referable):
         return self.events[self._seen - 1]
 
     async def first(self, type: str) -> Any:
-        """Wait for the first event of a type; it may have happened already.
+        """Wait for the first event of a type; it may have been recorded already.
 
         :return: the event
-        :raises TimeoutError: if it does not come
+        :raises TimeoutError: if it does not occur in time
         """
         await self.until(lambda: bool(self.of(type)))
         return self.of(type)[0]
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Wait until something is so, looking again with each event.
+        """Wait until a condition is true. It is checked now and after each event.
 
-        :raises TimeoutError: if it does not come to that
+        :param reached: a function that returns whether the condition is true
+        :raises TimeoutError: if it is not true in time
         """
         with anyio.move_on_after(self._timeout) as limit:
             while not reached():
                 self._more = self._more or anyio.Event()
                 await self._more.wait()
         if limit.cancelled_caught:
-            raise TimeoutError(f"not within {self._timeout} seconds; so far there was {self.types or 'nothing'}")
+            raise TimeoutError(f"not within {self._timeout} seconds; events so far: {self.types or 'none'}")
 
     async def data_until_close(self) -> Any:
-        """Wait for ``close``, and give all the data there was.
+        """Wait for ``close``, and return all the data received.
 
         :raises TCPSocketError: if the connection was lost
-        :raises TimeoutError: if it is not closed
+        :raises TimeoutError: if it is not closed in time
         """
         await self.first("close")
         for event in self.of("error"):
@@ -140,9 +141,9 @@ def connected_pair(
 ) -> AbstractAsyncContextManager[tuple[TCPSocket[str], TCPSocket[str]]]: ...
 @asynccontextmanager
 async def connected_pair(**options: Any) -> AsyncIterator[tuple[TCPSocket[Any], TCPSocket[Any]]]:
-    """Two open sockets that are connected to each other, in this process and without the network's delays.
+    """Two open sockets that are connected to each other, within this process and without the network's delays.
 
-    Leaving the block closes both: in order, or immediately if it is left by an exception.
+    Leaving the block closes both: gracefully, or immediately if it is left by an exception.
 
     :param options: of :meth:`TCPSocket.from_socket`, for both
     """
@@ -159,12 +160,12 @@ async def connected_pair(**options: Any) -> AsyncIterator[tuple[TCPSocket[Any], 
 
 
 class Peer(Unique, Referable):
-    """The other end of a connection, which does as it is told, and be it bad manners. A plain socket, without handlers,
-    buffers or tasks: what it is not told to read stays where it is.
+    """The other end of a connection, which the test controls and can make misbehave.
 
-    Made by :func:`connected_peer`.
+    It is a plain socket without handlers, buffers or tasks: it reads and sends only when the test calls a method. It is
+    created by :func:`connected_peer`.
 
-    :param sock: a connected socket, which belongs to it from then on
+    :param sock: a connected socket, which the peer owns from then on
     """
 
     def __init__(self, sock: stdlib_socket.socket) -> None:
@@ -172,7 +173,7 @@ class Peer(Unique, Referable):
         self._transport = Transport(sock)
 
     async def send(self, data: bytes) -> None:
-        """Send it, and wait until the operating system has taken it.
+        """Send data, and wait until the operating system has accepted all of it.
 
         :raises OSError: if the connection was lost
         :raises anyio.ClosedResourceError: if the peer was closed
@@ -191,17 +192,19 @@ class Peer(Unique, Referable):
             raise anyio.ClosedResourceError
 
     async def trickle(self, data: bytes, pause: float = 0) -> None:
-        """Send it one byte at a time.
+        """Send data one byte at a time.
 
-        :param pause: seconds between them; with 0 others run, and may read each by itself
+        :param pause: seconds after each byte; with 0 only other tasks run in between, and may read each byte separately
         """
         for index in range(len(data)):
             await self.send(data[index : index + 1])
             await anyio.sleep(pause)
 
     async def receive(self, size: int = 65536) -> bytes:
-        """What has arrived, at most so many bytes; ``b""`` at the end. Some is waited for.
+        """Wait for data, and return what has arrived.
 
+        :param size: the most bytes to return
+        :return: at least one byte, or ``b""`` at EOF
         :raises ConnectionResetError: if the connection was reset
         :raises anyio.ClosedResourceError: if the peer was closed
         """
@@ -211,40 +214,40 @@ class Peer(Unique, Referable):
         return data
 
     async def receive_exactly(self, size: int) -> bytes:
-        """So many bytes.
+        """Receive this number of bytes.
 
-        :raises EOFError: if the connection ends before
+        :raises EOFError: if the connection ends before that
         """
         data = bytearray()
         while len(data) < size:
-            part = await self.receive(size - len(data))
-            if not part:
+            chunk = await self.receive(size - len(data))
+            if not chunk:
                 raise EOFError(f"the connection ended after {len(data)} of {size} bytes")
-            data += part
+            data += chunk
         return bytes(data)
 
     async def receive_all(self) -> bytes:
-        """Everything up to the end."""
-        parts = []
-        while part := await self.receive(1 << 20):
-            parts.append(part)
-        return b"".join(parts)
+        """Receive everything up to EOF."""
+        chunks = []
+        while chunk := await self.receive(1 << 20):
+            chunks.append(chunk)
+        return b"".join(chunks)
 
     async def clog(self) -> None:
-        """Send until nothing more is taken: the other side does not read."""
+        """Send until the operating system accepts no more, as the other side does not read."""
         while self._transport.send([bytes(65536)]):
             await anyio.lowlevel.checkpoint()
 
     def send_eof(self) -> None:
-        """End this side, and go on receiving."""
+        """Half-close: send EOF, and keep receiving."""
         self._transport.send_eof()
 
     def reset(self) -> None:
-        """Close with a reset (RST): the other side loses what it has not read yet. Once closed, it does nothing."""
+        """Close with a reset (RST): the other side loses what it has not read yet. Harmless when closed already."""
         self._transport.reset()
 
     def close(self) -> None:
-        """Close without a word; if there is something unread, that is a reset. Closing twice does no harm."""
+        """Close without ``shutdown()``; if data is unread, this is a reset. Harmless when closed already."""
         self._transport.close(tell=False)
 
 
@@ -256,8 +259,10 @@ def connected_peer(
 def connected_peer(*, binaryType: Text, **options: Any) -> AbstractAsyncContextManager[tuple[TCPSocket[str], Peer]]: ...
 @asynccontextmanager
 async def connected_peer(**options: Any) -> AsyncIterator[tuple[TCPSocket[Any], Peer]]:
-    """An open socket and the peer that it is connected to, over TCP on this machine, as not all bad manners can be had
-    without. Leaving the block closes both: the socket in order if the peer has taken all that was sent.
+    """An open socket and the peer that it is connected to.
+
+    They are connected over TCP on this machine, as a socketpair cannot reset a connection. Leaving the block closes
+    both: the socket gracefully if everything sent was handed to the operating system, else immediately.
 
     :param options: of :meth:`TCPSocket.from_socket`
     """

@@ -82,10 +82,10 @@ async def test_events_are_waited_for_in_turn() -> None:
 async def test_events_that_do_not_come() -> None:
     async with connected_peer() as (sock, peer):
         events = EventRecorder(sock, timeout=0.1)
-        with pytest.raises(TimeoutError, match=r"not within 0.1 seconds; so far there was nothing"):
+        with pytest.raises(TimeoutError, match=r"not within 0.1 seconds; events so far: none"):
             await events.next()
         await peer.send(b"a")
-        with pytest.raises(TimeoutError, match=r"so far there was \['data'\]"):
+        with pytest.raises(TimeoutError, match=r"events so far: \['data'\]"):
             await events.first("close")
 
 
