@@ -1,4 +1,4 @@
-"""A socket alone, awaited: ``python -m mozsocket.examples.awaiting`` sends a megabyte to port 8007."""
+"""Sends a megabyte to port 8007, awaiting instead of using handlers: ``python -m mozsocket.examples.awaiting``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A chat server in the manner of IRC: ``python -m mozsocket.examples.chat 6667``.
 
-``lines()`` makes a handler of lines into one of data. A client that sends lines without end is
-disconnected, and so is one that does not read, before either fills memory.
+``lines()`` turns a handler of lines into a handler of ``data``. A client that sends an overlong line is disconnected,
+and so is one that does not read, before either can fill the memory.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from mozsocket import MozTCPSocket, TCPServerSocketEvent, TCPSocket, TCPSocketEv
 
 
 class User:
+    """A connected client."""
+
     def __init__(self, chat: Chat, socket: TCPSocket) -> None:
         self.chat: Chat = chat
         self.socket: TCPSocket = socket
@@ -55,12 +57,14 @@ class User:
 
 
 class Chat:
+    """The users and channels of the server."""
+
     def __init__(self) -> None:
         self.users: dict[str, User] = {}
         self.channels: dict[str, set[User]] = {}
 
     def welcome(self, event: TCPServerSocketEvent) -> None:
-        User(self, event.socket)  # which its handlers keep alive
+        User(self, event.socket)  # kept alive by the handlers it sets
 
     def rename(self, user: User, name: str) -> None:
         self.users.pop(user.name, None)

@@ -1,4 +1,4 @@
-"""Says hello to port 8007, and shows what is answered: ``python -m mozsocket.examples.client``."""
+"""Sends hello to port 8007 and prints the answer: ``python -m mozsocket.examples.client``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Sends back what it receives, on port 8007: ``python -m mozsocket.examples.echo_server``.
 
-A client that does not read is not read from either: nothing piles up.
+While a client does not read, nothing is read from it either, so memory use stays bounded.
 """
 
 from __future__ import annotations

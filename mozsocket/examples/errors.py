@@ -1,4 +1,4 @@
-"""A failure that nobody is told of leaves the block: ``python -m mozsocket.examples.errors``."""
+"""A failure without an error handler is raised by the block: ``python -m mozsocket.examples.errors``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import anyio
 from mozsocket import MozTCPSocket
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup  # which AnyIO has installed
+    from exceptiongroup import ExceptionGroup  # the backport, a dependency of AnyIO
 
 
 async def main(port: int) -> None:
     async with MozTCPSocket() as tcp:
-        tcp.open("localhost", port)  # nobody would be told that it failed
+        tcp.open("localhost", port)  # no onerror, and nothing awaits it
 
 
 def run() -> None:

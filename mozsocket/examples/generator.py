@@ -1,6 +1,7 @@
-"""Lines of a connection as an async generator: ``python -m mozsocket.examples.generator``.
+"""Reads the lines of a connection with an async generator: ``python -m mozsocket.examples.generator``.
 
-The block of the socket is the caller's: a generator that is broken off would leave its own late, and in another task.
+The socket's block is outside the generator: one inside would be left late, and in another task, if the caller breaks
+off the iteration.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ async def lines(stream: ByteStream) -> AsyncGenerator[bytes, None]:
         while True:
             yield await buffered.receive_until(b"\n", max_bytes=65536)
     except anyio.IncompleteRead:
-        pass  # the other side has ended
+        pass  # the other side has closed
 
 
 async def main(port: int) -> None:

@@ -1,6 +1,6 @@
-"""Counts lines, under the event loop that you name: ``python -m mozsocket.examples.line_server trio 8007``.
+"""Sends each line back with its number, on a chosen event loop: ``python -m mozsocket.examples.line_server trio 8007``.
 
-An ``async`` handler of ``connect`` is a task of its own for each connection.
+An ``async`` handler of ``connect`` runs in a separate task for each connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def serve(event: TCPServerSocketEvent) -> None:
                 number += 1
                 await stream.send(b"%d %s\n" % (number, line))
         except (anyio.IncompleteRead, anyio.BrokenResourceError):
-            pass  # the client has gone
+            pass  # the client has closed
         except (anyio.DelimiterNotFound, TimeoutError):
             await stream.send(b"a line of at most 65536 bytes is expected within a minute\n")
 

@@ -1,6 +1,6 @@
-"""Sends a mail, encrypted or not at all: ``python -m mozsocket.examples.mail HOST PORT SENDER RECIPIENT… < message``.
+"""Sends an e-mail, but only encrypted: ``python -m mozsocket.examples.mail HOST PORT SENDER RECIPIENT… < message``.
 
-By ``stream()``, as a dialogue reads better as a sequence; ``upgradeToSecure()`` works beneath it.
+It uses ``stream()``, as a dialogue reads better as a sequence. The stream continues after ``upgradeToSecure()``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SMTPError(Exception):
 async def send_mail(
     host: str, port: int, sender: str, recipients: list[str], message: bytes, context: ssl.SSLContext | None = None
 ) -> None:
-    """Send a message, encrypted or not at all.
+    """Send a message; if TLS is not possible, fail without sending it.
 
     :raises SMTPError: if the server refuses it
     """

@@ -1,6 +1,6 @@
-"""Several processes listen on one port: ``python -m mozsocket.examples.processes 8007``.
+"""A server of several processes that share one port: ``python -m mozsocket.examples.processes 8007``.
 
-Linux shares the connections out. Behind a load balancer that speaks the PROXY protocol, add ``--behind-proxy``.
+Linux distributes the connections among them. Add ``--behind-proxy`` behind a load balancer that sends PROXY headers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Pairs each connection with one upstream: ``python -m mozsocket.examples.proxy 8008 localhost 8007``.
+"""Forwards each connection to another server: ``python -m mozsocket.examples.proxy 8008 localhost 8007``.
 
-``pipe()`` passes on data with back-pressure, an end as an end, and a reset as a reset.
+``pipe()`` passes on data with back-pressure, EOF as EOF, and a reset as a reset.
 """
 
 from __future__ import annotations

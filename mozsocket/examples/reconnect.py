@@ -1,7 +1,9 @@
-"""Follows a feed of lines, and connects again when the connection is gone: ``python -m mozsocket.examples.reconnect``.
+"""Prints the lines that a server sends, and reconnects when the connection is lost.
 
-It waits longer from time to time while that fails, at random, so that the clients of a server that has come back do not
-all come at once.
+Run it with ``python -m mozsocket.examples.reconnect HOST PORT``.
+
+While connecting fails, it waits longer after each attempt. The waits are random, so that the clients of a server that
+was restarted do not all connect at the same moment.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ def show(event: TCPSocketEvent) -> None:
 
 
 async def follow(host: str, port: int) -> None:
-    """Until the connection is gone.
+    """Connect, and print lines until the connection ends.
 
-    :raises CONNECTION_LOST: whichever way
+    :raises CONNECTION_LOST: if it cannot be opened or is lost
     """
     async with TCPSocket(host, port, connect_timeout=10, idle_timeout=120, keep_alive=30) as socket:
         socket.ondata = lines(show)
@@ -40,8 +42,8 @@ async def main(host: str, port: int) -> None:
         except CONNECTION_LOST as exc:
             print(exc, file=sys.stderr)
         if anyio.current_time() - begun > LONGEST:
-            wait = SHORTEST  # it was good for a while
-        await anyio.sleep(random.uniform(wait / 2, wait))  # noqa: S311  (no secret)
+            wait = SHORTEST  # the connection had lasted a while
+        await anyio.sleep(random.uniform(wait / 2, wait))  # noqa: S311  (not a secret)
         wait = min(2 * wait, LONGEST)
 
 

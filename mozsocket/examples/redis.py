@@ -1,6 +1,6 @@
 """A Redis client: ``python -m mozsocket.examples.redis localhost 6379``.
 
-Commands go out as they are given, and nobody waits for one reply to ask for the next. The parser is a handler.
+Commands are pipelined: each is sent without waiting for the replies to earlier ones. The ``data`` handler parses them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from mozsocket import Event, TCPSocket, TCPSocketEvent
 
 
 class RedisError(Exception):
-    """What the server answered in place of a value."""
+    """The server answered a command with an error."""
 
 
 class Reply:
-    """The answer to a command, which may be yet to come."""
+    """The answer to a command, which may not have arrived yet."""
 
     def __init__(self) -> None:
         self._came = anyio.Event()
@@ -36,7 +36,7 @@ class Reply:
 
 
 class Redis:
-    """The client of a connected socket."""
+    """A client on a socket."""
 
     def __init__(self, socket: TCPSocket) -> None:
         self._socket = socket
@@ -46,7 +46,7 @@ class Redis:
         socket.onclose = self._on_close
 
     def command(self, *words: str | bytes) -> Reply:
-        """Send a command. If many megabytes are on their way, `await socket.drained()` now and then."""
+        """Send a command. When sending many megabytes, call `await socket.drained()` now and then."""
         reply = Reply()
         self._unanswered.append(reply)
         self._socket.send(b"*%d\r\n" % len(words))
@@ -67,7 +67,7 @@ class Redis:
             reply.set(ConnectionError("the connection was closed before the answer came"))
 
     def _parse(self) -> tuple[object] | None:
-        """The next value; None if it is not all there. Of lists, which this client asks for none."""
+        """Parse the next reply: its value in a tuple, or None if it is incomplete. Lists are not supported."""
         end = self._received.find(b"\r\n")
         if end < 0:
             return None

@@ -1,6 +1,6 @@
-"""A service that ends in order on Ctrl-C and SIGTERM: ``python -m mozsocket.examples.service``.
+"""A service that shuts down gracefully on Ctrl-C and SIGTERM: ``python -m mozsocket.examples.service``.
 
-It stops accepting, lets its connections finish, and closes what is left when the time is over.
+It stops accepting connections, lets the open ones finish, and closes those still open after a time limit.
 """
 
 from __future__ import annotations

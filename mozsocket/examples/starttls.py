@@ -1,6 +1,6 @@
-"""Asks a mail server what it offers under TLS: ``python -m mozsocket.examples.starttls mail.example.com 25``.
+"""Prints what a mail server offers after STARTTLS: ``python -m mozsocket.examples.starttls mail.example.com 25``.
 
-The connection begins in plaintext; once both sides have agreed, ``upgradeToSecure()`` goes on in TLS.
+The connection begins in plaintext. Once both sides have agreed, ``upgradeToSecure()`` starts TLS on it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ async def main(host: str, port: int, context: ssl.SSLContext | None = None) -> N
             reply.extend(event.data)
             lines = reply.splitlines()
             if not reply.endswith(b"\r\n") or lines[-1].startswith(b"-", 3):
-                return  # the reply goes on
+                return  # the reply is incomplete
             reply.clear()
             if socket.readyState == "open" and commands and lines[-1].startswith(b"2"):
                 socket.send(commands.pop(0))
             elif lines[-1].startswith(b"220") and not socket.ssl:
                 socket.upgradeToSecure(ssl_context=context)
-                socket.send(b"EHLO localhost\r\n")  # goes out encrypted, or not at all
+                socket.send(b"EHLO localhost\r\n")  # sent encrypted, or not at all
             else:
                 print(*(line.decode() for line in lines), sep="\n")
                 socket.close()

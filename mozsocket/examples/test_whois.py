@@ -1,4 +1,4 @@
-"""Its tests, for pytest, on every event loop: ``pytest --pyargs mozsocket.examples.test_whois``."""
+"""Tests of the whois example, on every event loop: ``pytest --pyargs mozsocket.examples.test_whois``."""
 
 from __future__ import annotations
 

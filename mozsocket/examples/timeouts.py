@@ -1,4 +1,4 @@
-"""Listens to a peer until that says nothing for so long: ``python -m mozsocket.examples.timeouts``."""
+"""Receives from a peer until it is silent for 30 seconds: ``python -m mozsocket.examples.timeouts``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from mozsocket import TCPSocket, TCPSocketError
 
 
 async def listen_to(host: str, port: int, patience: float) -> bytes:
-    """Receive until the other side ends, or says nothing for so many seconds.
+    """Receive until the other side closes, or is silent for some time.
 
+    :param patience: that time, in seconds
+    :return: all that was received
     :raises TCPSocketError: if the connection fails otherwise
     """
     received = bytearray()

@@ -1,4 +1,4 @@
-"""A server and a client in TLS from the first byte: ``python -m mozsocket.examples.tls server.pem authority.pem``."""
+"""A server and a client that use TLS from the start: ``python -m mozsocket.examples.tls server.pem authority.pem``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Sends README.md to port 8007: ``python -m mozsocket.examples.upload``.
 
-As fast as the peer takes it, with little of it in memory.
+The file is read as fast as the peer accepts it, so that little of it is in memory.
 """
 
 from __future__ import annotations

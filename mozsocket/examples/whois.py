@@ -1,4 +1,4 @@
-"""Asks WHOIS servers (RFC 3912), under asyncio and Trio alike."""
+"""A WHOIS client (RFC 3912) for both asyncio and Trio."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from mozsocket import TCPSocket
 
 
 async def whois(host: str, query: str, *, port: int = 43, timeout: float = 10) -> str:
-    """
-    :raises TimeoutError: if the answer is not complete within so many seconds
+    """Ask a WHOIS server.
+
+    :param timeout: how long it may take, in seconds
+    :raises TimeoutError: if the answer is not complete by then
     :raises OSError: if the connection fails
     :raises ValueError: if the query is not one line
     """
     if "\n" in query or "\r" in query:
-        raise ValueError("a query is one line")
+        raise ValueError("the query must be one line")
     answer: list[bytes] = []
     with anyio.fail_after(timeout):
         async with TCPSocket(host, port) as socket:
