@@ -1,6 +1,6 @@
-"""What mozsocket costs, beside what people would use instead: ``python -m benchmarks --help``.
+"""Benchmarks that compare mozsocket with its alternatives: ``python -m benchmarks --help``.
 
 Each measurement is made in a fresh process (``worker``), which runs one scenario (``scenarios``) with one subject
-(``subjects``, one module for each). ``runner`` alternates between them, ``report`` makes tables and the plot of what
-they gave, and ``targets`` says what mozsocket is meant to reach.
+(``subjects``, a module for each). ``runner`` measures them in turn, ``results`` holds the figures, ``report`` makes
+tables and a plot of them, and ``targets`` defines the ratios that mozsocket must reach.
 """

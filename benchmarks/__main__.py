@@ -23,17 +23,25 @@ HERE = Path(__file__).parent
 @click.option(
     "--scenario", "scenarios", multiple=True, type=click.Choice(tuple(SCENARIOS)), help="Only this; repeatable."
 )
-@click.option("--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help="Only this; repeatable.")
-@click.option("--subject", "subjects", multiple=True, type=click.Choice(tuple(SUBJECTS)), help="Only this; repeatable.")
+@click.option(
+    "--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help="Only this event loop; repeatable."
+)
+@click.option(
+    "--subject", "subjects", multiple=True, type=click.Choice(tuple(SUBJECTS)), help="Only this subject; repeatable."
+)
 @click.option("--rounds", type=click.IntRange(1), help="How often each is measured; by default 5.")
-@click.option("--quick", is_flag=True, help="One round of small measurements: a look, no proof.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure there.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw the comparison (SVG).")
+@click.option("--quick", is_flag=True, help="One round of small measurements, for a rough impression.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures to this file."
+)
+@click.option(
+    "--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw the plot to this SVG file."
+)
 @click.option(
     "--from",
     "earlier",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Measure nothing: take what an earlier run has written with --json.",
+    help="Measure nothing: use the figures that an earlier run wrote with --json.",
 )
 @click.option("--results", "record", is_flag=True, help="Write benchmarks/RESULTS.md and its plot.")
 @click.option("--check", is_flag=True, help="Exit with 1 if a target is missed.")
@@ -49,7 +57,7 @@ def main(
     record: bool,
     check: bool,
 ) -> None:
-    """Measure mozsocket and what people would use instead, in turn, each time in a fresh process."""
+    """Measure mozsocket and its alternatives in turn, each time in a fresh process."""
     if earlier:
         results = Results.read_json(earlier)
     else:

@@ -1,4 +1,4 @@
-"""Many connections at once, in a process of their own, so that what is measured is the server."""
+"""Many client connections in a separate process, so that only the server is measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESSAGE = b"x" * 64
 
 
 def allow_many_descriptors() -> None:
-    """As many as the system lets this process have, where it has such a limit."""
+    """Raise this process's limit of open descriptors to the maximum, on systems with such a limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -27,9 +27,9 @@ def allow_many_descriptors() -> None:
 
 
 class Clients:
-    """That process, seen from the one that measures.
+    """Controls the process of the clients from the process that measures.
 
-    :param port: where its connections go
+    :param port: the port that the clients connect to
     """
 
     def __init__(self, port: int) -> None:
@@ -45,20 +45,20 @@ class Clients:
         self._process.communicate()
 
     async def open(self, count: int) -> None:
-        """Make so many further connections, which the server has accepted when this returns."""
+        """Open ``count`` more connections. The server has accepted them all when this returns."""
         await self._tell(f"open {count}")
         await self._tell("echo_last")
 
     async def echo_one(self) -> float:
-        """Seconds for an echo through one of them."""
+        """Echo one message on one connection, and return the seconds it took."""
         return float(await self._tell("echo_one"))
 
     async def drive(self, rounds: int) -> float:
-        """Seconds in which a message goes to and fro so often, on each of them at once."""
+        """Echo ``rounds`` messages on each connection, all concurrently, and return the seconds it took."""
         return float(await self._tell(f"drive {rounds}"))
 
     async def visit(self, count: int, repeats: int) -> None:
-        """Make so many connections at once, have a message echoed on each, and close them; and again."""
+        """Open ``count`` connections at once, echo a message on each, and close them; ``repeats`` times."""
         await self._tell(f"visit {count} {repeats}")
 
     async def _tell(self, order: str) -> str:
@@ -74,7 +74,7 @@ class Clients:
 
 
 class Connections:
-    """The connections, in that process."""
+    """The connections, within the process of the clients."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -87,7 +87,7 @@ class Connections:
             self._open.append(sock)
 
     def echo_last(self) -> None:
-        """A server accepts in order: when the last one is served, all are accepted."""
+        """Wait until all connections are accepted: servers accept in order, so an echo on the last one proves it."""
         _echo(self._open[-1])
 
     def echo_one(self) -> float:
@@ -99,7 +99,9 @@ class Connections:
         left = dict.fromkeys(self._open, int(rounds))
         with selectors.DefaultSelector() as selector:
             for sock in left:
-                sock.settimeout(None)  # with a limit, each call would first wait for what the selector has told already
+                sock.settimeout(
+                    None
+                )  # with a timeout, each call would poll for the readiness that the selector has reported already
                 selector.register(sock, selectors.EVENT_READ, sock)
             begun = time.perf_counter()
             for sock in left:

@@ -1,6 +1,6 @@
-"""A Redis server of a few commands, but for its connections: what has come in, and the replies to it.
+"""A Redis server with a few commands, without the network: it turns received bytes into replies.
 
-All subjects that serve Redis share it, so that what differs is how they use their sockets.
+All subjects that serve Redis share it, so that they differ only in how they use their sockets.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ ARRAY, STRING = b"*", b"$"
 
 
 class Session:
-    """One connection.
+    """The state of one connection.
 
-    :param store: what all connections set and get
+    :param store: the keys and values, shared by all connections
     """
 
     def __init__(self, store: Store) -> None:
@@ -26,9 +26,9 @@ class Session:
         self._rest = b""
 
     def answer(self, data: bytes) -> bytes:
-        """The replies to the commands that are complete with this data; what is left over waits for more.
+        """Execute the commands that this data completes, and return the replies. An incomplete command is kept.
 
-        :raises ValueError: if it is no array of bulk strings
+        :raises ValueError: if a command is not an array of bulk strings
         """
         data, begin = self._rest + data, 0
         replies = []
@@ -52,11 +52,11 @@ class Session:
 
 
 class _IncompleteError(Exception):
-    """The rest of a command has not come yet."""
+    """The remainder of a command has not arrived yet."""
 
 
 def _take_command(data: bytes, begin: int) -> tuple[list[bytes], int]:
-    """The command that begins there, and where it ends."""
+    """Parse the command at ``begin``: its words, and the index behind it."""
     count, begin = _take_number(data, begin, ARRAY)
     if not count:
         raise ValueError("an empty command")
@@ -75,7 +75,7 @@ def _take_command(data: bytes, begin: int) -> tuple[list[bytes], int]:
 
 
 def _take_number(data: bytes, begin: int, kind: bytes) -> tuple[int, int]:
-    """The number of a line of that kind, and where the line ends."""
+    """Parse a line with a number at ``begin``: the number, and the index behind the line."""
     if not data.startswith(kind, begin):
         if begin < len(data):
             raise ValueError("neither an array nor a bulk string where one must be")
@@ -121,7 +121,7 @@ def _increment(store: Store, key: bytes) -> bytes:
 
 
 def _config(store: Store, verb: bytes, name: bytes) -> bytes:
-    """Of ``CONFIG GET``, which redis-benchmark begins with: all is empty."""
+    """Answer ``CONFIG GET``, which redis-benchmark sends first: every setting is empty."""
     if verb.upper() != b"GET":
         return b"-ERR unknown subcommand '%b'\r\n" % verb
     return b"*2\r\n" + _bulk(name) + _bulk(b"")
@@ -135,4 +135,4 @@ COMMANDS: dict[bytes, tuple[int, Callable[..., bytes]]] = {
     b"INCR": (1, _increment),
     b"CONFIG": (2, _config),
 }
-"""How many arguments each takes, and what answers it."""
+"""The number of arguments of each command, and the function that answers it."""

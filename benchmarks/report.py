@@ -1,4 +1,4 @@
-"""Tables and the plot of what a run gave."""
+"""Tables and a plot of the results of a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ __all__ = ("plot", "print_tables", "write_markdown")
 INTRODUCTION = """\
 # Results
 
-Made by `python -m benchmarks --results`. Medians of all rounds; the spread is from the least to the most. `mozsocket
-is` compares with mozsocket on the same event loop. Both ends of a connection are in one process, but for a server under
-load, Redis, idle connections and what one costs: there the clients are in another. Every process has freed a large
-block of memory before, as programs have that ran for a while: until then glibc maps and unmaps the buffer of each read
-of 128 KiB and more, which makes asyncio's protocols less than half as fast.
+Made by `python -m benchmarks --results`. The figures are medians of all rounds; the spread is from the lowest to the
+highest. `mozsocket is` gives the ratio of mozsocket's median on the same event loop. Both ends of a connection are in
+one process, except for a server under load, Redis, idle connections and the cost of a connection: there the clients are
+in another process. Every process first frees a large block of memory, as a program that has run for a while has done:
+until then glibc maps and unmaps the buffer of each read of 128 KiB and more, which makes asyncio's protocols less than
+half as fast.
 """
 
 HEADINGS = ("", "median", "spread", "mozsocket is")
@@ -59,7 +60,7 @@ def write_markdown(results: Results, path: Path, plot_path: Path) -> None:
 
 
 def summary(results: Results) -> list[str]:
-    """A table of what mozsocket reaches of that which the targets are about, for the README."""
+    """A table for the README: the figures and ratios of mozsocket for which there are targets."""
     lines = [f"| mozsocket's | {' | '.join(f'on {loop}' for loop in LOOPS.values())} |", "|---|---|---|---|"]
     for scenario, name, subject in dict.fromkeys((each.scenario, each.figure, each.subject) for each in TARGETS):
         cells: dict[str, list[str]] = {backend: [] for backend in LOOPS}
@@ -75,8 +76,8 @@ def summary(results: Results) -> list[str]:
 
 def plot(results: Results, path: Path) -> None:
     """Draw each figure as bars, as SVG."""
-    matplotlib.rcParams["svg.hashsalt"] = "mozsocket"  # the same figures give the same file
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not its outlines
+    matplotlib.rcParams["svg.hashsalt"] = "mozsocket"  # the same figures always give the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text, not as outlines
     panels = [
         (scenario, *entry) for scenario in SCENARIOS if scenario != "growth" for entry in results.series(scenario)
     ]

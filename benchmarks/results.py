@@ -1,4 +1,4 @@
-"""What a run gave, and what can be said of it."""
+"""The figures of a run, and their medians, ratios and targets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = ("mozsocket", "anyio", "trio", "uvloop", "twisted")
 
 
 class Key(NamedTuple):
-    """What was measured."""
+    """Identifies a measurement: the scenario, the event loop and the subject."""
 
     scenario: str
     backend: str
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One figure of it, in all rounds."""
+    """The values of one figure in all rounds."""
 
     figure: Figure
     rounds: list[float]
@@ -50,10 +50,10 @@ class Series(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a target.
+    """Whether a target was met.
 
-    :ivar text: what was to be reached
-    :ivar reached: the ratio, or the value; None if a measurement failed
+    :ivar text: the target in words
+    :ivar reached: the ratio or value that was measured; None if a measurement failed
     """
 
     text: str
@@ -65,8 +65,8 @@ class Outcome(NamedTuple):
 class Results:
     """All figures of a run, in the order in which they were first measured.
 
-    :ivar failures: what could not be measured, and why
-    :ivar environment: the machine and the versions that it was run with
+    :ivar failures: the measurements that failed, and the reasons
+    :ivar environment: the machine, and the versions of the software
     """
 
     figures: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Results:
             self.figures.setdefault(key, {}).setdefault(name, []).append(value)
 
     def series(self, scenario: str) -> Iterator[tuple[Figure, dict[Key, Series]]]:
-        """Each figure of a scenario, of all that it was measured with."""
+        """Each figure of a scenario, with the values of every subject and event loop measured."""
         for figure in SCENARIOS[scenario].figures:
             found = {
                 key: Series(figure, figures[figure.name])
@@ -93,7 +93,7 @@ class Results:
         return statistics.median(rounds) if rounds else None
 
     def ratio(self, scenario: str, figure: str, backend: str, peer: str, subject: str = "mozsocket") -> float | None:
-        """Of mozsocket's median to a peer's on the same event loop; None if one of them was not measured."""
+        """The ratio of mozsocket's median to a peer's on the same event loop; None if either was not measured."""
         return self._quotient(figure, Key(scenario, backend, subject), figure, Key(scenario, backend, peer))
 
     def _quotient(self, figure: str, key: Key, other_figure: str, other: Key) -> float | None:
@@ -101,7 +101,7 @@ class Results:
         return dividend / divisor if dividend is not None and divisor else None
 
     def reached(self, target: Target | Limit) -> float | None:
-        """What is to be within the bound; None if it was not measured."""
+        """The ratio or value that the target's bound applies to; None if it was not measured."""
         key = Key(target.scenario, target.backend, target.subject)
         if target.reference is None:
             return self.median(key, target.figure)
@@ -109,12 +109,12 @@ class Results:
         return self._quotient(target.figure, key, figure, Key(target.scenario, backend, subject))
 
     def has_failed(self, target: Target | Limit) -> bool:
-        """Whether something that it is about could not be measured."""
+        """Whether a measurement that the target needs has failed."""
         sides = [target, target.reference] if target.reference else [target]
         return any(Key(target.scenario, side.backend, side.subject) in self.failures for side in sides)
 
     def outcomes(self) -> list[Outcome]:
-        """Of the targets of what was tried; one that could not be measured is missed."""
+        """The outcomes of the targets that were tried. A target whose measurement failed counts as missed."""
         outcomes = []
         for target in TARGETS:
             reached = self.reached(target)
@@ -151,7 +151,7 @@ class Results:
 
     @classmethod
     def read_json(cls, path: Path) -> Results:
-        """What :meth:`write_json` has written."""
+        """Read the results that :meth:`write_json` has written."""
         document = json.loads(path.read_text())
         results = cls(environment=document["environment"])
         for row in document["figures"]:

@@ -1,4 +1,4 @@
-"""Measures, each time in a fresh process, one after another and in turn, so that a slow minute hits all alike."""
+"""Runs the measurements, each in a fresh process, in rounds, so that a slow minute affects all subjects alike."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .subjects import SUBJECTS
 __all__ = ("plan", "run")
 
 TIME_LIMIT = 120
-"""Seconds that a measurement may take."""
+"""The most seconds that a measurement may take."""
 
 
 def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[str]) -> list[Key]:
-    """What to measure in each round. What brings its own event loop is always part of it."""
+    """The measurements of one round. Subjects with their own event loop are always included."""
     return [
         Key(scenario, backend, subject)
         for scenario in scenarios
@@ -38,9 +38,10 @@ def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[s
 
 
 def run(keys: Sequence[Key], rounds: int, scale: float, progress: Callable[[Key], None]) -> Results:
-    """
-    :param rounds: how often each is measured
-    :param scale: how large the measurements are; 1 for full ones
+    """Make all measurements.
+
+    :param rounds: how often each is made
+    :param scale: the size of the measurements; 1 for full size
     :param progress: called before each measurement
     """
     results = Results()
@@ -58,11 +59,14 @@ def run(keys: Sequence[Key], rounds: int, scale: float, progress: Callable[[Key]
 
 
 class MeasurementError(Exception):
-    """A measurement failed, which does not stop the others."""
+    """A measurement failed. The others still run."""
 
 
 def measure(key: Key, scale: float, environment: dict[str, str]) -> dict[str, float]:
-    """:raises MeasurementError: if it fails, or takes too long"""
+    """Run one measurement in a process and return its figures.
+
+    :raises MeasurementError: if it fails, or takes too long
+    """
     command = [sys.executable, "-m", "benchmarks.worker", key.subject, key.backend, str(scale), key.scenario]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
@@ -77,7 +81,7 @@ def measure(key: Key, scale: float, environment: dict[str, str]) -> dict[str, fl
 
 @contextmanager
 def certificate() -> Iterator[dict[str, str]]:
-    """The environment of the measuring processes, with a certificate for TLS."""
+    """Environment variables for the measuring processes, which name a certificate for TLS."""
     authority = trustme.CA()
     with tempfile.TemporaryDirectory() as folder:
         leaf, root = Path(folder, "certificate.pem"), Path(folder, "authority.pem")

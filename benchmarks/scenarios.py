@@ -1,4 +1,4 @@
-"""What is measured, written once for all subjects."""
+"""The scenarios that are measured, written once for all subjects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ AnySubject = Subject | Foreign
 
 
 class Figure(NamedTuple):
-    """A number that a scenario gives."""
+    """A number that a scenario measures."""
 
     name: str
     unit: str
@@ -45,12 +45,12 @@ class Figure(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """One, which is run with a number that scales it: 1 for the full size.
+    """A scenario. ``run`` takes a subject and a scale, which is 1 for the full size.
 
-    :ivar small_messages: whether the subjects that are slow with those get less of them
-    :ivar many_connections: whether there are hundreds at once, or thousands
-    :ivar redis: whether it takes a Redis server, which not all subjects have
-    :ivar needs: the program without which it is left out
+    :ivar small_messages: whether subjects that are slow with small messages get fewer of them
+    :ivar many_connections: whether it uses hundreds of connections at once, or thousands
+    :ivar redis: whether it needs a Redis server, which not all subjects have
+    :ivar needs: the program that it needs; without it the scenario is skipped
     """
 
     title: str
@@ -73,7 +73,7 @@ def times(number: float, scale: float) -> int:
 
 
 async def transfer(subject: AnySubject, chunk: bytes, count: int, *, tls: bool) -> float:
-    """Seconds in which a chunk, sent so often, arrives."""
+    """The seconds that ``count`` chunks take from one side to the other."""
     if isinstance(subject, Foreign):
         return float(await subject.run("transfer", size=len(chunk), count=count, tls=tls))
     arrival = Arrival(chunk, count)
@@ -90,7 +90,7 @@ async def transfer(subject: AnySubject, chunk: bytes, count: int, *, tls: bool) 
 
 
 async def echo(subject: AnySubject, connections: int, rounds: int, *, tls: bool) -> float:
-    """Seconds in which a message goes to and fro so often, on each of some connections at once."""
+    """The seconds for ``rounds`` echoes of a message on each connection, all connections concurrently."""
     if isinstance(subject, Foreign):
         return float(await subject.run("echo", size=len(MESSAGE), connections=connections, rounds=rounds, tls=tls))
     async with subject.echoing(server_context() if tls else None) as port:
@@ -108,7 +108,7 @@ async def echo(subject: AnySubject, connections: int, rounds: int, *, tls: bool)
 
 
 async def churn(subject: AnySubject, count: int) -> float:
-    """Seconds for so many short connections, one after another."""
+    """The seconds for ``count`` short connections, one after another."""
     if isinstance(subject, Foreign):
         return float(await subject.run("churn", size=len(MESSAGE), count=count))
     async with subject.echoing() as port:
@@ -119,7 +119,7 @@ async def churn(subject: AnySubject, count: int) -> float:
 
 
 async def latency(subject: AnySubject, rounds: int) -> list[float]:
-    """Seconds that each echo takes, beside a transfer that goes on."""
+    """The seconds of each echo while a bulk transfer runs on another connection."""
     if isinstance(subject, Foreign):
         taken: list[float] = await subject.run("latency", chunk=len(CHUNK), size=len(MESSAGE), rounds=rounds)
         return taken
@@ -190,7 +190,7 @@ async def load_figures(subject: AnySubject, scale: float, *, connections: int) -
 
 
 async def visit_cost(subject: AnySubject, clients: Clients, at_once: int, repeats: int) -> float:
-    """Processor time of the server, in µs, for a connection that is accepted, has one message echoed and is closed."""
+    """The server's processor time, in µs, for one connection: accept it, echo one message, close."""
     gc.collect()
     before = processor_time(subject)
     await clients.visit(at_once, repeats)
@@ -215,19 +215,19 @@ async def growth_figures(subject: AnySubject, scale: float) -> dict[str, float]:
 
 
 def processor_time(subject: AnySubject) -> float:
-    """Seconds that the process of its servers has had so far."""
+    """The processor time, in seconds, that the process of the subject's servers has used so far."""
     if subject.pid == os.getpid():
-        return time.process_time()  # psutil's is in steps of 10 ms
+        return time.process_time()  # psutil counts in steps of 10 ms
     spent = psutil.Process(subject.pid).cpu_times()
     return float(spent.user + spent.system)
 
 
 async def redis_figures(subject: AnySubject, scale: float, *, count: int, pipelined: int) -> dict[str, float]:
-    """The rate of as many SETs as GETs: the harmonic mean of the two."""
+    """The rate of a mix of as many SETs as GETs, which is the harmonic mean of the two rates."""
     assert isinstance(subject, RedisServer)
     async with subject.serving_redis() as port:
         gc.collect()
-        count = max(1000, times(count, scale))  # redis-benchmark counts in milliseconds
+        count = max(1000, times(count, scale))  # redis-benchmark measures in milliseconds
         options = f"-h {HOST} -p {port} -t set,get -c 50 -n {count} -P {pipelined} -q --csv"
         with anyio.fail_after(REDIS_LIMIT):
             done = await anyio.run_process(["redis-benchmark", *options.split()])
@@ -236,7 +236,7 @@ async def redis_figures(subject: AnySubject, scale: float, *, count: int, pipeli
 
 
 REDIS_LIMIT = 100
-"""Seconds after which ``redis-benchmark`` is stopped: it asks for ever where there is no answer."""
+"""Seconds after which ``redis-benchmark`` is stopped: without an answer it would wait forever."""
 
 GROWTH = (1, 10, 100, 1000, 10_000)
 

@@ -1,4 +1,4 @@
-"""What mozsocket is meant to reach, in medians of one run."""
+"""The targets of mozsocket's performance, for the medians of one run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ("TARGETS", "Limit", "Target")
 
 
 class Reference(NamedTuple):
-    """What a figure is compared with, of the same scenario."""
+    """The figure of the same scenario that a target compares with."""
 
     backend: str
     subject: str
@@ -18,11 +18,11 @@ class Reference(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A ratio of mozsocket's figure to a peer's.
+    """A bound on the ratio of mozsocket's figure to a peer's.
 
-    :ivar subject: how mozsocket is used: by handlers, or by ``stream()``
-    :ivar bound: at least, where more is better; at most, where less is
-    :ivar peer_backend: the peer's event loop; None for the same
+    :ivar subject: how mozsocket is used: with handlers, or with ``stream()``
+    :ivar bound: the lowest ratio where more is better, the highest where less is better
+    :ivar peer_backend: the peer's event loop; None for the same one
     """
 
     scenario: str
@@ -44,9 +44,9 @@ class Target(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """A bound to mozsocket's figure that no peer has a part in.
+    """A bound on mozsocket's figure that does not depend on a peer.
 
-    :ivar other_figure: the figure of which it is a multiple; None if it is a value of its own
+    :ivar other_figure: another figure, of which the bound is a multiple; None if the bound is an absolute value
     """
 
     scenario: str
@@ -63,7 +63,7 @@ class Limit(NamedTuple):
 
 
 Peer = tuple[str, float] | tuple[str, float, str]
-"""A subject, the bound, and the event loop if that is another."""
+"""A subject, the bound, and the subject's event loop if it differs."""
 
 
 def _row(

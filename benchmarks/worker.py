@@ -1,6 +1,6 @@
-"""A measurement, in a process of its own: ``python -m benchmarks.worker SUBJECT BACKEND SCALE SCENARIO``.
+"""Makes one measurement and prints its figures: ``python -m benchmarks.worker SUBJECT BACKEND SCALE SCENARIO``.
 
-It takes several scenarios too, but what one leaves in memory may make the next faster or slower.
+Several scenarios are accepted, but what one leaves in memory may make the next faster or slower.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .subjects.base import Foreign
 __all__ = ("measure",)
 
 WARM_UP = 0.02
-"""How much of a measurement is made before, untimed."""
+"""The fraction of a measurement that is run first, untimed."""
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -28,15 +28,15 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "trio": ("trio", {}),
     "none": ("asyncio", {}),
 }
-"""AnyIO's name and options; what brings its own event loop is waited for on asyncio."""
+"""AnyIO's name and options for each. Subjects with their own event loop are awaited on asyncio."""
 
 
 async def measure(scenario: str, subject: str, scale: float) -> dict[str, float]:
-    """The figures of one scenario with one subject."""
+    """Measure one scenario with one subject, and return the figures."""
     if SCENARIOS[scenario].small_messages:
         scale *= SUBJECTS[subject].per_message
     made = make(subject)
-    if not isinstance(made, Foreign):  # which warms up itself, in the process that is measured
+    if not isinstance(made, Foreign):  # a foreign subject warms up by itself, in the process that is measured
         await SCENARIOS[scenario].run(made, scale * WARM_UP)
     return await SCENARIOS[scenario].run(made, scale)
 
@@ -44,12 +44,12 @@ async def measure(scenario: str, subject: str, scale: float) -> dict[str, float]
 def main() -> None:
     subject, backend, scale, *scenarios = sys.argv[1:]
     allow_many_descriptors()
-    bytearray(1 << 20)  # freed again: as in a program that has run for a while, glibc maps no buffers for reads
+    bytearray(1 << 20)  # freed again: afterwards, as in a long-running program, glibc maps no memory for each read
     name, options = BACKENDS[backend]
     for scenario in scenarios:
         figures = anyio.run(measure, scenario, subject, float(scale), backend=name, backend_options=options)
         print(json.dumps(figures), flush=True)
-    os._exit(0)  # whatever threads are left, and with no time spent on taking down
+    os._exit(0)  # ends without waiting for threads or spending time on cleanup
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured: a module for each, imported by the process that measures it and by no other."""
+"""The subjects that are measured. Each has a module, imported only in the process that measures it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .base import Foreign, Subject
 __all__ = ("LOOPS", "SUBJECTS", "Entry", "make")
 
 LOOPS = {"asyncio": "asyncio", "uvloop": "uvloop", "trio": "Trio"}
-"""The event loops, and what people call them."""
+"""The event loops, with the names that reports show."""
 
 
 class Entry(NamedTuple):
     """A subject that can be measured.
 
-    :ivar label: what people call it
-    :ivar module: where it is
-    :ivar backends: the event loops it runs on; ``"none"``: it brings its own, or needs none
-    :ivar needs: the module, or the program, without which it is left out
-    :ivar per_message: how many of the small messages it is given, for one of the fastest; it takes a task switch each
-    :ivar has_threads: one for each connection, so that it is left out where there are hundreds
+    :ivar label: the name that reports show
+    :ivar module: the module that implements it
+    :ivar backends: the event loops that it runs on; ``"none"`` if it has its own, or needs none
+    :ivar needs: the module or program that it needs; without it the subject is skipped
+    :ivar per_message: the share of the small messages that it gets, 1 for the fastest; less if each is a task switch
+    :ivar has_threads: whether it has a thread for each connection; then scenarios with hundreds are skipped
     :ivar serves_redis: whether it is a :class:`~benchmarks.subjects.base.RedisServer`
     """
 
@@ -57,7 +57,10 @@ SUBJECTS = {
 
 
 def make(name: str) -> Subject | Foreign:
-    """:param name: a key of :data:`SUBJECTS`"""
+    """Import a subject and create it.
+
+    :param name: a key of :data:`SUBJECTS`
+    """
     module = importlib.import_module(f"{__name__}.{SUBJECTS[name].module}")
     subject: Subject | Foreign = module.Subject()
     return subject

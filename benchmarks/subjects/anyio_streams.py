@@ -37,7 +37,7 @@ class Client(base.Client):
 
 
 class Subject(base.Subject):
-    """The same for whatever gives AnyIO's streams: see :meth:`serving` and :meth:`open`."""
+    """AnyIO's streams. Subclasses with other sources of such streams override :meth:`serving` and :meth:`open`."""
 
     @asynccontextmanager
     async def echoing(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
@@ -71,7 +71,7 @@ class Subject(base.Subject):
 
     @asynccontextmanager
     async def serving(self, handler: Handler, tls: ssl.SSLContext | None) -> AsyncIterator[int]:
-        """A server whose connections are handled so, within the block; its port."""
+        """A server, within the block, that calls the handler for each connection. Gives its port."""
         tcp = await anyio.create_tcp_listener(local_host=HOST)
         port = tcp.extra(SocketAttribute.local_port)
         listener = TLSListener(tcp, tls, standard_compatible=False) if tls is not None else tcp
@@ -81,7 +81,7 @@ class Subject(base.Subject):
             tasks.cancel_scope.cancel()
 
     async def open(self, port: int, tls: ssl.SSLContext | None = None) -> anyio.abc.ByteStream:
-        """A connection."""
+        """Connect to a port of this machine."""
         if tls is None:
             return await anyio.connect_tcp(HOST, port)
         return await anyio.connect_tcp(HOST, port, ssl_context=tls, tls_standard_compatible=False)

@@ -15,7 +15,7 @@ from .base import HOST, Arrival, check_echo, stamp
 
 class Echo(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(data)
@@ -26,7 +26,7 @@ class Redis(asyncio.Protocol):
         self._answer = redis.Session(store).answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(self._answer(data))
@@ -55,7 +55,7 @@ class Client(asyncio.Protocol, base.Client):
         self._stamps: list[float] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
@@ -101,14 +101,14 @@ class Client(asyncio.Protocol, base.Client):
 
 
 class Churn(asyncio.Protocol):
-    """One connection, and then the next."""
+    """Makes short connections, one after another."""
 
     def __init__(self, message: bytes) -> None:
         self._message = message
         self.lost = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self._transport.write(self._message)
 
     def data_received(self, data: bytes) -> None:

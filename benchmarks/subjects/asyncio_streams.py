@@ -49,7 +49,7 @@ class Subject(base.Subject):
         done = asyncio.Event()
 
         async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(asyncio.CancelledError):  # asyncio would complain of the end of the process
+            with suppress(asyncio.CancelledError):  # asyncio would log it when the process ends
                 while arrival.missing and (data := await reader.read(READ_SIZE)):
                     arrival.take(data)
                 done.set()

@@ -1,4 +1,4 @@
-"""What a subject has to be able to do, and what they share: the contexts of TLS, and the check of what arrives."""
+"""The interface of subjects, and what they share: TLS contexts, and checks of received data."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ __all__ = (
 HOST = "127.0.0.1"
 
 READ_SIZE = 262_144
-"""Bytes to read at once, for those that are told."""
+"""The most bytes of one read, for subjects that can set it."""
 
 stamp = time.perf_counter
 
 
 class Arrival:
-    """Checks a stream that repeats one chunk, at its first and last byte of each arrival, which costs all the same.
+    """Checks a received stream that repeats one chunk.
 
-    :ivar missing: how many bytes are still to come
+    Only the first and the last byte of each piece are checked, which costs the same for every subject.
+
+    :ivar missing: the number of bytes yet to arrive
     """
 
     def __init__(self, chunk: bytes, count: int) -> None:
@@ -43,7 +45,10 @@ class Arrival:
         self.missing = len(chunk) * count
 
     def take(self, data: bytes | bytearray | memoryview) -> None:
-        """:raises ValueError: if it is not what was sent"""
+        """Count and check a received piece.
+
+        :raises ValueError: if it differs from what was sent
+        """
         chunk, size = self._chunk, len(self._chunk)
         begin = self._received
         self._received = end = begin + len(data)
@@ -53,23 +58,26 @@ class Arrival:
 
 
 def check_echo(data: bytes, message: bytes) -> None:
-    """:raises ValueError: if the answer is not the message"""
+    """Check the answer to a message.
+
+    :raises ValueError: if it differs from the message
+    """
     if data != message:
         raise ValueError("the echo is not what was sent")
 
 
 class Client(ABC):
-    """A connection of one's own making."""
+    """A connection that the subject has opened."""
 
     @abstractmethod
     async def send(self, chunk: bytes, count: int) -> None:
-        """Send a chunk so often, as fast as it is taken, and no faster."""
+        """Send a chunk ``count`` times, no faster than the connection accepts it."""
 
     @abstractmethod
     async def echo(self, message: bytes, stamps: list[float]) -> None:
-        """Send a message and await its echo, as often as there is room for the time when it came.
+        """Send a message and wait for its echo, once for each element of ``stamps``.
 
-        :param stamps: is filled with these times
+        :param stamps: filled with the time at which each echo arrived
         """
 
     @abstractmethod
@@ -77,52 +85,52 @@ class Client(ABC):
 
 
 class Subject(ABC):
-    """One way to use sockets. The contexts it is given are None where there is to be no TLS.
+    """One way to use sockets. A TLS context of None means plaintext.
 
-    :ivar pid: of the process of its servers
+    :ivar pid: the process ID of its servers
     """
 
     pid = os.getpid()
 
     @abstractmethod
     def echoing(self, tls: ssl.SSLContext | None = None) -> AbstractAsyncContextManager[int]:
-        """A server that sends back what it receives; of that, the port."""
+        """A server, within the block, that sends back what it receives. Gives its port."""
 
     @abstractmethod
     def receiving(self, arrival: Arrival, tls: ssl.SSLContext | None = None) -> AbstractAsyncContextManager[Any]:
-        """A server for one stream; of that, the port, and a function that waits until nothing is missing."""
+        """A server for one stream. Gives its port, and a function that waits until all has arrived."""
 
     @abstractmethod
     async def connect(self, port: int, tls: ssl.SSLContext | None = None) -> Client: ...
 
     @abstractmethod
     async def churn(self, port: int, message: bytes, count: int) -> None:
-        """Connect, have one message echoed, close; one after another."""
+        """Connect, have one message echoed and close, ``count`` times in sequence."""
 
 
 class Foreign(ABC):
-    """A subject that is no Python: it runs whole scenarios by itself, and a server to be met by others.
+    """A subject that is not written in Python. It runs whole scenarios by itself, and a server for our clients.
 
-    :ivar pid: of the process of that server
+    :ivar pid: the process ID of that server
     """
 
     pid = 0
 
     @abstractmethod
     def echoing(self, tls: ssl.SSLContext | None = None) -> AbstractAsyncContextManager[int]:
-        """As of :class:`Subject`."""
+        """A server, as :meth:`Subject.echoing` gives."""
 
     @abstractmethod
     async def run(self, scenario: str, **parameters: Any) -> Any:
-        """What the function of that name in :mod:`benchmarks.scenarios` gives."""
+        """Run a scenario. The result is that of the function of this name in :mod:`benchmarks.scenarios`."""
 
 
 class RedisServer(Subject):
-    """A subject that has a Redis server too."""
+    """A subject that also has a Redis server."""
 
     @abstractmethod
     def serving_redis(self) -> AbstractAsyncContextManager[int]:
-        """A server that answers as :mod:`benchmarks.redis` has it, with one store for all connections; its port."""
+        """A server of :mod:`benchmarks.redis`, with one store for all connections. Gives its port."""
 
 
 def server_context() -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""Blocking sockets, a thread at each end: ``sendall`` and ``recv_into``. The limit, for one connection."""
+"""Blocking sockets with a thread at each end: ``sendall`` and ``recv_into``. An upper bound for one connection."""
 
 from __future__ import annotations
 

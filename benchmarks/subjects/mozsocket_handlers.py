@@ -1,4 +1,4 @@
-"""mozsocket: plain functions as handlers, sending on ``drain`` as MDN has it."""
+"""mozsocket with plain functions as handlers, which send more on ``drain`` as MDN shows."""
 
 from __future__ import annotations
 

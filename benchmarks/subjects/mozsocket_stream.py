@@ -1,4 +1,4 @@
-"""mozsocket's ``stream()``, used as AnyIO's streams are."""
+"""mozsocket's ``stream()``, used like AnyIO's own streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Node's net and tls, as its documentation advises. The parameters are JSON on the command line, and so is the answer.
+// Node's net and tls, used as its documentation advises. Parameters and answer are JSON.
 import net from 'node:net';
 import tls from 'node:tls';
 import fs from 'node:fs';
@@ -116,7 +116,7 @@ const scenarios = {
   },
 };
 
-// The just-in-time compiler has to be warmed up in this process, as long as all others are.
+// The just-in-time compiler must be warmed up in this process, for as long as all other subjects are.
 if (parameters.scenario !== 'serve') {
   const brief = (number) => number && Math.ceil(number / 50);
   const { count, rounds } = parameters;

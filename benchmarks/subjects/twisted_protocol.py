@@ -1,4 +1,4 @@
-"""Twisted's protocols, on its own reactor, which has a thread to itself and all the work."""
+"""Twisted's protocols, on its own reactor. The reactor runs in a separate thread, which does all the work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ reactor: Any = installed
 
 
 class Wire(Protocol):
-    transport: Any  # which Twisted types as None before there is a connection
+    transport: Any  # Twisted types it as None, as it is before connecting
 
 
 class Echo(Wire):
@@ -115,7 +115,7 @@ class Client(Wire, base.Client):
 
 
 class Churn(Wire):
-    """One connection, and then the next."""
+    """Makes short connections, one after another."""
 
     def __init__(self, message: bytes, next_one: Callable[[], None]) -> None:
         self._message = message
