@@ -1,4 +1,4 @@
-"""Certificates for the tests, and contexts that use them, for both sides of TLS."""
+"""Certificates for the tests, and TLS contexts of both sides that use them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import trustme
 __all__ = ("AUTHORITY", "NAMES", "VERSIONS", "certificate", "client_context", "server_context")
 
 AUTHORITY = trustme.CA()
-"""What the contexts trust."""
+"""The authority that the contexts trust."""
 
 NAMES = ("localhost", "127.0.0.1", "::1")
-"""What the usual certificate is for."""
+"""The names and addresses that the usual certificate is valid for."""
 
 VERSIONS = {"TLS 1.2": ssl.TLSVersion.TLSv1_2, "TLS 1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class PeerSocket(ssl.SSLSocket):
-    """Closed in any case: ``wrap_socket()`` leaves one open behind if the connection is reset just then."""
+    """Always closes the socket: ``wrap_socket()`` leaves one open if the connection is reset at that moment."""
 
     def __del__(self) -> None:
         self.close()
@@ -27,17 +27,18 @@ class PeerSocket(ssl.SSLSocket):
 
 @functools.cache
 def certificate(*names: str) -> trustme.LeafCert:
-    """A certificate, and its key, for some names and addresses; by default the usual one."""
+    """A certificate with its key, for some names and addresses; by default for :data:`NAMES`."""
     return AUTHORITY.issue_cert(*(names or NAMES))
 
 
 def server_context(
     leaf: trustme.LeafCert | None = None, *, version: ssl.TLSVersion | None = None, ask_for_certificate: bool = False
 ) -> ssl.SSLContext:
-    """
-    :param leaf: its certificate; the usual one by default
-    :param version: the only version that it speaks
-    :param ask_for_certificate: whether clients must show one
+    """The context of a server.
+
+    :param leaf: its certificate; by default the usual one
+    :param version: the only TLS version that it speaks
+    :param ask_for_certificate: whether clients must present a certificate
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     (leaf or certificate()).configure_cert(context)
@@ -50,9 +51,10 @@ def server_context(
 def client_context(
     leaf: trustme.LeafCert | None = None, *, version: ssl.TLSVersion | None = None, trusting: bool = True
 ) -> ssl.SSLContext:
-    """
-    :param leaf: what it shows if it is asked for a certificate
-    :param version: the only version that it speaks
+    """The context of a client.
+
+    :param leaf: the certificate that it presents if the server asks for one
+    :param version: the only TLS version that it speaks
     :param trusting: whether it trusts the authority
     """
     context = ssl.SSLContext(

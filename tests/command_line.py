@@ -1,4 +1,4 @@
-"""The command line in processes of its own, with what talks to it."""
+"""Runs the command line in separate processes, and helpers that talk to it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ on_posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, te
 
 
 class Program:
-    """The program in a process of its own, with pipes that are not buffered."""
+    """A process of the command line, with unbuffered pipes."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -51,7 +51,7 @@ class Program:
         self.stderr: Any = process.stderr
 
     def ends(self) -> tuple[int, str]:
-        """Wait for its end.
+        """Wait until the process ends.
 
         :return: the exit status, and what it wrote to standard error
         """
@@ -59,14 +59,14 @@ class Program:
         return self.process.wait(LIMIT), errors.replace("\r\n", "\n")
 
     def port(self) -> int:
-        """Wait until it listens."""
+        """Wait until it listens, and return the port."""
         line = self.stderr.readline().decode()
         match = re.fullmatch(r"listening on \S+ port (\d+)\n", line)
         assert match, line + self.stderr.read().decode()
         return int(match[1])
 
     def reads(self, size: int) -> bytes:
-        """So many bytes of what it writes."""
+        """Read this number of bytes from its standard output."""
         data = bytearray()
         while len(data) < size:
             part = self.stdout.read(size - len(data))
@@ -86,7 +86,7 @@ def program(*args: object, prefix: tuple[str, ...] = (), **options: Any) -> Iter
         try:
             yield Program(process)
         finally:
-            process.kill()  # if it has not ended, the test has failed
+            process.kill()  # if it is still running, the test has failed
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def dialled(port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def connected(*options: object, **streams: Any) -> Iterator[tuple[Program, socket.socket]]:
-    """``connect``, and the blocking socket that it is connected to."""
+    """A process of ``connect``, and the blocking socket that it is connected to."""
     with listening() as listener, program("connect", "127.0.0.1", port_of(listener), *options, **streams) as client:
         peer, _ = listener.accept()
         with peer:
@@ -124,7 +124,7 @@ def write_all(stream: Any, data: bytes, *, and_close: bool = False) -> None:
 
 
 def fill(fd: int, size: int) -> int:
-    """Write until all is written or there has been no room for a second.
+    """Write until all is written, or until nothing more could be written for a second.
 
     :return: how many bytes were written
     """
@@ -144,7 +144,7 @@ def is_filling(data: bytes) -> bool:
 
 
 def invoke(*args: object) -> tuple[int, str]:
-    """Run a command in this process, to be able to change what it finds.
+    """Run a command within this process, so that a test can patch what it uses.
 
     :return: the exit status and all output
     """
@@ -154,7 +154,9 @@ def invoke(*args: object) -> tuple[int, str]:
 
 
 def pipes_both_ways(server_options: tuple[str, ...], client_options: tuple[str, ...], folder: Path) -> None:
-    """What `listen` and `connect` are given comes out at the other, whole, in both directions at once."""
+    """Check that the input of ``listen`` and of ``connect`` comes out of the other completely, in both directions at
+    once.
+    """
     there, back = os.urandom(3 * MIB + 1), os.urandom(4 * MIB + 3)
     (folder / "back").write_bytes(back)
     with (
@@ -178,7 +180,7 @@ def fails(message: str, *args: object, **options: Any) -> None:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    """Have it find no such modules."""
+    """Make these modules impossible to import or find."""
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, package=None: None if name in modules else find_spec(name, package)
@@ -186,7 +188,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 
 def events_of(ended: tuple[int, str]) -> list[str]:
-    """The lines of a trace, without the time."""
+    """The lines of a trace, without the times."""
     status, errors = ended
     assert status == 0
     matches = [re.fullmatch(r" *\d+\.\d{4} s  (.*)", line) for line in errors.splitlines()]
@@ -196,7 +198,7 @@ def events_of(ended: tuple[int, str]) -> list[str]:
 
 @contextmanager
 def dialled_securely(port: int, context: ssl.SSLContext | None = None) -> Iterator[ssl.SSLSocket]:
-    """The client's side of TLS, which checks the certificate."""
+    """The client side of a TLS connection, with the certificate checked."""
     context = context or client_context()
     with (
         dialled(port) as peer,

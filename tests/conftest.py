@@ -1,7 +1,7 @@
-"""Every test of the package runs on each event loop, within a time limit, and fails if it leaks.
+"""Runs every test of the package on each event loop, with a time limit, and fails tests that leak.
 
-Rules: port 0; loopback only; no sleep to make something happen, but wait for the event or
-``all_blocked()``; the peer is a blocking socket of the standard library (``peers.py``).
+Rules for tests: use port 0 and loopback only. Never sleep to make something happen; wait for the event or call
+``all_blocked()``. The peer is a blocking socket of the standard library (``peers.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 from .certificates import VERSIONS
 from .peers import LOOPS, listening, port_of
 
-hypothesis.settings.register_profile("default", deadline=None)  # a shared machine may pause anywhere
+hypothesis.settings.register_profile("default", deadline=None)  # a shared machine may pause at any point
 hypothesis.settings.register_profile("long", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("default")
 
@@ -40,26 +40,26 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture
 def backend(anyio_backend: tuple[str, dict[str, Any]]) -> str:
-    """The event loop, as the command line names it."""
+    """The event loop, by its name on the command line."""
     return next(name for name, value in LOOPS.items() if value == anyio_backend)
 
 
 @pytest.fixture(params=["client", "server"])
 def role(request: pytest.FixtureRequest) -> str:
-    """For what is the same whether the program opened the socket or accepted it."""
+    """The role of the socket, for behaviour that is the same whether the program opened the socket or accepted it."""
     return str(request.param)
 
 
 @pytest.fixture(params=[pytest.param(value, id=name) for name, value in VERSIONS.items()])
 def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
-    """For what is the same in each version of TLS."""
+    """The TLS version, for behaviour that is the same in each."""
     value: ssl.TLSVersion = request.param
     return value
 
 
 @pytest.fixture(params=["plain", *VERSIONS])
 def layer(request: pytest.FixtureRequest) -> str:
-    """For what is the same without TLS and in each version of it, see ``joined()`` of peers.py."""
+    """Plaintext or a TLS version, for behaviour that is the same in all; see ``joined()`` of peers.py."""
     return str(request.param)
 
 
@@ -72,7 +72,7 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def clogged() -> Iterator[int]:
-    """A port of loopback that lets no further connection be made, and refuses none."""
+    """A port of loopback on which connecting neither succeeds nor fails."""
     with listening(backlog=0) as listener:
         waiting = [socket.socket() for _ in range(8)]
         for sock in waiting:
@@ -85,33 +85,33 @@ def clogged() -> Iterator[int]:
 
 @pytest.fixture(scope="session", autouse=True)
 def prepared() -> None:
-    """uvloop opens a pipe of its own when it is first used, for good, which is no leak of a test."""
+    """Import and use uvloop once: it then opens a pipe and keeps it, which must not count as a test's leak."""
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
 
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """No descriptor and no thread is left behind, nor an object that warns when it is collected."""
+    """Fail the test if it leaves a descriptor or a thread, or an object that warns when it is collected."""
     gc.collect()
-    gc.freeze()  # what is there before the test need not be looked at after it
+    gc.freeze()  # objects from before the test need not be scanned after it
     descriptors, threads = open_descriptors(), threading.active_count()
     yield
-    for _ in range(3):  # a collection may make further garbage
+    for _ in range(3):  # one collection may create further garbage
         gc.collect()
     left = {fd: name for fd, name in open_descriptors().items() if descriptors.get(fd) != name}
     assert not left, f"left open: {left}"
-    # AnyIO's and Trio's worker threads outlive the event loop for a while, idle.
+    # AnyIO's and Trio's worker threads stay idle for a while after the event loop has ended.
     assert threading.active_count() <= threads + 10
 
 
 def open_descriptors() -> dict[int, str]:
-    """The descriptors of this process, with what they are open on; none where the system does not tell."""
+    """The open descriptors of this process, with what each refers to; empty where the system does not list them."""
     if sys.platform != "linux":
         return {}
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # that of the listing itself
+        except FileNotFoundError:  # the descriptor of the listing itself
             pass
     return found

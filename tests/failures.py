@@ -1,4 +1,4 @@
-"""Handlers and bodies that raise."""
+"""Exceptions for handlers and bodies that raise, and checks of where they end up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ E = TypeVar("E", bound=BaseException)
 
 @contextmanager
 def leaves(error: type[E], match: str | None = None) -> Iterator[pytest.ExceptionInfo[E]]:
-    """That an exception leaves a whole program, in the manner of ``pytest.raises``."""
+    """Check that an exception leaves a whole program; used like ``pytest.raises``."""
     with pytest.raises(error, match=match) as caught:
         yield caught
 

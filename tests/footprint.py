@@ -1,4 +1,4 @@
-"""What this process holds, to be compared with what it held before."""
+"""Measures the resources that this process holds, to compare with an earlier measurement."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ("Footprint",)
 
 
 class Footprint:
-    """What there is now, once what nobody refers to is gone.
+    """The resources held now, after a garbage collection.
 
-    :ivar descriptors: how many are open
-    :ivar tasks: how many run
-    :ivar objects: how many the collector knows of
-    :ivar memory: bytes that are in the machine's memory
+    :ivar descriptors: the number of open descriptors
+    :ivar tasks: the number of running tasks
+    :ivar objects: the number of objects that the collector tracks
+    :ivar memory: the resident memory, in bytes
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""What the tests talk to: blocking sockets of the standard library, which share no code with the package.
+"""Peers for the tests: blocking sockets of the standard library, which share no code with the package.
 
-The test calls them in a worker thread with :func:`blocking`, so that the event loop goes on.
+Tests call them in a worker thread with :func:`blocking`, so that the event loop keeps running.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PEER_TIMEOUT = 20  # seconds after which a blocking peer gives up, so that a fai
 
 
 async def blocking(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-    """Call a blocking function in a thread."""
+    """Call a blocking function in a worker thread."""
     return await anyio.to_thread.run_sync(function, *args)
 
 
 async def all_blocked() -> None:
-    """``anyio.wait_all_tasks_blocked()``, which on asyncio sleeps for 0.1 s if one of them is not yet."""
+    """``anyio.wait_all_tasks_blocked()``, which on asyncio sleeps for 0.1 s if a task is not blocked yet."""
     for _ in range(10):
         await anyio.lowlevel.checkpoint()
     await anyio.wait_all_tasks_blocked()
@@ -66,14 +66,14 @@ def port_of(sock: socket.socket) -> int:
 
 
 async def accept(listener: socket.socket) -> socket.socket:
-    """The next connection, as a blocking socket."""
+    """Accept the next connection as a blocking socket."""
     peer, _ = await blocking(listener.accept)
     peer.settimeout(PEER_TIMEOUT)
     return peer
 
 
 async def dial(port: int, host: str = "127.0.0.1") -> socket.socket:
-    """A blocking socket that is connected to a port of this machine."""
+    """Connect a blocking socket to a port of this machine."""
     return await blocking(socket.create_connection, (host, port), PEER_TIMEOUT)
 
 
@@ -84,9 +84,9 @@ def unused_port() -> int:
 
 
 def wait_until_it_listens(port: int, *, while_running: subprocess.Popen[bytes] | None = None) -> None:
-    """Wait for a program that has been started to listen on loopback. Blocks.
+    """Wait until a started program listens on loopback. Blocks.
 
-    :raises ConnectionError: if it does not, or ends
+    :raises ConnectionError: if it does not listen in time, or ends
     """
     deadline = time.monotonic() + PEER_TIMEOUT
     while True:
@@ -98,27 +98,27 @@ def wait_until_it_listens(port: int, *, while_running: subprocess.Popen[bytes] |
                 raise
             threading.Event().wait(0.02)
         else:
-            if ended:  # as another has the port
+            if ended:  # such as when the port is taken
                 raise ConnectionError(f"it has ended, and something else listens on port {port}")
             return
 
 
 async def send_all(sock: socket.socket, data: bytes) -> None:
-    """Send with a blocking socket, in a thread."""
+    """Send data with a blocking socket, in a worker thread."""
     await blocking(sock.sendall, data)
 
 
 def read_all(sock: socket.socket) -> bytes:
-    """Everything up to the end of stream. Blocks."""
+    """Read everything up to EOF. Blocks."""
     parts = []
-    with suppress(ssl.SSLZeroReturnError):  # so the end is called by an SSLSocket that has ended its own side
+    with suppress(ssl.SSLZeroReturnError):  # an SSLSocket that has ended its own side reports EOF like this
         while part := sock.recv(1 << 20):
             parts.append(part)
     return b"".join(parts)
 
 
 def read_exactly(sock: socket.socket, size: int) -> bytes:
-    """So many bytes. Blocks."""
+    """Read this number of bytes. Blocks."""
     data = bytearray()
     while len(data) < size:
         part = sock.recv(size - len(data))
@@ -128,7 +128,7 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def exchange(sock: socket.socket, data: bytes, size: int) -> bytes:
-    """Send so much, and receive so many bytes meanwhile, in one thread: an SSLSocket bears no two. Blocks."""
+    """Send data and meanwhile receive ``size`` bytes, in one thread, as an SSLSocket cannot be used by two. Blocks."""
     received = bytearray()
     sock.setblocking(False)
     unsent = memoryview(data)
@@ -147,13 +147,13 @@ def exchange(sock: socket.socket, data: bytes, size: int) -> bytes:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with RST."""
+    """Close the socket with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 def echo_to(event: Any) -> None:
-    """For ``onconnect``: what is received is sent back."""
+    """An ``onconnect`` handler that sends back what the socket receives."""
     event.socket.ondata = lambda event: event.target.send(event.data)
 
 
@@ -180,7 +180,7 @@ class Accepting:
         return self.sockets[0]
 
     async def until(self, count: int) -> None:
-        """Wait until so many were accepted."""
+        """Wait until ``count`` sockets were accepted."""
         with anyio.fail_after(PEER_TIMEOUT):
             while len(self.sockets) < count:
                 self._more = anyio.Event()
@@ -192,8 +192,8 @@ async def connected(
 ) -> tuple[TCPSocket, EventRecorder, socket.socket]:
     """An open TCPSocket in a role, its recorder, and the blocking socket at its other end.
 
-    :param role: ``"client"``: opened by the program; ``"server"``: accepted by it
-    :param listener: what the client's role connects to
+    :param role: ``"client"`` if the program opens the socket, ``"server"`` if it accepts it
+    :param listener: the listener that the client role connects to
     """
     if role == "client":
         socket_ = tcp.open("127.0.0.1", port_of(listener), **options)
@@ -209,9 +209,9 @@ async def connected(
 
 
 async def secure(peer: socket.socket, context: ssl.SSLContext, *, server_side: bool = False) -> ssl.SSLSocket:
-    """A blocking socket after a TLS handshake, done in a thread. It takes the place of the one it is given.
+    """Do the TLS handshake in a worker thread, and return a blocking socket that replaces the one given.
 
-    Being cut off without close_notify raises :exc:`ssl.SSLEOFError` in it.
+    If it is cut off without close_notify, it raises :exc:`ssl.SSLEOFError`.
     """
     name = None if server_side else "localhost"
     return await blocking(
@@ -220,7 +220,7 @@ async def secure(peer: socket.socket, context: ssl.SSLContext, *, server_side: b
 
 
 def do_handshake(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, sock: socket.socket) -> None:
-    """The handshake of a peer whose records are in memory buffers, so that the test says what it sends. Blocks."""
+    """Do the handshake of a peer with memory buffers, so that the test controls what it sends. Blocks."""
     done = False
     while not done:
         with suppress(ssl.SSLWantReadError):
@@ -234,9 +234,9 @@ def do_handshake(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.Memo
 async def securely_connected(
     tcp: MozTCPSocket, role: str, listener: socket.socket, version: ssl.TLSVersion | None = None, **options: Any
 ) -> tuple[TCPSocket, EventRecorder, ssl.SSLSocket]:
-    """As :func:`connected`, with TLS from the start.
+    """Like :func:`connected`, with TLS from the start.
 
-    :param version: the only version of TLS that is spoken
+    :param version: the only TLS version that both sides speak
     """
     options["useSecureTransport"] = True
     if role == "client":
@@ -259,7 +259,7 @@ async def securely_connected(
 async def joined(
     layer: str, role: str, **options: Any
 ) -> AsyncIterator[tuple[TCPSocket, EventRecorder, socket.socket]]:
-    """A socket of ours, its recorder and a blocking peer, in plaintext or in TLS."""
+    """Our socket, its recorder and a blocking peer, in plaintext or in TLS."""
     with listening() as listener:
         async with MozTCPSocket() as tcp:
             if layer == "plain":
@@ -271,7 +271,7 @@ async def joined(
 
 
 class EarlyHello:
-    """A client whose ClientHello can be sent by hand."""
+    """A client whose ClientHello the test sends by hand."""
 
     def __init__(self) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

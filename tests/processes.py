@@ -1,4 +1,4 @@
-"""Programs that the tests talk to, which have to be there in CI."""
+"""Other programs that the tests talk to. In CI they must be installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .peers import PEER_TIMEOUT, blocking
 
 
 def program(name: str) -> str:
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")  # where servers are
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")  # servers' folders
     return path or unavailable(f"{name} is not installed")
 
 
@@ -31,13 +31,16 @@ def unavailable(reason: str) -> NoReturn:
 
 
 class OpenSSL:
-    """OpenSSL's s_server or s_client: it says what it does, and what it receives, and sends its input.
+    """A process of OpenSSL's s_server or s_client. It prints its state and what it receives, and sends its input.
 
-    :ivar output: all that it has said
+    :ivar output: everything it has printed
     """
 
     def __init__(self, messages: Path, command: str, *arguments: str | Path) -> None:
-        """:param messages: a file for the messages of TLS, in both directions"""
+        """Start the process.
+
+        :param messages: the file in which it logs the TLS messages of both directions
+        """
         self.output = bytearray()
         self._messages = messages
         self._process = subprocess.Popen(
@@ -58,7 +61,10 @@ class OpenSSL:
                 self._more.notify()
 
     async def until(self, pattern: bytes) -> bytes:
-        """Wait until it has said something, less than 1000 bytes long; of that, the group."""
+        """Wait until the output contains a match of a pattern. The match may be up to 1000 bytes long.
+
+        :return: the pattern's group
+        """
         begin = 0
 
         def find() -> re.Match[bytes] | None:
@@ -76,24 +82,24 @@ class OpenSSL:
         return found[1]
 
     async def until_message(self, message: str, count: int) -> None:
-        """Wait until TLS has had a message so often, such as ``"<<< TLS 1.3, Handshake [length 0005], KeyUpdate"``."""
+        """Wait until the log has ``count`` messages such as ``"<<< TLS 1.3, Handshake [length 0005], KeyUpdate"``."""
         with anyio.fail_after(PEER_TIMEOUT):
-            while self._messages.read_text().count(message) < count:  # noqa: ASYNC110  (of another process)
+            while self._messages.read_text().count(message) < count:  # noqa: ASYNC110  (another process writes it)
                 await anyio.sleep(0.02)
 
     async def port(self) -> int:
-        """Of s_server, on a free port."""
+        """Wait until s_server listens, and return its port."""
         return int(await self.until(rb"ACCEPT 127\.0\.0\.1:(\d+)\n"))
 
     async def send(self, data: bytes) -> None:
-        """None of it may be an order: what it reads in one go must not begin with a letter like Q, R or K."""
+        """Send data. A block that it reads must not begin with a command letter such as Q, R or K."""
         assert self._process.stdin is not None
         await blocking(self._process.stdin.write, data)
         await blocking(self._process.stdin.flush)
 
     @asynccontextmanager
     async def halted(self, order: str) -> AsyncIterator[None]:
-        """It stands still, and follows the order before it receives anything more."""
+        """Stop the process within the block; afterwards it executes the command before it receives anything more."""
         self._process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -102,7 +108,7 @@ class OpenSSL:
             self._process.send_signal(signal.SIGCONT)
 
     async def wait(self) -> None:
-        """Wait until it has ended, and has said everything."""
+        """Wait until the process has ended and all its output was read."""
         await blocking(self._process.wait, PEER_TIMEOUT)
         await blocking(self._reader.join, PEER_TIMEOUT)
 
@@ -116,12 +122,12 @@ class OpenSSL:
 
 
 def s_server(files: Path, *arguments: str) -> OpenSSL:
-    """For one connection, with the certificate that is in the folder."""
+    """An s_server for one connection, with the certificate from the folder."""
     where = ["-accept", "127.0.0.1:0", "-naccept", "1"]
     return OpenSSL(files / "messages", "s_server", *where, "-cert", files / "server.pem", *arguments)
 
 
 def s_client(files: Path, port: int, *arguments: str) -> OpenSSL:
-    """With the authority that is in the folder."""
+    """An s_client that trusts the authority from the folder."""
     where = ["-connect", f"127.0.0.1:{port}", "-verify_return_error"]
     return OpenSSL(files / "messages", "s_client", *where, "-CAfile", files / "ca.pem", *arguments)

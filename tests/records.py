@@ -1,7 +1,7 @@
-"""Records of TLS that are made by hand, to send what no library sends: floods, forgeries, faults.
+"""Builds TLS records by hand, to send what no library sends: floods, forgeries, faults.
 
-The handshake is that of :mod:`ssl`, which logs the secrets. From them come the keys (RFC 8446, section 7; RFC 5246,
-section 6.3), and what is sent from then on is sealed here. A peer of this kind is called from a thread, as others are.
+:mod:`ssl` does the handshake and logs the secrets. The keys are derived from them (RFC 8446, section 7; RFC 5246,
+section 6.3), and from then on records are encrypted here. Like other peers, these are called from a worker thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ("ALERT", "CHANGE_CIPHER_SPEC", "DATA", "HANDSHAKE", "RecordPeer", "al
 
 CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, DATA = 20, 21, 22, 23
 
-# The suites of TLS 1.3, with the length of their keys.
+# The cipher suites of TLS 1.3, with the lengths of their keys.
 _SUITES: dict[str, tuple[str, int, Callable[[bytes], AESGCM | ChaCha20Poly1305]]] = {
     "TLS_AES_128_GCM_SHA256": ("sha256", 16, AESGCM),
     "TLS_AES_256_GCM_SHA384": ("sha384", 32, AESGCM),
@@ -32,24 +32,24 @@ _SUITES: dict[str, tuple[str, int, Callable[[bytes], AESGCM | ChaCha20Poly1305]]
 
 
 def plain(kind: int, content: bytes) -> bytes:
-    """A record that is not encrypted."""
+    """A record in plaintext."""
     return bytes((kind, 3, 3)) + len(content).to_bytes(2, "big") + content
 
 
 def alert(description: int, *, level: int = 2) -> bytes:
-    """What is in a record of an alert (RFC 8446, section 6)."""
+    """The content of an alert record (RFC 8446, section 6)."""
     return bytes((level, description))
 
 
 def _expand_label(algorithm: str, secret: bytes, label: bytes, length: int) -> bytes:
-    """RFC 8446, section 7.1; no output here is longer than one hash."""
+    """HKDF-Expand-Label (RFC 8446, section 7.1), for outputs no longer than one hash."""
     label = b"tls13 " + label
     info = length.to_bytes(2, "big") + bytes((len(label),)) + label + b"\0"
     return hmac.digest(secret, info + b"\1", algorithm)[:length]
 
 
 def _key_block(master: bytes, seed: bytes, length: int) -> bytes:
-    """RFC 5246, section 5, for SHA-256."""
+    """The PRF's output (RFC 5246, section 5), with SHA-256."""
     a = seed = b"key expansion" + seed
     block = b""
     while len(block) < length:
@@ -59,7 +59,7 @@ def _key_block(master: bytes, seed: bytes, length: int) -> bytes:
 
 
 class _Sealer13:
-    """What one side sends, in TLS 1.3."""
+    """Encrypts the records of one side in TLS 1.3."""
 
     def __init__(self, suite: str, secret: bytes) -> None:
         self._algorithm, self._size, self._aead = _SUITES[suite]
@@ -78,17 +78,17 @@ class _Sealer13:
         return header + self._cipher.encrypt(nonce, content + bytes((kind,)), header)
 
     def update(self) -> None:
-        """The next secret, as after a KeyUpdate."""
+        """Switch to the next secret, as after a KeyUpdate."""
         size = hashlib.new(self._algorithm).digest_size
         self._use(_expand_label(self._algorithm, self._secret, b"traffic upd", size))
 
 
 class _Sealer12:
-    """What one side sends, in TLS 1.2 with AES128-GCM-SHA256 (RFC 5288)."""
+    """Encrypts the records of one side in TLS 1.2 with AES128-GCM-SHA256 (RFC 5288)."""
 
     def __init__(self, key: bytes, salt: bytes) -> None:
         self._cipher, self._salt = AESGCM(key), salt
-        self._sequence = 1  # Finished was the first
+        self._sequence = 1  # number 0 was the Finished message
 
     def seal(self, kind: int, content: bytes) -> bytes:
         explicit = self._sequence.to_bytes(8, "big")
@@ -98,24 +98,25 @@ class _Sealer12:
 
 
 class RecordPeer:
-    """The other side of a connection of ours, after the handshake.
+    """The peer of our connection, after the handshake.
 
     :ivar sock: its blocking socket
-    :ivar tls: its TLS, to open what it gets: of what it sends it knows nothing
+    :ivar tls: its TLS object, used only to decrypt what arrives
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> None:
-        """Shakes hands, which blocks.
+        """Do the handshake. Blocks.
 
-        :param context: in TLS 1.2 it gets the one cipher suite that there is here, and as a server no tickets
+        :param context: its context; for TLS 1.2 it is limited to the cipher suite above, and a server's tickets are
+            disabled
         """
         self.sock = sock
-        self.ended = False  # whether close_notify has come
+        self.ended = False  # whether close_notify has arrived
         self._sealer: Any
         if context.maximum_version is ssl.TLSVersion.TLSv1_2:
             context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256")
         elif server_side:
-            context.num_tickets = 0  # so that its first record is ours
+            context.num_tickets = 0  # so that its first record is built here
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "secrets")
             context.keylog_filename = str(log)
@@ -130,12 +131,15 @@ class RecordPeer:
         else:
             client, server = (received, sent) if server_side else (sent, received)
             master = bytes.fromhex(secrets["CLIENT_RANDOM"])
-            block = _key_block(master, server[11:43] + client[11:43], 40)  # the randoms, in the first messages
+            block = _key_block(master, server[11:43] + client[11:43], 40)  # the random values of the first messages
             at = int(server_side)
             self._sealer = _Sealer12(block[16 * at :][:16], block[32 + 4 * at :][:4])
 
     def _shake_hands(self, context: ssl.SSLContext, server_side: bool) -> tuple[bytes, bytes]:
-        """:return: all that was sent, and received"""
+        """Do the handshake.
+
+        :return: all bytes sent, and all bytes received
+        """
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         name = None if server_side else "localhost"
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=name)
@@ -158,20 +162,20 @@ class RecordPeer:
             self._incoming.write(part)
 
     def record(self, content: bytes, kind: int = DATA) -> bytes:
-        """The next record that it is to send."""
+        """Encrypt the peer's next record."""
         sealed: bytes = self._sealer.seal(kind, content)
         return sealed
 
     def key_update(self, *, requested: bool = True) -> bytes:
-        """The same, of TLS 1.3: its keys change, and ours have to if that is requested."""
+        """A record with a TLS 1.3 KeyUpdate. The peer's keys change; ours must too if ``requested``."""
         sealed = self.record(bytes((24, 0, 0, 1, int(requested))), HANDSHAKE)
         self._sealer.update()
         return sealed
 
     def open(self, data: bytes) -> bytes:
-        """What is in records of ours.
+        """Decrypt our records.
 
-        :raises ssl.SSLError: if it is an alert, or they are none
+        :raises ssl.SSLError: if they contain an alert, or are not valid records
         """
         self._incoming.write(data)
         opened = bytearray()
@@ -187,7 +191,7 @@ class RecordPeer:
         return bytes(opened)
 
     def read_exactly(self, size: int) -> bytes:
-        """So much of what is in records of ours. Blocks."""
+        """Read ``size`` decrypted bytes. Blocks."""
         opened = bytearray()
         while len(opened) < size:
             data = self.sock.recv(65536)
@@ -196,7 +200,7 @@ class RecordPeer:
         return bytes(opened)
 
     def read_all(self) -> bytes:
-        """All of it, up to the end of stream. Blocks."""
+        """Read all decrypted bytes up to EOF. Blocks."""
         opened = bytearray()
         while data := self.sock.recv(65536):
             opened += self.open(data)
@@ -204,5 +208,5 @@ class RecordPeer:
 
 
 async def recorded(sock: socket.socket, context: ssl.SSLContext, *, server_side: bool) -> RecordPeer:
-    """A peer whose records are made by hand, after its handshake, which is done in a thread."""
+    """A peer with hand-made records, after its handshake in a worker thread."""
     return await blocking(lambda: RecordPeer(sock, context, server_side=server_side))

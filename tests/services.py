@@ -1,7 +1,8 @@
-"""Real servers, of Debian's packages, that the tests talk to: each on a free port of loopback, with a configuration and
-a folder of its own.
+"""Real servers from Debian's packages, for the tests to talk to. Each has a free port of loopback, a configuration and
+a
+folder.
 
-They have to be there in CI; elsewhere a test that wants one is skipped with the reason.
+In CI they must be installed; elsewhere a test whose server is missing is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .processes import program, unavailable
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that other users can get into too, unlike pytest's."""
+    """A temporary folder that other users can access too, unlike pytest's."""
     with tempfile.TemporaryDirectory() as name:
         where = Path(name)
         where.chmod(0o755)
@@ -32,7 +33,7 @@ def folder() -> Iterator[Path]:
 
 @contextmanager
 def running(where: Path, port: int, *command: str | Path) -> Iterator[None]:
-    """A server in the foreground, from when it listens until it, and every process it started, has ended."""
+    """A server in the foreground. The block begins when it listens, and ends when all its processes have ended."""
     with (where / "output").open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
@@ -46,7 +47,7 @@ def running(where: Path, port: int, *command: str | Path) -> Iterator[None]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Its children are asked to end too: Dovecot would wait for them, for up to six seconds."""
+    """Terminate the server and its children, as Dovecot would wait up to six seconds for them."""
     signal_all(process, signal.SIGTERM)
     try:
         process.wait(PEER_TIMEOUT)
@@ -56,7 +57,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def signal_all(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """To it and to its children, as far as there are any left."""
+    """Send a signal to a process and its children, if they are still running."""
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:
@@ -72,7 +73,7 @@ def write_certificate(where: Path) -> Path:
 
 @contextmanager
 def redis() -> Iterator[int]:
-    """redis-server, which keeps everything in memory; its port."""
+    """redis-server without persistence. Gives its port."""
     port = unused_port()
     limits = "--client-output-buffer-limit", "normal 0 0 0", "--proto-max-bulk-len", "2gb"
     with folder() as where, running(
@@ -91,7 +92,7 @@ class WebServer:
 
 @contextmanager
 def nginx() -> Iterator[WebServer]:
-    """nginx, which serves the files of a folder."""
+    """nginx, serving the files of a folder."""
     server_program = program("nginx")
     with folder() as where:
         web = WebServer(where, unused_port(), unused_port())
@@ -123,7 +124,7 @@ http {{
 
 @contextmanager
 def haproxy(ports: Sequence[int], version: str) -> Iterator[int]:
-    """HAProxy in front of some ports of loopback, which it tells of its clients.
+    """HAProxy in front of some ports of loopback, to which it sends PROXY headers.
 
     :param version: of the PROXY protocol, ``"v1"`` or ``"v2"``
     :return: its port
@@ -162,10 +163,10 @@ class MailServer:
 
 @contextmanager
 def mail() -> Iterator[MailServer]:
-    """Exim takes mail for a user, with STARTTLS; Dovecot gives it out by IMAP and POP3, with STARTTLS.
+    """Exim accepts mail for a user, with STARTTLS; Dovecot serves it over IMAP and POP3, with STARTTLS.
 
-    Without TLS, Dovecot refuses to authenticate any client but those that have its own address, such as those that
-    connect from 127.0.0.1 to 127.0.0.1: that a test can log in does not show that it spoke TLS.
+    Without TLS, Dovecot refuses to authenticate clients, except those with its own address, such as those that connect
+    from 127.0.0.1 to 127.0.0.1. So a successful login of a test does not prove that it used TLS.
     """
     exim, dovecot = program("exim4"), program("dovecot")
     if os.geteuid() != 0:

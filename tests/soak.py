@@ -1,8 +1,8 @@
-"""Hours of everything at once: ``python -m tests.soak --minutes N --backend B``.
+"""A long-running mix of everything: ``python -m tests.soak --minutes N --backend B``.
 
-Clients and servers, of the package and of the standard library, in plaintext, in TLS and upgrading to it, come and go,
-some of them faulty. Every byte is checked. Once a minute they pause, and a line tells what there was: then nothing of
-them may be left. Ends with status 1 if anything was lost, hung, was left behind or has grown.
+Clients and servers of the package and of the standard library come and go: in plaintext, in TLS, upgrading to it, and
+some of them faulty. Every byte is checked. Once a minute they pause and a line of statistics is printed; at that point
+nothing of theirs may be left. The exit status is 1 if anything was lost, hung, was left behind or has grown.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .footprint import Footprint
 from .peers import LOOPS, all_blocked, blocking, listening, port_of, read_all, read_exactly, reset
 
 WORKERS = 24
-TIME_LIMIT = 60  # seconds in which each of them must have ended
+TIME_LIMIT = 60  # seconds in which each connection must have ended
 ROUND = 60.0  # seconds between two pauses
 WARM_UP = 5.0
-MARGIN = 1.25, 16_000_000  # times as much memory, and bytes more, as after the warm-up is no growth yet
-OBJECTS = 3_000  # that there may be more of, for caches
+MARGIN = 1.25, 16_000_000  # memory may grow by this factor, and by this number of bytes, after the warm-up
+OBJECTS = 3_000  # growth of the number of objects that caches may cause
 
 PATTERN = os.urandom(1 << 20)
 SIZES = (1, 100, 5_000, 70_000, 400_000, 1_000_000)
@@ -43,9 +43,9 @@ REQUEST, READY = b"STARTTLS\n", b"READY\n"
 
 
 class Ledger:
-    """What there was.
+    """Counts what happened.
 
-    :ivar problems: what should not have been
+    :ivar problems: what should not have happened
     """
 
     def __init__(self) -> None:
@@ -59,11 +59,11 @@ class Ledger:
 
 
 class HandlerError(Exception):
-    """Raised by a handler, on purpose."""
+    """Raised by a handler on purpose."""
 
 
 class Expected(logging.Handler):
-    """Takes what the package logs of the faults."""
+    """A log handler that accepts only the messages that the faults must cause."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -86,18 +86,14 @@ class Expected(logging.Handler):
                 self._ledger.errors[f"logged {error.name}"] += 1
             case _, (_, HandlerError(), _):
                 self._ledger.errors["logged HandlerError"] += 1
-            case (
-                _,
-                int() as more,
-                str() as kind,
-            ), _:  # the rest of what has come above too often to be told one by one
+            case (_, int() as more, str() as kind), _:  # the summary of repeated messages that were suppressed
                 self._ledger.errors[f"logged {kind.split()[-1]}"] += more
             case _:
                 self._ledger.problems.append(f"logged: {record.getMessage()}")
 
 
 class EchoServer:
-    """Sends back what it receives, as fast as it is taken; the first line may ask for TLS, or for an exception."""
+    """Sends back what it receives. The first line may request TLS, or an exception in a handler."""
 
     def __init__(self, ledger: Ledger, context: ssl.SSLContext) -> None:
         self._ledger = ledger
@@ -134,7 +130,7 @@ class EchoServer:
 
 
 class EchoClient:
-    """Sends so many bytes and checks that they come back."""
+    """Sends a number of bytes and checks that they come back."""
 
     def __init__(self, socket_: TCPSocket, kind: str, size: int, ledger: Ledger, context: ssl.SSLContext) -> None:
         begin = random.randrange(len(PATTERN))
@@ -176,7 +172,7 @@ class EchoClient:
             self._socket.close()
 
     async def run(self) -> None:
-        """Until all is back, suspended now and then."""
+        """Run until all is back, suspending now and then."""
         async with self._socket:
             while self._socket.readyState in ("connecting", "open"):
                 self._socket.suspend()
@@ -196,7 +192,10 @@ class Soak:
         self._footprints: list[Footprint] = []
 
     async def run(self, seconds: float) -> list[str]:
-        """:return: the problems"""
+        """Run the soak.
+
+        :return: the problems
+        """
         with Expected(self._ledger).installed():
             await self._soak(seconds)
         return self._ledger.problems
@@ -222,7 +221,7 @@ class Soak:
             tcp.close()
 
     async def _churn(self, seconds: float) -> None:
-        """All at once for a while, then wait until all have ended."""
+        """Run everything at once for a while, then wait until all connections have ended."""
         end = time.monotonic() + seconds
         async with anyio.create_task_group() as tasks:
             for _ in range(WORKERS):
@@ -246,7 +245,7 @@ class Soak:
                 self._ledger.problems.append(f"{scenario.__name__}({kind!r}): {exc!r}")
 
     async def _measure(self) -> None:
-        await all_blocked()  # their tasks end a little later than they close
+        await all_blocked()  # tasks end slightly later than their sockets close
         self._footprints.append(Footprint())
 
     def _compare(self) -> None:
@@ -255,7 +254,7 @@ class Soak:
         require(last.descriptors <= first.descriptors, f"descriptors: {first.descriptors}, now {last.descriptors}")
         require(last.tasks <= first.tasks, f"tasks: {first.tasks}, now {last.tasks}")
         require(last.objects <= first.objects + OBJECTS, f"objects: {first.objects}, now {last.objects}")
-        # At first there was little of everything, so memory is compared with the first round.
+        # Before the first round little was in use, so memory is compared with the state after it.
         least = self._footprints[1].memory
         require(last.memory <= MARGIN[0] * least + MARGIN[1], f"memory: {least} bytes, now {last.memory}")
 
@@ -268,7 +267,7 @@ class Soak:
             f" errors, all of them meant: {errors}"
         )
 
-    # Connections that nothing may happen to
+    # Connections without faults
 
     def _client(self, port: int, kind: str) -> TCPSocket:
         secure = kind == "tls"
@@ -301,7 +300,7 @@ class Soak:
             while data := sock.recv(random.choice(CHUNKS)):
                 sock.sendall(data)
             if isinstance(sock, ssl.SSLSocket):
-                with contextlib.suppress(OSError):  # it does not wait for that
+                with contextlib.suppress(OSError):  # the peer may be gone already
                     sock.unwrap()
 
     async def theirs_to_ours(self, kind: str) -> None:
@@ -366,7 +365,7 @@ class Soak:
         await blocking(self._in_place_of_a_handshake, os.urandom(random.choice(CHUNKS)))
 
     async def silence(self, kind: str) -> None:
-        """Until the handshake takes too long."""
+        """Stay silent until the handshake times out."""
         await blocking(self._in_place_of_a_handshake, b"")
 
     def _in_place_of_a_handshake(self, data: bytes) -> None:
@@ -384,7 +383,7 @@ class Soak:
                 await self._fails(client)
 
     async def refused(self, kind: str) -> None:
-        with socket.socket() as taken:  # so that nobody else comes to listen there
+        with socket.socket() as taken:  # keeps the port, so that no other program listens there
             taken.bind(("127.0.0.1", 0))
             await self._fails(self._client(port_of(taken), kind))
 

@@ -1,7 +1,7 @@
-"""What type checkers are to find in programs: checked, and never run.
+"""Code for the type checkers, which is checked and never run.
 
-Each ``assert_type`` is a type that they have to infer, and each comment that ignores an error is one that they have to
-report: if it ignores nothing, that is an error too. test_types.py has them check it.
+Each ``assert_type`` is a type that they must infer. Each comment that ignores an error marks an error that they must
+report: a comment that ignores nothing is an error too. test_types.py runs the checkers.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def on_text_connect(event: TCPServerSocketEvent[str]) -> None:
     event.socket.ondata = on_text
 
 
-# What is made
+# Constructors and functions
 
 
 def made_in_a_scope(tcp: MozTCPSocket, kind: BinaryType) -> None:
