@@ -1,1 +1,1 @@
-"""With programs and servers: the command line, the examples, others' servers."""
+"""Tests with programs and servers: the command line, the examples, and other projects' servers and libraries."""

@@ -1,4 +1,4 @@
-"""What all tests of programs have."""
+"""Fixtures of the tests of programs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from ..certificates import AUTHORITY, certificate
 
-if sys.version_info < (3, 11):  # AnyIO depends on the backport
+if sys.version_info < (3, 11):  # a dependency of AnyIO
     pass
 
 
 @pytest.fixture(autouse=True)
 def not_ignoring_interrupts() -> Iterator[None]:
-    """What is ignored here, as in a background job of a shell, would be ignored by the processes started here."""
+    """Handle SIGINT even if it is ignored, as in a shell's background job: started processes would inherit that."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
@@ -25,7 +25,7 @@ def not_ignoring_interrupts() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """PEM files: the authority, the usual certificate with its key, the two apart, another key."""
+    """PEM files: the authority, the usual certificate with its key, both of these separately, and another key."""
     directory = tmp_path_factory.mktemp("certificates")
     leaf, other = certificate(), certificate("other.example")
     pems = {

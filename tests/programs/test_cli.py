@@ -1,4 +1,4 @@
-"""The command line, as it is used: the program in processes of its own, against blocking sockets and against itself."""
+"""The command line as users run it: the program in separate processes, against blocking sockets and against itself."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from ..command_line import (
 from ..peers import PEER_TIMEOUT, listening, port_of, read_all, read_exactly, reset, unused_port
 from ..processes import program as real_program
 
-if sys.version_info < (3, 11):  # AnyIO depends on the backport
+if sys.version_info < (3, 11):  # a dependency of AnyIO
     from exceptiongroup import BaseExceptionGroup
 
 # The demonstration
@@ -190,7 +190,7 @@ def test_connect_sends_all_and_closes(backend: str) -> None:
 
 @on_each_backend
 def test_connect_gets_the_whole_answer(backend: str) -> None:
-    """As `nc -N` does: the peer is told of the end of the input, and answers then."""
+    """As with `nc -N`, the end of the input is passed on to the peer, which answers after that."""
     with connected("--backend", backend, stdin=subprocess.PIPE) as (client, peer):
         client.stdin.write(b"question")
         client.stdin.close()
@@ -204,7 +204,7 @@ def test_connect_gets_the_whole_answer(backend: str) -> None:
 
 @on_each_backend
 def test_listen_sends_all_of_a_file(backend: str, tmp_path: Path) -> None:
-    """To a peer that has ended its own side before it read anything."""
+    """The peer ends its side before it reads anything, and still gets all of the file."""
     data = os.urandom(20 * MIB)
     (tmp_path / "answer").write_bytes(data)
     with (tmp_path / "answer").open("rb") as source, program("listen", 0, "--backend", backend, stdin=source) as server:
@@ -304,7 +304,7 @@ def test_connect_ends_with_its_peer(backend: str) -> None:
         data = os.urandom(2 * MIB)
         peer.settimeout(None)
         stream = peer.makefile("wb", 0)
-        peer.close()  # with the stream
+        peer.close()  # and with it the write end of the stream
         with in_thread(write_all, stream, data, and_close=True):
             assert client.stdout.read() == data
         assert client.ends() == (0, "")
@@ -340,7 +340,7 @@ def test_output_that_is_not_read_holds_the_peer_back(backend: str) -> None:
         with dialled(server.port()) as peer:
             sent = fill(peer.fileno(), 64 * MIB)
             assert sent < 48 * MIB
-        data = server.stdout.read()  # the peer has ended meanwhile: nothing is lost
+        data = server.stdout.read()  # the peer has ended meanwhile, and nothing is lost
         assert len(data) == sent and is_filling(data)
         assert server.ends() == (0, "")
 
@@ -409,7 +409,7 @@ def test_keep_open_takes_one_after_another(backend: str) -> None:
             server.stdin.write(b"to the first")
             assert read_exactly(first, 12) == b"to the first"
             first.sendall(b"more")
-            assert server.reads(4) == b"more"  # the second is not heard before the first has ended
+            assert server.reads(4) == b"more"  # the second connection is not served before the first has ended
             first.close()
             assert server.reads(3) == b"two"
             server.stdin.write(b"to the second")
@@ -609,7 +609,7 @@ def test_reset_while_the_first_output_is_not_read(backend: str) -> None:
         peer.sendall(b"second")
         reset(peer)
         assert len(output.read(filling)) == filling
-        assert output.read() == b"firstsecond"  # which came before the loss
+        assert output.read() == b"firstsecond"  # the data that arrived before the loss
         while b" close" not in lines[-1]:
             lines.append(server.stderr.readline())
         status, errors = server.ends()
@@ -637,7 +637,7 @@ def test_nobody_reads_the_output_of_keep_open() -> None:
 
 @on_posix
 def test_nobody_reads_the_trace() -> None:
-    """The trace is a matter of its own: the connection is served all the same."""
+    """A trace that cannot be written does not affect the connection."""
     read_end, write_end = os.pipe()
     with connected("-v", stdin=subprocess.PIPE, stderr=write_end) as (client, peer):
         os.close(write_end)
@@ -656,7 +656,7 @@ def test_input_that_cannot_be_read(tmp_path: Path) -> None:
 
 @on_posix
 def test_closed_input() -> None:
-    """The descriptor's number is then another file's, such as the connection's own."""
+    """The number of the closed descriptor may then be reused, such as for the connection itself."""
     with listening() as listener:
         without_input = ("sh", "-c", 'exec "$@" <&-', "sh")
         with program("connect", "127.0.0.1", port_of(listener), prefix=without_input) as client:
@@ -745,7 +745,7 @@ def test_version() -> None:
 
 
 def test_imports_no_event_loop() -> None:
-    """They are not installed everywhere, and AnyIO imports the one that is used."""
+    """The event loops are not installed everywhere, and AnyIO imports the one that is used."""
     code = "import sys, mozsocket.cli; print([n for n in ('asyncio', 'trio', 'uvloop') if n in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True)
     assert "trio" not in result.stdout and "uvloop" not in result.stdout
@@ -779,7 +779,7 @@ STOP_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM]
 
 @contextmanager
 def told_to_stop(number: int, backend: str, grace: float) -> Iterator[tuple[Program, int, socket.socket]]:
-    """An echo server that has got a signal, its port, and its one client."""
+    """An echo server that has received a signal, its port, and its only client."""
     with program("listen", 0, "--echo", "--grace", grace, "--backend", backend) as server:
         port = server.port()
         with dialled(port) as peer:
@@ -801,7 +801,7 @@ def test_stopping_lets_connections_finish(number: int, backend: str) -> None:
         peer.sendall(b"after")
         peer.shutdown(socket.SHUT_WR)
         assert read_all(peer) == b"after"
-        assert server.ends() == (0, "")  # long before the time is over
+        assert server.ends() == (0, "")  # long before the grace time is over
 
 
 @on_each_backend
@@ -846,7 +846,7 @@ def test_ignored_interrupts_stay_ignored() -> None:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_interrupt_where_signals_cannot_be_watched(monkeypatch: pytest.MonkeyPatch, grouped: bool) -> None:
-    """On Windows asyncio has no signal handlers: KeyboardInterrupt leaves the event loop, in a group or not."""
+    """On Windows asyncio has no signal handlers: KeyboardInterrupt leaves the event loop, within a group or alone."""
 
     async def interrupted() -> None: ...
 
@@ -900,7 +900,7 @@ def test_verbose_echo() -> None:
     assert found[-1] == "accepted 1 drain"
 
 
-# What a terminal is shown
+# Output to a terminal
 
 
 def shown(*chunks: bytes) -> str:
@@ -932,11 +932,11 @@ def test_text_may_be_split_anywhere() -> None:
     ("data", "expected"),
     [
         (b"\xff\xfe", r"\xff\xfe"),
-        (b"\xc3", r"\xc3"),  # cut off at the end
+        (b"\xc3", r"\xc3"),  # an incomplete character at the end
         (b"\xe2\x82", r"\xe2\x82"),
         (b"\xc3(", r"\xc3("),
         (b"\xed\xa0\x80", r"\xed\xa0\x80"),  # a surrogate
-        (b"\x9b31m", r"\x9b31m"),  # a control character in Latin-1, which some terminals heed
+        (b"\x9b31m", r"\x9b31m"),  # a control character in Latin-1, which some terminals obey
         (b"\r", r"\x0d"),
         (b"\r\r\n", "\\x0d\r\n"),
         (b"\n\r", "\n\\x0d"),
@@ -958,7 +958,7 @@ def test_what_can_be_judged_is_shown_at_once() -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A terminal that changes nothing itself: its end for us, and that for the program."""
+    """A raw terminal: the test's end of it, and the program's."""
     tty = pytest.importorskip("tty")
     ours, its = os.openpty()
     tty.setraw(its)
@@ -980,7 +980,7 @@ sys.exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else "it was 
 
 
 def test_a_job_in_the_background_leaves_the_terminal_to_others(terminal: tuple[int, int]) -> None:
-    """As in `mozsocket listen 8007 > received &`."""
+    """A job in the background, such as `mozsocket listen 8007 > received &`."""
     _, its = terminal
     launcher = [sys.executable, "-c", IN_THE_BACKGROUND, "-m", "mozsocket", "listen", "0"]
     with subprocess.Popen(
@@ -1011,7 +1011,7 @@ def test_escapes_on_a_terminal(terminal: tuple[int, int], backend: str, binary_t
             assert read_terminal(ours, "one ")
             peer.sendall(b"\xac\xff\r")
             assert read_terminal(ours, "€\\xff")
-        assert read_terminal(ours, "\\x0d")  # it was the last
+        assert read_terminal(ours, "\\x0d")  # shown now, as it was the last byte
         assert server.ends() == (0, "")
 
 

@@ -1,4 +1,4 @@
-"""What the options of the command line do: where to, line ends, what is shown. See test_cli.py."""
+"""The options of the command line: addresses, line ends, output. See test_cli.py for how it is run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ipv6() -> None:
         unavailable(f"no IPv6 here: {exc}")
 
 
-# Where to
+# Addresses
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def ipv6() -> None:
         ("[::1]:25", None, ("::1", 25)),
         ("[::1]", "25", ("::1", 25)),
         ("[fe80::1%eth0]:65535", None, ("fe80::1%eth0", 65535)),
-        ("", "80", ("", 80)),  # which is refused as a host
+        ("", "80", ("", 80)),  # the empty host is refused later
         (":80", None, ("", 80)),
     ],
 )
@@ -159,7 +159,7 @@ def test_ipv6_only() -> None:
 
 
 def told(line: bytes) -> tuple[str, int]:
-    """Where it listens, by what it says."""
+    """The host and port in the line that says where it listens."""
     match = re.fullmatch(r"listening on (\S+) port (\d+)\n", line.decode())
     assert match, line
     return match[1], int(match[2])
@@ -243,7 +243,7 @@ def test_line_ends_wherever_the_input_is_split() -> None:
 
 @on_each_backend
 def test_crlf(backend: str) -> None:
-    """What is sent gets them, what is received is left as it is."""
+    """Sent lines get CRLF; what is received is unchanged."""
     with connected("--crlf", "--backend", backend, stdin=subprocess.PIPE) as (client, peer):
         client.stdin.write(b"one\ntwo\r")
         assert read_exactly(peer, 9) == b"one\r\ntwo\r"
@@ -269,7 +269,7 @@ def test_crlf_of_one_connection_after_another() -> None:
 
 
 def test_crlf_makes_a_file_longer(tmp_path: Path) -> None:
-    """By how much is not known before, so there is no bar that would be full too early."""
+    """The final size is unknown in advance, so the progress bar has no total and cannot be full too early."""
     (tmp_path / "file").write_bytes(b"\n" * 100_000)
     with (
         (tmp_path / "file").open("rb") as source,
@@ -283,7 +283,7 @@ def test_crlf_makes_a_file_longer(tmp_path: Path) -> None:
 
 
 def test_crlf_for_redis() -> None:
-    """As the README has it: it answers, and ends when it is told that no more will come."""
+    """The README's command for Redis: it prints the answer, and ends when the input has ended."""
     with redis() as port, program("connect", "--crlf", f"localhost:{port}", stdin=subprocess.PIPE) as client:
         client.stdin.write(b"PING\nECHO hello\n")
         client.stdin.close()
@@ -353,12 +353,12 @@ def test_what_is_no_time_limit(command: tuple[str, ...], seconds: str) -> None:
     assert "timeout" in output.splitlines()[-1]
 
 
-# A file, and a peer that ends early
+# A file as input, and a peer that ends early
 
 
 @on_each_backend
 def test_what_is_left_of_a_file_is_sent(backend: str, tmp_path: Path) -> None:
-    """To a peer that has ended its side before it read anything."""
+    """The peer ends its side before it reads anything, and still gets all of the file."""
     data = os.urandom(20 * MIB)
     (tmp_path / "file").write_bytes(data)
     with (tmp_path / "file").open("rb") as source, connected("--backend", backend, stdin=source) as (client, peer):
@@ -371,7 +371,7 @@ def test_what_is_left_of_a_file_is_sent(backend: str, tmp_path: Path) -> None:
 
 @on_each_backend
 def test_a_file_that_is_not_taken(backend: str, tmp_path: Path) -> None:
-    """It says so."""
+    """The failure is reported."""
     (tmp_path / "file").write_bytes(bytes(20 * MIB))
     with (tmp_path / "file").open("rb") as source, connected("--backend", backend, stdin=source) as (client, peer):
         peer.sendall(b"no")
@@ -444,7 +444,7 @@ def test_listen_does_not_take_a_reset_for_an_end(files: SimpleNamespace) -> None
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 15, 16, 17, 256, DUMPED])
 def test_hex_dump(size: int) -> None:
-    """As `od` has it, but for its columns."""
+    """The dump equals that of `od`, except for its columns."""
     data = (bytes(range(256)) * 2)[-size:] if size else b""
     command = ["od", "-Ax", "-tx1z", "-v"]
     *rows, _ = subprocess.run(command, input=data, capture_output=True, check=True).stdout.decode().splitlines()
@@ -488,11 +488,11 @@ def test_bytes_in_the_trace(backend: str, binary_type: str) -> None:
     assert lines.index(sent) == 2 and lines.index(received) == 4
 
 
-# The trace and the bars
+# The trace and the progress bars
 
 
 class Screen:
-    """A terminal, as far as is needed: what it shows in the end of what was written to it."""
+    """A minimal terminal emulator: what a terminal shows after everything that was written to it."""
 
     def __init__(self, columns: int) -> None:
         self._columns = columns
@@ -526,7 +526,7 @@ class Screen:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A terminal of 100 columns: its end for us, and that for the program."""
+    """A terminal with 100 columns: the test's end of it, and the program's."""
     termios, fcntl = pytest.importorskip("termios"), pytest.importorskip("fcntl")
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
@@ -539,7 +539,7 @@ END = b"the end"
 
 
 def read_to_end(terminal: int, into: bytearray) -> None:
-    """Until the test has written END, as a terminal has room for some 4 KiB only."""
+    """Read until the test has written END, as a terminal buffers only some 4 KiB."""
     while not into.endswith(END):
         into += os.read(terminal, 65536)
 
@@ -581,7 +581,7 @@ def test_the_trace_and_the_bars_leave_each_other_whole(terminal: tuple[int, int]
     assert len(kinds[complaint]) == 1
 
 
-# The examples of the help
+# The examples in the help
 
 
 @pytest.mark.parametrize("command", ["connect", "listen"])

@@ -1,4 +1,4 @@
-"""TLS on the command line: the program in processes of its own, against blocking TLS sockets and OpenSSL's program."""
+"""TLS on the command line: the program in separate processes, against blocking TLS sockets and OpenSSL's program."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ PROTOCOLS: dict[str, list[tuple[bytes, bytes]]] = {
         (b"AUTH TLS\r\n", b"234 go\r\n"),
     ],
 }
-"""Of each protocol, in turn: what is to be said, and the other side's answer."""
+"""For each protocol, in order: the command that must be sent, and the other side's answer."""
 
 on_each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS)
-# What the event loop has a part in is tried on each; the dialogues are the same on all of them.
+# Tests that involve the event loop run on each; the dialogues do not depend on it.
 on_each_protocol_and_backend = pytest.mark.parametrize(
     ("protocol", "backend"), [*((protocol, "asyncio") for protocol in PROTOCOLS), ("smtp", "uvloop"), ("imap", "trio")]
 )
@@ -86,9 +86,9 @@ def answers_of(protocol: str) -> list[bytes]:
 
 
 def negotiate(protocol: str, *pieces: bytes) -> tuple[Negotiation, bytes]:
-    """Feed a dialogue.
+    """Feed received data to a dialogue.
 
-    :return: it, and all that is to be said
+    :return: the dialogue, and everything that it sends
     """
     negotiation = Negotiation(DIALOGUES[protocol]())
     said = b"".join(command + b"\r\n" for piece in pieces if (command := negotiation.receive(piece)))
@@ -121,7 +121,7 @@ def test_what_comes_behind_the_last_answer_is_left_over(protocol: str) -> None:
 
 @on_each_protocol
 def test_an_answer_before_the_question_is_refused(protocol: str) -> None:
-    """It could be an attacker's, who lets the server's own answers be taken for those of later questions."""
+    """It could be an attacker's, which would make the server's answers appear to belong to later commands."""
     answers = answers_of(protocol)
     for at in range(len(answers) - 1):
         for early in (answers[at + 1], b"2", b"\r\n"):
@@ -239,11 +239,11 @@ def test_hears_each_line_of_the_dialogue_and_nothing_else() -> None:
     assert heard == [b"+OK ready\r", b"+OK go\r"]
 
 
-# What the processes are given, and what they talk to
+# What the processes are given, and their peers
 
 
 def answer_in_plaintext(peer: socket.socket, protocol: str, *, behind: bytes = b"") -> None:
-    """The other side's part of a dialogue, each answer sent whole.
+    """Send the server's side of a dialogue, each answer in one piece.
 
     :param behind: what is sent in one piece with the last answer
     """
@@ -255,16 +255,16 @@ def answer_in_plaintext(peer: socket.socket, protocol: str, *, behind: bytes = b
 
 @contextmanager
 def secured(peer: socket.socket, context: ssl.SSLContext | None = None) -> Iterator[ssl.SSLSocket]:
-    """The server's side of TLS. That the other ends without close_notify is an error."""
+    """The server's side of TLS. It is an error if the client ends without close_notify."""
     context = context or server_context()
     with context.wrap_socket(peer, server_side=True, suppress_ragged_eofs=False) as secure_peer:
         yield secure_peer
 
 
 def relays(client: Program, peer: ssl.SSLSocket, *, end: bool = True) -> None:
-    """It relays in TLS both ways, and ends with its input.
+    """Check that the client relays in both directions within TLS.
 
-    :param end: whether it does
+    :param end: whether it ends its side at the end of its input
     """
     client.stdin.write(b"to the peer")
     assert read_exactly(peer, 11) == b"to the peer"
@@ -272,8 +272,8 @@ def relays(client: Program, peer: ssl.SSLSocket, *, end: bool = True) -> None:
     assert client.reads(13) == b"to the client"
     if end:
         client.stdin.close()
-        assert peer.recv(1) == b""  # by close_notify
-        peer.unwrap()  # or it would be an error: the answer could have been cut off
+        assert peer.recv(1) == b""  # EOF by close_notify
+        peer.unwrap()  # without it the client would report an error: the answer could have been cut off
 
 
 # connect --tls
@@ -291,7 +291,7 @@ def test_connect(files: SimpleNamespace, backend: str, binary_type: str) -> None
 
 @on_each_backend
 def test_connect_to_openssl(files: SimpleNamespace, backend: str) -> None:
-    """Its s_server answers each line with the same reversed."""
+    """OpenSSL's s_server answers each line with the line reversed."""
     with openssl("s_server", "-accept", "0", "-naccept", "1", "-cert", files.both, "-rev") as server:
         while not (port := re.fullmatch(rb"ACCEPT \S+:(\d+)\n", line := server.stdout.readline())):
             assert line, server.stderr.read()
@@ -317,7 +317,7 @@ def openssl(*args: object, **options: Any) -> Iterator[Program]:
 
 @on_each_backend
 def test_a_certificate_that_is_not_trusted(backend: str) -> None:
-    """The authority is none of the system's."""
+    """The authority is not among the system's."""
     with connected("--tls", "--backend", backend, stdin=subprocess.PIPE) as (client, peer):
         port = port_of(peer)
         client.stdin.write(b"secret")
@@ -345,7 +345,7 @@ def test_a_certificate_for_another_host(files: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("starttls", [False, True])
 def test_server_hostname(files: SimpleNamespace, starttls: bool) -> None:
-    """What the certificate is for, and what the server is told."""
+    """The option sets the name that the certificate must be for, and the name sent to the server (SNI)."""
     asked_for: list[str | None] = []
     context = server_context(certificate("other.example"))
     context.sni_callback = lambda sock, name, context: asked_for.append(name)
@@ -370,7 +370,7 @@ def test_cafile_takes_the_place_of_the_system_s(files: SimpleNamespace) -> None:
 @on_each_backend
 @pytest.mark.parametrize("starttls", [False, True])
 def test_insecure_works_and_says_so(backend: str, starttls: bool) -> None:
-    """With a certificate that is neither trusted nor for the host."""
+    """The certificate is neither trusted nor for the host."""
     options = (*(["--starttls", "imap"] if starttls else ["--tls"]), "--insecure", "--backend", backend)
     with connected(*options, stdin=subprocess.PIPE) as (client, peer):
         assert client.stderr.readline() == (
@@ -398,12 +398,12 @@ def test_a_peer_that_speaks_plaintext() -> None:
 
 @on_each_backend
 def test_a_connection_that_is_cut_off(files: SimpleNamespace, backend: str) -> None:
-    """What came before is told, and that there may have been more."""
+    """What arrived before is printed, and an error says that more may have been cut off."""
     options = ("--tls", "--cafile", files.authority, "--backend", backend)
     with connected(*options, stdin=subprocess.PIPE) as (client, peer), secured(peer) as secure_peer:
         secure_peer.sendall(b"the first half")
         port = port_of(secure_peer)
-        secure_peer.close()  # without unwrap(), which would say so
+        secure_peer.close()  # without unwrap(), which sends close_notify
         why = "the peer ended the connection without close_notify"
         assert client.ends() == (1, f"mozsocket: error: connection with 127.0.0.1 port {port}: {why}\n")
         assert client.stdout.read() == b"the first half"
@@ -427,7 +427,7 @@ def test_starttls(files: SimpleNamespace, protocol: str, backend: str) -> None:
 @on_each_backend
 @pytest.mark.parametrize("binary_type", ["arraybuffer", "string"])
 def test_nothing_is_lost_behind_the_handshake(files: SimpleNamespace, backend: str, binary_type: str) -> None:
-    """The server speaks at once, and much; the input is there from the start."""
+    """The server sends much data immediately, and the input is available from the start."""
     options = ("--starttls", "smtp", "--cafile", files.authority, "--backend", backend, "--binary-type", binary_type)
     there, back = os.urandom(MIB + 1), os.urandom(MIB + 3)
     with connected(*options, stdin=subprocess.PIPE) as (client, peer), in_thread(write_all, client.stdin, there):
@@ -443,7 +443,7 @@ def test_nothing_is_lost_behind_the_handshake(files: SimpleNamespace, backend: s
 
 @on_each_protocol_and_backend
 def test_injected_plaintext_makes_the_handshake_fail(files: SimpleNamespace, protocol: str, backend: str) -> None:
-    """CVE-2011-0411, against the client: what comes in one piece with the answer is not taken for encrypted."""
+    """CVE-2011-0411, against the client: data in one piece with the last answer must not be treated as encrypted."""
     options = ("--starttls", protocol, "--cafile", files.authority, "--backend", backend)
     with connected(*options, stdin=subprocess.PIPE) as (client, peer):
         client.stdin.write(b"secret")
@@ -460,7 +460,7 @@ def test_plaintext_injected_after_the_switch(backend: str) -> None:
     with connected("--starttls", "smtp", "--backend", backend, stdin=subprocess.PIPE) as (client, peer):
         client.stdin.write(b"secret")
         answer_in_plaintext(peer, "smtp")
-        assert read_exactly(peer, 1) == b"\x16"  # of the ClientHello
+        assert read_exactly(peer, 1) == b"\x16"  # the start of the ClientHello
         peer.sendall(b"250 injected\r\n")
         assert b"secret" not in read_all(peer)
         peer.close()
@@ -472,7 +472,7 @@ def test_plaintext_injected_after_the_switch(backend: str) -> None:
 
 @on_each_backend
 def test_starttls_that_is_refused(backend: str) -> None:
-    """Then there is no falling back to plaintext."""
+    """There is no fallback to plaintext."""
     with connected("--starttls", "smtp", "--backend", backend, stdin=subprocess.PIPE) as (client, peer):
         client.stdin.write(b"secret")
         port = port_of(peer)
@@ -545,7 +545,7 @@ def test_starttls_has_a_time_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -
 
 @on_each_backend
 def test_verbose_starttls(files: SimpleNamespace, backend: str) -> None:
-    """The dialogue is told there, with nothing that a terminal would heed, and what TLS came of it."""
+    """The trace shows the dialogue, without control characters, and the TLS version agreed on."""
     options = ("--starttls", "pop3", "--cafile", files.authority, "-v", "--backend", backend)
     with connected(*options, stdin=subprocess.PIPE) as (client, peer):
         peer.sendall(b"+OK \x1b[2J\r\n")
@@ -601,7 +601,7 @@ def test_listen_to_openssl(files: SimpleNamespace, backend: str) -> None:
 
 @on_each_backend
 def test_a_failed_handshake_is_told_and_others_are_served(files: SimpleNamespace, backend: str) -> None:
-    """It does not count as the one connection."""
+    """A failed handshake does not count as the one connection."""
     with program("listen", 0, "--tls", "--certfile", files.both, "--backend", backend) as server:
         port = server.port()
         with dialled(port) as peer:
@@ -723,7 +723,7 @@ def test_certificates_that_cannot_be_used(files: SimpleNamespace, tmp_path: Path
 
 
 def test_files_that_cannot_be_read(files: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when they vanish meanwhile: that they are there and readable is looked at before."""
+    """Files may vanish after the options were checked, which is when they must exist and be readable."""
 
     def fails_to_load(*args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -740,7 +740,7 @@ def test_files_that_cannot_be_read(files: SimpleNamespace, monkeypatch: pytest.M
 
 
 def test_refused(files: SimpleNamespace) -> None:
-    """It is told as without TLS."""
+    """The message is the same as without TLS."""
     for options in (("--tls",), ("--starttls", "smtp")):
         with listening() as listener:
             port = port_of(listener)

@@ -1,4 +1,4 @@
-"""mozsocket among others: libraries that take AnyIO's streams or none, and real servers and clients."""
+"""mozsocket with other software: libraries that use AnyIO's streams, libraries without I/O, servers and clients."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def web() -> Iterator[WebServer]:
 
 
 def tls_of(scheme: str) -> dict[str, Any]:
-    """The options of a server."""
+    """The TLS options of a server, for a URL scheme."""
     return {"useSecureTransport": True, "ssl_context": server_context()} if scheme == "https" else {}
 
 
-# httpcore over our stream
+# httpcore over our streams
 
 
 class Stream(httpcore.AsyncNetworkStream):
-    """What httpcore wants of a connection."""
+    """An adapter from our stream to httpcore's interface."""
 
     def __init__(self, sock: TCPSocket) -> None:
         self.sock = sock
@@ -80,7 +80,7 @@ class Stream(httpcore.AsyncNetworkStream):
 
 
 class Backend(httpcore.AsyncNetworkBackend):
-    """httpcore's connections, by mozsocket."""
+    """A backend with which httpcore connects by mozsocket."""
 
     def __init__(self, tcp: MozTCPSocket) -> None:
         self.tcp = tcp
@@ -106,7 +106,7 @@ class Backend(httpcore.AsyncNetworkBackend):
 @pytest.mark.anyio
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_requests_of_httpcore(scheme: str, web: WebServer) -> None:
-    """On one connection, which is kept alive."""
+    """All requests use one connection, which is kept alive."""
     async with MozTCPSocket() as tcp:
         backend = Backend(tcp)
         async with httpcore.AsyncConnectionPool(ssl_context=client_context(), network_backend=backend) as pool:
@@ -119,7 +119,9 @@ async def test_requests_of_httpcore(scheme: str, web: WebServer) -> None:
 
 
 class Endless:
-    """The content of a request. Not a generator, of which httpcore would leave the rest to the garbage collector."""
+    """The endless content of a request. It is not a generator, as httpcore would leave closing that to the garbage
+    collector.
+    """
 
     def __aiter__(self) -> Endless:
         return self
@@ -131,7 +133,7 @@ class Endless:
 @pytest.mark.anyio
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_request_of_httpcore_to_a_server_that_does_not_read(scheme: str) -> None:
-    """It is given up, and httpcore closes the connection where nothing can cancel that."""
+    """The request is cancelled, and httpcore closes the connection in a shielded scope."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1", **tls_of(scheme))
         server.onconnect = lambda event: event.socket.suspend()
@@ -147,7 +149,7 @@ async def test_a_request_of_httpcore_to_a_server_that_does_not_read(scheme: str)
         tcp.cancel_scope.cancel()
 
 
-# h11 and wsproto, which do no I/O themselves, driven by handlers and by the stream
+# h11 and wsproto, which do no I/O themselves, used with handlers and with the stream
 
 
 @pytest.mark.anyio
@@ -180,7 +182,7 @@ async def test_keep_alive_requests_of_h11_by_handlers(web: WebServer) -> None:
 
 
 class WebSocketEcho:
-    """A WebSocket server, by handlers."""
+    """A WebSocket server with handlers."""
 
     def __init__(self, sock: TCPSocket) -> None:
         self.sock = sock
@@ -200,7 +202,7 @@ class WebSocketEcho:
 
 
 class WebSocketClient:
-    """A WebSocket client, by a stream."""
+    """A WebSocket client with a stream."""
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
@@ -244,7 +246,7 @@ async def test_wsproto_on_both_ends() -> None:
         server.close()
 
 
-# Clients of ours
+# Our clients
 
 
 @pytest.mark.anyio
@@ -277,7 +279,7 @@ async def test_curl_is_served(scheme: str, tmp_path: Any) -> None:
         server.close()
 
 
-# Beyond one process: several that share a port, behind a load balancer
+# Several processes that share a port, behind a load balancer
 
 WORKER = """
     import os, sys, anyio
@@ -304,7 +306,7 @@ WORKER = """
 
 @contextmanager
 def worker(loop: str, port: int) -> Iterator[int]:
-    """A process that accepts connections on a port, which others may share; the port."""
+    """A process that accepts connections on a port, which others may share. Gives the port."""
     command = [sys.executable, "-c", textwrap.dedent(WORKER), loop, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -314,7 +316,7 @@ def worker(loop: str, port: int) -> Iterator[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shares the connections out")
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_processes_that_share_a_port_behind_haproxy(version: str) -> None:
-    """Each loop in a process of its own: who answers differs, and each knows its client."""
+    """There is a process for each event loop. Different ones answer, and each knows its client's address."""
 
     with ExitStack() as stack:
         port = 0

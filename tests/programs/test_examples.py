@@ -1,4 +1,4 @@
-"""The README's programs, as printed, against the servers that they are for."""
+"""The examples, run against the real servers that they are for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ READERS: dict[str, Callable[[MailServer], Awaitable[bytes]]] = {
 @pytest.mark.anyio
 @pytest.mark.parametrize("reader", READERS)
 async def test_mail_that_is_sent_can_be_read_back(reader: str, mail_server: MailServer) -> None:
-    """By clients on mozsocket, and by those of the standard library."""
+    """The readers are clients on mozsocket, and clients of the standard library."""
     send_mail = example("mail")["send_mail"]
     port, address = mail_server.smtp_port, mail_server.address
     await send_mail("localhost", port, "a@localhost", [address], MESSAGE, client_context())
@@ -67,7 +67,7 @@ async def test_mail_that_is_sent_can_be_read_back(reader: str, mail_server: Mail
 
 
 class Reader:
-    """A client of a mailbox on mozsocket, by lines, that asks for TLS first."""
+    """A client of a mailbox on mozsocket, with handlers of lines. It upgrades to TLS first."""
 
     def __init__(self, sock: TCPSocket) -> None:
         self.sock = sock
@@ -94,7 +94,7 @@ class POP3(Reader):
 
     @classmethod
     async def read_message(cls, server: MailServer) -> bytes:
-        """The first message, once there is one; it is deleted."""
+        """Wait for the first message, return it and delete it."""
         while True:
             async with TCPSocket("localhost", server.pop3_port) as sock:
                 self = cls(sock)
@@ -113,7 +113,7 @@ class POP3(Reader):
 
 class IMAP(Reader):
     async def command(self, line: str) -> list[bytes]:
-        """The untagged answers."""
+        """Send a command and return the untagged answers."""
         await self.send(f"a {line}")
         answers = []
         while not (answer := await self.line()).startswith(b"a "):
@@ -125,7 +125,7 @@ class IMAP(Reader):
 
     @classmethod
     async def read_message(cls, server: MailServer) -> bytes:
-        """The first message, once there is one; it is deleted."""
+        """Wait for the first message, return it and delete it."""
         async with TCPSocket("localhost", server.imap_port) as sock:
             self = cls(sock)
             await self.line()
@@ -152,7 +152,8 @@ def test_the_command_line_asks_for_tls_and_gets_the_whole_answer(
         "smtp": (mail_server.smtp_port, "EHLO localhost\r\nQUIT\r\n", r"250 HELP\r\n221 .*\r\n$"),
     }[protocol]
     options = "--starttls", protocol, "--cafile", str(tmp_path / "ca.pem")
-    # Exim takes commands ahead of its answers for an attack; and the servers end by themselves.
+    # Exim treats commands that are sent ahead of its answers as an attack, so each is sent alone. The servers end the
+    # connection.
     with subprocess.Popen(
         [sys.executable, "-m", "mozsocket", "connect", "localhost", str(port), *options],
         stdin=subprocess.PIPE,
@@ -176,7 +177,7 @@ def test_the_command_line_asks_for_tls_and_gets_the_whole_answer(
 
 
 def read_by_imap(server: MailServer) -> bytes:
-    """The first message, once there is one; it is deleted."""
+    """Wait for the first message, return it and delete it."""
     client = imaplib.IMAP4("localhost", server.imap_port)
     client.starttls(client_context())
     client.login(server.user, server.password)
@@ -190,7 +191,7 @@ def read_by_imap(server: MailServer) -> bytes:
 
 
 def read_by_pop3(server: MailServer) -> bytes:
-    """The first message, once there is one; it is deleted."""
+    """Wait for the first message, return it and delete it."""
     message = b""
     while not message:
         client = poplib.POP3("localhost", server.pop3_port)
@@ -222,14 +223,14 @@ async def test_mail_to_a_server_that_is_not_trusted(mail_server: MailServer) -> 
 
 @pytest.fixture
 def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the programs that are started trust the tests' authority, as if it were the system's."""
+    """Make the started programs trust the tests' authority as if it were one of the system's."""
     AUTHORITY.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
 
 
 @pytest.mark.usefixtures("trust")
 def test_the_program_that_asks_a_mail_server(mail_server: MailServer, tmp_path: Path) -> None:
-    """Exim offers STARTTLS until it is used: the answer that is shown is the one under TLS."""
+    """Exim offers STARTTLS only until it is used, so the answer shown must be the one within TLS."""
     command = file_of(tmp_path, "starttls"), "localhost", str(mail_server.smtp_port)
     output = output_of(tmp_path, *command)
     assert re.fullmatch(r"secure\n250-localhost Hello .*\n(250-.*\n)+250 HELP\n", output)
@@ -246,7 +247,7 @@ def test_the_program_that_asks_a_mail_server_that_is_not_trusted(mail_server: Ma
 @pytest.mark.usefixtures("trust")
 def test_the_program_that_sends_mail(mail_server: MailServer, tmp_path: Path) -> None:
     command = file_of(tmp_path, "mail"), "localhost", str(mail_server.smtp_port), "a@localhost"
-    message = MESSAGE.decode().replace("\r\n", "\n")  # as files are
+    message = MESSAGE.decode().replace("\r\n", "\n")  # with the line ends of a file
     refused = output_of(tmp_path, *command, mail_server.address, "you@elsewhere.example", status=1, stdin=message)
     assert "SMTPError: RCPT TO:<you@elsewhere.example>: 550" in refused
     assert output_of(tmp_path, *command, mail_server.address, stdin=message) == ""
@@ -297,12 +298,12 @@ async def test_redis_pipelined(redis_port: int, capsys: pytest.CaptureFixture[st
             await late.get()
 
 
-# Servers, as programs of their own
+# Servers as separate processes
 
 
 @contextmanager
 def running(where: Path, *command: str) -> Iterator[int]:
-    """A program; the port that it listens on."""
+    """A running program. Gives the port that it listens on."""
     command = sys.executable, *command
     with subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -331,7 +332,7 @@ def test_the_line_server(loop: str, tmp_path: Path) -> None:
 
 
 def test_the_programs_that_talk_to_a_server(tmp_path: Path) -> None:
-    """As printed, but for the port."""
+    """The programs run unchanged, except for the port."""
     (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
     with running(tmp_path, file_of(tmp_path, "echo_server", port=0)) as port:
         assert output_of(tmp_path, file_of(tmp_path, "client", port=port)) == "b'hello'\n"
@@ -339,7 +340,7 @@ def test_the_programs_that_talk_to_a_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["awaiting", "upload"])
 def test_the_programs_that_send_to_a_server(name: str, tmp_path: Path) -> None:
-    """One that answers nothing: they would be warned of what they do not listen to."""
+    """The server sends nothing, as the programs have no handler for data."""
     (tmp_path / "README.md").write_bytes(os.urandom(1_000_000))
     received: list[int] = []
 
@@ -402,7 +403,7 @@ async def test_the_chat_server(capsys: pytest.CaptureFixture[str]) -> None:
             await said(ann, b":bob PRIVMSG ann :hello you\r\n:bob QUIT\r\n")
             assert await blocking(read_all, bob) == b""
             ann.sendall(b"x" * 600)
-            with suppress(ConnectionResetError):  # or an end, if all that it had sent was read
+            with suppress(ConnectionResetError):  # or EOF, if the server had read everything
                 assert await blocking(read_all, ann) == b""
         tasks.cancel_scope.cancel()
 
@@ -430,7 +431,7 @@ async def test_the_chat_server_throws_out_who_does_not_read(capsys: pytest.Captu
 
 @pytest.mark.anyio
 async def test_nc_through_the_proxy_gets_its_whole_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    """It ends its side as soon as it has asked."""
+    """nc ends its side as soon as it has sent its request."""
     nc = program("nc")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(example("echo_server")["main"], 0)

@@ -1,4 +1,4 @@
-"""What the README says is so: its examples run as printed, its tables match the code."""
+"""The README is correct: its examples run as printed, and its tables match the code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from ..peers import (
 )
 
 WAYS = [("client", "upstream"), ("upstream", "client")]
-"""Through a proxy."""
+"""The two directions through a proxy."""
 
 
 @pytest.mark.anyio
@@ -89,11 +89,12 @@ async def test_the_server_holds_back_a_client_that_does_not_read(capsys: pytest.
 
 
 async def held_back(descriptor: int, reader: socket.socket) -> None:
-    """What is written goes nowhere while the reader does not read, but into buffers; then it gets all of it.
+    """Check back-pressure: while the reader does not read, only a limited amount can be written; then all of it
+    arrives.
 
-    How much the buffers of the system hold is the system's to say: some MiB for each socket on the way.
+    The limit depends on the system, whose buffers hold some MiB for each socket on the way.
 
-    :param descriptor: non-blocking, as that of a socket with a timeout is
+    :param descriptor: the writer's, which is non-blocking, as a socket with a timeout is
     """
     data = os.urandom(1 << 20) * 64
     written, stuck = 0, False
@@ -172,7 +173,7 @@ async def test_the_proxy_keeps_what_comes_before_upstream_is_there(capsys: pytes
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(example("proxy")["main"], 0, "127.0.0.1", port_of(listener))
             address = "127.0.0.1", await port_from(capsys)
-            with socket.create_connection(address) as client:  # not in a thread: the proxy finds both when it accepts
+            with socket.create_connection(address) as client:  # no thread: all is sent when the proxy accepts
                 client.sendall(b"early")
                 with await accept(listener) as upstream:
                     await said(upstream, b"early")
@@ -185,7 +186,7 @@ async def test_the_proxy_outlives_an_upstream_that_is_not_there(capsys: pytest.C
         tasks.start_soon(example("proxy")["main"], 0, "127.0.0.1", unused_port())
         port = await port_from(capsys)
         for _ in range(2):
-            # A reset may come before it knows of the connection.
+            # The reset may arrive before the proxy has accepted the connection.
             with suppress(ConnectionResetError), await dial(port) as client:
                 await blocking(read_all, client)
                 pytest.fail("that was an orderly end")
@@ -194,7 +195,7 @@ async def test_the_proxy_outlives_an_upstream_that_is_not_there(capsys: pytest.C
 
 
 async def echoes(peer: Any) -> None:
-    """A peer gets back all it sends, though it sends more than fits anywhere before it reads."""
+    """Check that a peer gets back all it sends, though it reads only after sending more than all buffers hold."""
     data = bytes(range(256)) * 40_000
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(blocking, peer.sendall, data)
@@ -235,7 +236,7 @@ async def test_starttls(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(("sent", "shown"), [(b"one\ntwo\nth", "b'one'\nb'two'\n"), (b"one\n\ntwo\n", "b'one'\nb''\n")])
 async def test_in_an_async_generator(sent: bytes, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Up to the end, and broken off."""
+    """Iterating to the end, and breaking off."""
     main = example("generator")["main"]
     with listening() as listener:
         async with anyio.create_task_group() as tasks:
@@ -274,13 +275,13 @@ async def test_back_pressure(tmp_path: Path) -> None:
 @pytest.mark.anyio
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
 async def test_back_pressure_reaches_the_file(tmp_path: Path) -> None:
-    """A pipe in place of the file shows how much has been read of it."""
+    """A pipe replaces the file, to see how much of it was read."""
     upload = example("upload")["upload"]
     os.mkfifo(tmp_path / "pipe")
-    descriptor = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)  # no end waits for the other to be opened
+    descriptor = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)  # both ways, so that open() does not block
     with listening() as listener:
         async with anyio.create_task_group() as tasks:
-            with os.fdopen(descriptor, "wb", buffering=0) as pipe:  # its end ends the reading, which is in a thread
+            with os.fdopen(descriptor, "wb", buffering=0) as pipe:  # closing it ends the reading thread
                 tasks.start_soon(upload, "127.0.0.1", port_of(listener), str(tmp_path / "pipe"))
                 with await accept(listener) as peer:
                     await held_back(descriptor, peer)
@@ -302,7 +303,7 @@ async def test_timeouts(octets: int, ends: bool) -> None:
             tasks.start_soon(listen)
             with await accept(listener) as peer:
                 for number in range(octets):
-                    await anyio.sleep(0.52 if number else 0)  # the last, when its patience with the first is over
+                    await anyio.sleep(0.52 if number else 0)  # in sum more than the timeout
                     peer.sendall(b"x")
                 if not ends:
                     assert await blocking(read_all, peer) == b""
@@ -335,7 +336,7 @@ anyio.run(main, 0, backend=sys.argv[1], backend_options={"use_uvloop": True} if 
 
 @contextmanager
 def service(backend: tuple[str, dict[str, Any]], grace: float) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The example of a service in a process of its own, and its port."""
+    """The service example in a separate process, and its port."""
     program = code("service").replace('__name__ == "__main__"', "False") + SERVICE
     command = [sys.executable, "-c", program, backend[0], str(bool(backend[1])), str(grace)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -376,13 +377,13 @@ def test_shutting_down_closes_what_has_not_finished(anyio_backend: tuple[str, di
 
 
 def refused_by(port: int) -> None:
-    """Wait until nothing listens there."""
+    """Wait until nothing listens on a port."""
     deadline = time.monotonic() + PEER_TIMEOUT
     while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT).close()
         except ConnectionResetError:
-            pass  # it was closed just then
+            pass  # the listener was closed at that moment
         except ConnectionRefusedError:
             return
     pytest.fail("it listens on")
@@ -412,10 +413,10 @@ def test_interface_table_names_every_public_member_and_nothing_else() -> None:
     named: dict[str, set[str]] = {}
     for cell, *_ in rows("The interface"):
         if re.search("=|^option$|^---", cell) and not re.search(r"[(*]", cell):
-            continue  # of the options
+            continue  # a row of options
         owner = re.match(r"\*\*`(\w+)\(", cell)
         if cell == "function":
-            members = set()  # those of no class
+            members = set()  # functions and the like, which are in no class
         elif owner:
             members = named[owner[1]] = set()
         else:

@@ -1,4 +1,4 @@
-"""The servers of services.py, spoken to by code that shares nothing with mozsocket; nothing of them stays behind."""
+"""The servers of services.py work with clients that do not use mozsocket, and leave no process behind."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 def in_sessions(leaders: set[int]) -> list[str]:
-    """The programs that run in these sessions. Zombies do not: whoever inherited them reaps them when it likes."""
+    """The programs that run in these sessions. Zombies are not counted, as their new parent reaps them at any time."""
     found = []
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) in leaders and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.name())
         except (ProcessLookupError, psutil.NoSuchProcess):
-            pass  # it has ended meanwhile
+            pass  # the process has ended meanwhile
     return found
 
 
 @contextmanager
 def nothing_left() -> Iterator[Callable[[], None]]:
-    """To be called while the servers run; at the end, none of their processes does any more.
+    """Check that no process of the servers is left at the end; the function it gives is called while they run.
 
-    Each server leads a session, where its children stay even when their parent has gone.
+    Each server leads a session, in which its children stay even after their parent has ended.
     """
     leaders: set[int] = set()
 
@@ -111,7 +111,9 @@ def test_mail_goes_in_by_smtp_and_comes_out_by_imap_and_pop3() -> None:
 
 
 def assert_plaintext_refused_to_strangers(server: MailServer) -> None:
-    """Dovecot takes a client with its own address for secure, whatever it is told; this one has another."""
+    """Check that Dovecot refuses plaintext. It trusts clients with its own address regardless, so this client has
+    another.
+    """
     for port, commands, refusal in (
         (server.imap_port, f"1 LOGIN {server.user} {server.password}\r\n2 LOGOUT\r\n", b"[PRIVACYREQUIRED]"),
         (server.pop3_port, f"USER {server.user}\r\nQUIT\r\n", b"-ERR"),
@@ -122,7 +124,7 @@ def assert_plaintext_refused_to_strangers(server: MailServer) -> None:
 
 
 def by_imap(server: MailServer) -> bytes:
-    """The message, once it has been delivered."""
+    """Wait until the message is delivered, and return it."""
     with imaplib.IMAP4("localhost", server.imap_port, PEER_TIMEOUT) as imap:
         imap.starttls(client_context())
         imap.login(server.user, server.password)
@@ -134,7 +136,7 @@ def by_imap(server: MailServer) -> bytes:
 
 
 def by_pop3(server: MailServer) -> list[bytes]:
-    """The message's lines."""
+    """Return the lines of the message."""
     pop3 = poplib.POP3("localhost", server.pop3_port, PEER_TIMEOUT)
     try:
         pop3.stls(client_context())
@@ -167,9 +169,9 @@ def test_haproxy_tells_each_backend_of_its_clients(version: str) -> None:
 
 
 def delivered(backends: Sequence[socket.socket], message: bytes) -> tuple[int, bytes]:
-    """Which backend gets the message, and all that comes with it.
+    """The number of the backend that receives the message, and everything sent with it.
 
-    That the test waited for HAProxy to listen was a connection too, of which a backend may hear first.
+    The test's wait for HAProxy to listen made a connection too, which a backend may receive first.
     """
     while True:
         ready, _, _ = select.select(backends, [], [], PEER_TIMEOUT)

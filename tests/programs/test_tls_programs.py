@@ -1,6 +1,6 @@
-"""TLS with programs that people use: aiosmtpd, curl, and OpenSSL's s_client and s_server.
+"""TLS with widely used programs: aiosmtpd, curl, and OpenSSL's s_client and s_server.
 
-In CI each has to be there; elsewhere its tests are left out.
+In CI each must be installed; elsewhere the tests of a missing one are skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAIL = b"".join(
     (
         b"Subject: test\r\n\r\n",
         *(b"line %d of the mail\r\n" % number for number in range(500)),
-        b".\r\n..two dots\r\n",  # would be the end, were they not doubled (RFC 5321, section 4.5.2)
+        b".\r\n..two dots\r\n",  # must be doubled (RFC 5321, section 4.5.2), or it would end the mail
         bytes(range(128, 256)) + b"\r\n",
     )
 )
@@ -38,18 +38,18 @@ MAIL = b"".join(
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with the authority's certificate, a server's with its key, and a mail."""
+    """A folder with the authority's certificate, a server's certificate and key, and a mail."""
     AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     certificate().private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
     (tmp_path / "mail").write_bytes(MAIL)
     return tmp_path
 
 
-# A client of ours with a server of theirs
+# Our client with their server
 
 
 class Mailbox:
-    """The handler of an aiosmtpd server: what has been delivered, and whether in TLS."""
+    """The handler of an aiosmtpd server, which records the mails and whether each arrived over TLS."""
 
     def __init__(self) -> None:
         self.delivered: list[tuple[bool, bytes]] = []
@@ -128,11 +128,11 @@ async def test_no_mail_is_delivered_to_a_server_that_is_not_trusted() -> None:
     assert mailbox.delivered == []
 
 
-# A server of ours with clients of theirs
+# Our server with their clients
 
 
 class Smtp:
-    """One connection of a small mail server."""
+    """One connection of a minimal SMTP server."""
 
     def __init__(self, socket_: TCPSocket, delivered: list[tuple[bool, bytes]]) -> None:
         self._socket = socket_
@@ -178,7 +178,7 @@ class Smtp:
 
 
 def imap(socket_: TCPSocket) -> None:
-    """As much of a mail server's other protocol as is needed to begin TLS and to end."""
+    """Just enough of IMAP to start TLS and to log out."""
 
     def on_data(event: Any) -> None:
         tag, command = event.data.split()[:2]
@@ -195,7 +195,7 @@ def imap(socket_: TCPSocket) -> None:
 
 
 def pop3(socket_: TCPSocket) -> None:
-    """The same for the oldest."""
+    """Just enough of POP3 to start TLS and to quit."""
 
     def on_data(event: Any) -> None:
         socket_.send(b"+OK\r\n")
@@ -223,9 +223,9 @@ async def run(*command: str | Path, stdin: bytes = b"") -> tuple[int, bytes, byt
 
 
 async def send_with_curl(files: Path, *options: str | Path) -> tuple[int, bytes, list[tuple[bool, bytes]]]:
-    """Have curl send the mail to a server of ours.
+    """Have curl send the mail to our server.
 
-    :return: curl's exit status, what it complains of, and what was delivered
+    :return: curl's exit status, its error output, and the mails delivered
     """
     delivered: list[tuple[bool, bytes]] = []
     async with MozTCPSocket() as tcp:
@@ -244,9 +244,9 @@ async def test_curl_delivers_a_mail(files: Path) -> None:
 
 async def test_curl_does_not_trust_everyone(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     status, _, delivered = await send_with_curl(files)
-    assert status == 60  # "peer certificate cannot be authenticated"
+    assert status == 60  # curl's code for "peer certificate cannot be authenticated"
     assert delivered == []
-    # Not every version of it says why.
+    # Not every version of curl says why.
     assert re.search("SecurityUntrustedCertificateIssuerError: the peer refused|NetworkInterruptError", caplog.text)
 
 
@@ -285,7 +285,7 @@ BINARY = bytes(range(256)) * 4000
 
 
 def reversing(socket_: TCPSocket) -> None:
-    """Answers so much with its reverse, and closes."""
+    """Answer the data of the test with its reverse, then close."""
     received = bytearray()
 
     def on_data(event: Any) -> None:
@@ -373,10 +373,10 @@ async def test_s_server_refuses_a_client_without_a_certificate(flag: str, files:
     assert error.message == "SecurityProtocol"
 
 
-# New keys while much is on its way
+# Key updates during large transfers
 
 ORDERS = {
-    # Flag, order, and what the peer sends and gets for it.
+    # An s_client or s_server flag, its command, and what the peer sends and receives for it.
     "renegotiation": ("-tls1_2", "r", ">>> TLS 1.2, Handshake [length 0004], HelloRequest", "], Finished"),
     "KeyUpdate": ("-tls1_3", "k", ">>> TLS 1.3, Handshake [length 0005], KeyUpdate", None),
     "KeyUpdate asked for": (
@@ -386,7 +386,7 @@ ORDERS = {
         "<<< TLS 1.3, Handshake [length 0005], KeyUpdate",
     ),
 }
-MUCH = b"".join(b"line %d, of many\n" % number for number in range(800_000))  # more than the system holds
+MUCH = b"".join(b"line %d, of many\n" % number for number in range(800_000))  # more than the system buffers
 
 
 async def talk_with_new_keys(program: OpenSSL, socket_: TCPSocket, order: str, given: str, taken: str | None) -> None:
@@ -407,7 +407,7 @@ async def talk_with_new_keys(program: OpenSSL, socket_: TCPSocket, order: str, g
 
 
 async def thanked(program: OpenSSL, socket_: TCPSocket) -> None:
-    """What the peer sends arrives, whatever is on its way to it."""
+    """Check that data from the peer arrives even while much is being sent to it."""
     recorder = EventRecorder(socket_)
     await program.send(b"thank you\n")
     await recorder.until(lambda: recorder.data == b"thank you\n")

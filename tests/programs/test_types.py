@@ -1,7 +1,6 @@
-"""Type checkers at their strictest find nothing in the examples, and in typed.py what
-they are to find.
+"""mypy and pyright in strict mode accept the examples, and find in typed.py exactly what it marks.
 
-They are of the extra ``dev``, and what they say turns on no version of Python.
+The checkers are in the extra ``dev``. Their results do not depend on the version of Python.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ STRICT = {
     "reportUnnecessaryTypeIgnoreComment": True,
     "extraPaths": [str(ROOT)],
 }
-"""How pyright is to check."""
+"""The configuration of pyright."""
 
-pytestmark = pytest.mark.timeout(300)  # they read all that AnyIO and Trio are
+pytestmark = pytest.mark.timeout(300)  # the checkers read all of AnyIO and Trio
 
 
 @pytest.fixture(scope="module")
