@@ -1,1 +1,1 @@
-"""What needs no I/O: the rules, and the project itself."""
+"""Tests without I/O: the rules of a connection, and rules for the project itself."""

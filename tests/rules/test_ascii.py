@@ -1,4 +1,4 @@
-"""What the package shows is ASCII: a terminal that knows nothing else must not make an end of a handler that prints."""
+"""Everything the package prints is ASCII, so that a handler that prints it cannot fail on an ASCII-only terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = ["b\xfccher.example", "\u4f8b\u3048.example", "snow\u2603man", "\U0001f6
 
 
 def strings(tree: ast.AST) -> list[str]:
-    """The strings in a program, without those that stand by themselves: docstrings."""
+    """The strings of a program, without docstrings."""
     alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     return [
         node.value
@@ -93,7 +93,7 @@ async def test_a_failure_is_told_escaped(name: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.anyio
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="UNIX-domain sockets")
 async def test_a_path_is_shown_on_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """As it comes with a PROXY header, from anyone."""
+    """Anyone can send such a path in a PROXY header."""
     path = "/run/a\nmozsocket: error: forged\x1b[31m\xe9"
     header = b"\r\n\r\n\x00\r\nQUIT\n\x21\x31\x00\xd8" + path.encode("latin-1").ljust(108, b"\0") + bytes(108)
     shown: list[str] = []

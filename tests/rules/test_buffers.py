@@ -1,4 +1,4 @@
-"""What may be sent: buffers of any shape, those of no size among them; and what is held until it can be."""
+"""Data that can be sent: buffers of any shape, empty ones included; and the memory that buffered data takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 def of_shape(*shape: int) -> Any:
-    """An array of C of so many dimensions."""
+    """An array of C with some dimensions."""
     kind: Any = ctypes.c_uint16
     for size in reversed(shape):
         kind *= size
@@ -93,7 +93,7 @@ async def test_a_part_of_what_is_empty(listener: socket.socket) -> None:
             assert await blocking(read_all, peer) == b""
 
 
-# What is buffered takes hardly more memory than its bytes
+# Buffered data takes hardly more memory than its bytes.
 
 
 def pieces(size: int, count: int) -> list[bytes]:
@@ -116,7 +116,7 @@ def send_slices(sock: TCPSocket, data: bytes) -> None:
 @pytest.mark.parametrize("size", [2, 10, 100, 1000])
 async def test_small_sends_are_held_in_little_memory(size: int, way: Callable[[TCPSocket, bytes], None]) -> None:
     async with joined("plain", "client", binaryType="string") as (sock, recorder, peer):
-        filling = bytes(10_000_000)  # beyond what the operating system takes
+        filling = bytes(10_000_000)  # more than the operating system buffers
         sock.send(filling)
         await all_blocked()
         before = sock.bufferedAmount
@@ -146,7 +146,7 @@ async def test_small_and_large_ones_arrive_in_order(layer: str, role: str) -> No
 async def test_small_ones_that_wait_for_a_handshake(
     role: str, version: ssl.TLSVersion, listener: socket.socket
 ) -> None:
-    """Some before it in plaintext, some behind it."""
+    """Some are sent before the handshake in plaintext, some after the upgrade."""
     async with MozTCPSocket() as tcp:
         ours, theirs = client_context(version=version), server_context(version=version)
         if role == "server":

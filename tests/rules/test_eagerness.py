@@ -1,4 +1,4 @@
-"""When the reader looks again by itself, when it lets others run, and when it asks the operating system to tell."""
+"""The strategy for reading: when to try again immediately, when to let others run, and when to wait for readiness."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mozsocket._transport import Transport
 
 
 def looks(eagerness: Eagerness) -> int:
-    """How often it looks, in vain, before it waits."""
+    """The number of unsuccessful attempts before it waits for readiness."""
     count = 0
     while eagerness.should_poll():
         count += 1
@@ -65,7 +65,7 @@ def test_that_it_paid_once_begins_anew() -> None:
         looks(eagerness)
     while not eagerness.should_poll():
         eagerness.found()
-    eagerness.found()  # by having looked
+    eagerness.found()  # by an attempt without waiting
     assert looks(eagerness) == EAGER_POLLS
 
 
@@ -82,13 +82,13 @@ async def test_a_peer_that_fills_every_read_leaves_turns_to_others(monkeypatch: 
     monkeypatch.setattr(Transport, "receive", lambda self, size: None if done.is_set() else bytes(size))
     ours, peer = socket.socketpair()
     with peer:
-        peer.sendall(b"x")  # which is there to be read for good
+        peer.sendall(b"x")  # never read, so the socket stays readable
         async with TCPSocket.from_socket(ours, linger=0) as tcp:
             tcp.ondata = count
             while not done.is_set():
                 await anyio.lowlevel.checkpoint()
                 turn += 1
             tcp.closeImmediately()
-    # A poller reads so much twice in a turn. And Trio runs the tasks of one in any order: what reads may be the last in
-    # one and the first in the next.
+    # In one of its turns, a poller reads twice from a socket that is this active. Trio runs the tasks of a turn in
+    # random order: the reading task may be the last in one turn and the first in the next.
     assert READ_PER_TURN <= max(reads.values()) <= 4 * READ_PER_TURN

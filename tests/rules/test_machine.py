@@ -1,6 +1,6 @@
-"""The rules of one connection, without any I/O: tables of what has to follow, and a model of what is promised.
+"""The rules of one connection, without any I/O: tables of required results, and a model of what is guaranteed.
 
-No event loop runs here and no socket is opened: what the socket and the program do is put in by the methods.
+No event loop runs and no socket is opened: the tests call the methods that report what socket and program do.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LITTLE, MUCH = b"x", bytes(BUFFER_THRESHOLD + 1)
 STATES = tuple(ReadyState)
 CONNECTING, OPEN, CLOSING, CLOSED = STATES
 WALKS = 75_000
-"""Random sequences of the walk: what a few seconds are enough for."""
+"""The number of random sequences, which take a few seconds."""
 
 
 class Queue:
-    """What was received and is not delivered: how many reads it is."""
+    """Received data that is not delivered yet, as a number of reads."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -53,7 +53,7 @@ class Queue:
 
 
 class Subject:
-    """A machine with its two buffers, and what can happen to it, a word each."""
+    """A machine with its two buffers, and one method for each thing that can happen to it."""
 
     def __init__(self, *, half_open: bool = False) -> None:
         self.outgoing = SendBuffer()
@@ -61,7 +61,7 @@ class Subject:
         self.machine = Machine(self.outgoing, self.incoming, allow_half_open=half_open)
 
     def do(self, words: str) -> Subject:
-        """Have this happen, in this order."""
+        """Call the methods of these names, in this order."""
         for word in words.split():
             getattr(self, word)()
         return self
@@ -71,12 +71,12 @@ class Subject:
         self.machine.announce()
 
     def connect(self) -> None:
-        """And the program is told."""
+        """Connect, and deliver ``open`` to the program."""
         self.open()
         assert self.take() is PendingEvent.OPEN
 
     def in_handshake(self) -> None:
-        """Of TLS from the first byte."""
+        """Begin a handshake, for TLS from the start."""
         self.machine.enter_stage(Opening.HANDSHAKE)
         self.machine.begin_tls()
 
@@ -84,11 +84,11 @@ class Subject:
         assert self.outgoing.append(LITTLE)
 
     def send_much(self) -> None:
-        """So much that a drain is owed."""
+        """Send so much that a drain event is owed."""
         assert not self.outgoing.append(MUCH)
 
     def hand_over(self) -> None:
-        """Give the operating system what is buffered."""
+        """Hand all that is buffered to the operating system."""
         self.outgoing.advance(self.outgoing.amount)
 
     def receive(self) -> None:
@@ -125,7 +125,7 @@ class Subject:
         self.machine.give_up()
 
     def fail(self) -> None:
-        """Sending has failed."""
+        """Report that sending has failed."""
         self.machine.fail(Failed.NETWORK)
 
     def fail_tls(self) -> None:
@@ -135,11 +135,11 @@ class Subject:
         self.machine.lose()
 
     def reset(self) -> None:
-        """Reading has failed."""
+        """Report that reading has failed."""
         self.do("fail lose")
 
     def mark_truncated(self) -> None:
-        """The peer's end was read, where TLS has not ended."""
+        """Report EOF from the peer where TLS has not ended."""
         self.do("fail")
         self.machine.mark_truncated()
 
@@ -147,11 +147,11 @@ class Subject:
         self.machine.end()
 
     def deliver(self) -> None:
-        """Tell the program what is due."""
+        """Deliver the pending event to the program."""
         assert self.take() is not None
 
     def take(self) -> PendingEvent | None:
-        """Take what is due next."""
+        """Take the next pending event."""
         due = self.machine.pending_event()
         if due is not None:
             self.machine.mark_delivered(due)
@@ -160,11 +160,11 @@ class Subject:
         return due
 
     def events(self) -> str:
-        """Take all that is due, one after another."""
+        """Take all pending events, one after another."""
         return " ".join(due.name.lower() for due, _ in self.events_and_states())
 
     def events_and_states(self) -> list[tuple[PendingEvent, ReadyState]]:
-        """Take all that is due: each event with the state that its handler sees."""
+        """Take all pending events, each with the ready state that its handler sees."""
         taken: list[tuple[PendingEvent, ReadyState]] = []
         while (due := self.take()) is not None:
             taken.append((due, self.machine.ready))
@@ -172,13 +172,13 @@ class Subject:
         return taken
 
     def carry_out(self) -> list[tuple[Action, Limit | None]]:
-        """Do all that is wanted of the socket, until it is closed or waits for the peer.
+        """Do each step that the machine requires of the socket, until it is closed or waits for the peer.
 
-        :return: each step with what was limited meanwhile
+        :return: each step, with the time limit that applied before it
         """
         taken: list[tuple[Action, Limit | None]] = []
         while (step := self.machine.next_action()) is not Action.NOTHING:
-            taken.append((step, None if step is Action.SHUT else self.machine.limit()))  # that is done at once
+            taken.append((step, None if step is Action.SHUT else self.machine.limit()))  # SHUT is done immediately
             if step is Action.LINGER:
                 break
             self.carry_out_one(step)
@@ -189,12 +189,13 @@ class Subject:
 
 
 def of(words: str, *, half_open: bool = False) -> Subject:
-    """A machine that all this has happened to."""
+    """A machine after these methods were called."""
     return Subject(half_open=half_open).do(words)
 
 
-# Each of the ways to end. `Row` is: what has happened, the state then, the steps with their limits up to the peer's end
-# or the time limit, which of both comes, the steps after it, and the events with the states that their handlers see.
+# All the ways to end. The columns of `Row`: what has happened; the state then; the steps and their time limits until
+# the peer's EOF or the time limit; which of these two happens; the steps after it; and the events with the states that
+# their handlers see.
 
 SEND: tuple[Action, Limit | None] = (Action.SEND, None)
 SHUT: tuple[Action, Limit | None] = (Action.SHUT, None)
@@ -204,7 +205,7 @@ BOTH = (PendingEvent.BOTH_ENDED, CLOSING)
 
 
 def ends(limit: Limit, *, waits: bool = True) -> list[tuple[Action, Limit | None]]:
-    """To tell the peer and, if it has not ended, to wait for that."""
+    """The steps that half-close our side and, if the peer has not ended, wait for its EOF."""
     told: list[tuple[Action, Limit | None]] = [(Action.SEND_END, limit)]
     return [*told, (Action.LINGER, limit)] if waits else told
 
@@ -264,8 +265,9 @@ def test_ways_to_end(
     events: list[tuple[PendingEvent, ReadyState]],
     ending: str,
 ) -> None:
-    """Each way takes its own steps, limited as they should be, and no last event is due before the socket is closed.
-    Where it waits for the peer, the peer's end and the time limit both end that.
+    """Each way to end takes its own steps with the right time limits. No last event is pending before the socket is
+    closed.
+    Where it waits for the peer, both EOF and the time limit end the wait.
     """
     subject = of(happened)
     assert subject.machine.ready is ready
@@ -296,7 +298,7 @@ HALF_OPEN = [
 def test_end_of_both_sides_that_may_be_half_open(
     happened: str, before: list[tuple[PendingEvent, ReadyState]], steps: list[tuple[Action, Limit | None]]
 ) -> None:
-    """Whichever side ends first, it closes when both have, and what was sent goes out before the peer is told."""
+    """Whichever side ends first, the socket closes when both have. Everything sent goes out before our EOF."""
     subject = of(happened, half_open=True)
     assert subject.events_and_states() == before
     assert subject.carry_out() == steps
@@ -304,18 +306,20 @@ def test_end_of_both_sides_that_may_be_half_open(
 
 
 def test_half_open() -> None:
-    """The peer's end is told once and closes nothing: what is sent goes out still, until the program ends too."""
+    """The peer's EOF is delivered once and closes nothing: what is sent still goes out, until the program ends its side
+    too.
+    """
     subject = of("connect receive peer_ends", half_open=True)
     assert subject.events_and_states() == [(PendingEvent.DATA, OPEN), (PendingEvent.END, OPEN)]
     assert subject.machine.peer_side is PeerSide.END_DELIVERED
-    subject.do("peer_ends")  # it is known
+    subject.do("peer_ends")  # repeating it changes nothing
     assert subject.events() == ""
     assert subject.do("send").carry_out() == [SEND]
     assert not subject.machine.reads()
 
 
 def test_own_end_alone() -> None:
-    """The peer is told when all is sent, without a time limit, and may go on sending."""
+    """Our EOF goes out when everything is sent, without a time limit, and the peer may continue to send."""
     subject = of("connect send finish finish", half_open=True)
     assert subject.carry_out() == [SEND, (Action.SEND_END, None)]
     assert subject.do("finish").machine.own_side is OwnSide.END_SENT
@@ -333,7 +337,7 @@ def test_what_a_failure_tells_the_peer_is_not_what_the_program_has_said() -> Non
 
 
 def test_failure_where_one_side_has_ended() -> None:
-    """Half-open too, a failure ends it, and the peer's end is told first."""
+    """A failure ends a half-open connection too, and the peer's EOF is delivered before it."""
     subject = of("connect fail peer_ends", half_open=True)
     assert subject.carry_out() == [*ends(Limit.FAILURE, waits=False), SHUT]
     assert subject.events() == "end error close"
@@ -362,7 +366,7 @@ ORDER = [
 
 @pytest.mark.parametrize(("happened", "events"), ORDER)
 def test_order_of_events(happened: str, events: str) -> None:
-    """Open, then secure, drain, data and the end as they come; error and close are last, once each."""
+    """``open`` is first, then secure, drain, data and end as they happen; error and close are last, once each."""
     subject = of(happened)
     assert subject.events() == events
     assert subject.events() == ""
@@ -391,8 +395,9 @@ SUSPENDED = [
 
 @pytest.mark.parametrize(("happened", "suspended", "resumed"), SUSPENDED)
 def test_suspension(happened: str, suspended: str, resumed: str) -> None:
-    """Data waits, and what came behind it, until resumed as often as suspended; a drain or what nothing is before does
-    not, nor does a failure by which a drain can come no more, which the program may have suspended for.
+    """While suspended, data and all that arrived after it wait, until resumed as often as suspended.
+    A drain does not wait, nor does an event with nothing before it. Nor does a failure that makes an owed drain
+    impossible, as the program may have suspended until the drain.
     """
     subject = of("connect suspend suspend").do(happened)
     assert subject.events() == suspended
@@ -402,22 +407,22 @@ def test_suspension(happened: str, suspended: str, resumed: str) -> None:
 
 
 def test_suspended_before_it_is_open() -> None:
-    """Open is told; what follows waits."""
+    """``open`` is delivered; everything after it waits."""
     subject = of("suspend open receive")
     assert subject.events() == "open"
     assert subject.do("resume").events() == "data"
 
 
 def test_lost_drain_without_suspension() -> None:
-    """Where nothing holds it up, what was received comes before the error, drain or not."""
+    """Unless the socket is suspended, received data is delivered before the error, whether or not a drain is owed."""
     subject = of("connect receive receive send_much reset end")
     assert subject.take() is PendingEvent.DATA
-    subject.do("suspend")  # and waits for the drain that can come no more
+    subject.do("suspend")  # the program waits for a drain that is now impossible
     assert subject.events() == "error close"
 
 
 def test_drain() -> None:
-    """It is due when nothing is buffered, is put off when there is more, and is told once, in closing too."""
+    """A drain is pending when nothing is buffered, postponed if more is sent, and delivered once; also in closing."""
     subject = of("connect send_much")
     assert subject.events() == ""
     subject.do("hand_over send")
@@ -434,7 +439,7 @@ def test_no_drain_of_what_is_dropped(ending: str) -> None:
 
 
 def test_failing_keeps_what_was_received() -> None:
-    """And makes room for the rest, which is read until the peer's end."""
+    """A failure also allows the remaining data to be read, up to EOF."""
     subject = of("connect receive fail")
     assert subject.incoming.roomy
     assert subject.machine.reads()
@@ -447,7 +452,7 @@ def test_closing_discards_what_was_received(ending: str) -> None:
 
 
 def test_release() -> None:
-    """Nothing is sent any more."""
+    """After a release nothing more is sent."""
     subject = of("connect send_much")
     subject.machine.release()
     assert subject.machine.ready is CLOSED
@@ -459,7 +464,7 @@ STIRS = ["close", "give_up", "open", "peer_ends", "peer_ends deliver", "reset", 
 
 @pytest.mark.parametrize(("first", "second"), list(product(STIRS, repeat=2)))
 def test_ready_state_never_goes_back(first: str, second: str) -> None:
-    """Whatever happens after something has, and after it was told that it is closed."""
+    """This holds whatever happens, also after ``close`` was delivered."""
     subject = of("connect")
     ready = [OPEN]
     for word in f"{first} {second} lose end".split():
@@ -474,7 +479,7 @@ def test_ready_state_never_goes_back(first: str, second: str) -> None:
 
 
 def test_order_of_ready_states() -> None:
-    """And each equals its name."""
+    """The ready states are ordered, and each equals its name."""
     assert list(STATES) == ["connecting", "open", "closing", "closed"]
     assert [(a, b) for a, b in product(STATES, repeat=2) if a.precedes(b)] == [
         (a, b) for i, a in enumerate(STATES) for b in STATES[i + 1 :]
@@ -504,7 +509,7 @@ MATTERS = [
 
 @pytest.mark.parametrize(("happened", "loss_is_failure"), MATTERS)
 def test_whether_a_loss_matters(happened: str, loss_is_failure: bool) -> None:
-    """It does not once the program wants no more, all it sent is out, and nothing has failed."""
+    """It does not matter once the program has closed, everything it sent is out, and nothing has failed."""
     assert of(happened).machine.loss_is_failure() is loss_is_failure
 
 
@@ -531,7 +536,9 @@ IN_HANDSHAKE: list[tuple[str, Action, Limit | None]] = [
 
 @pytest.mark.parametrize(("happened", "action", "limit"), IN_HANDSHAKE)
 def test_in_a_handshake(happened: str, action: Action, limit: Limit | None) -> None:
-    """The program's end waits for it, but in closing, and so does what is sent; it is limited as long as it counts."""
+    """Ending our side waits for the handshake, except in closing; so does data. The handshake has a time limit while it
+    matters.
+    """
     machine = of("connect begin_tls").do(happened).machine
     assert (machine.next_action(), machine.limit()) == (action, limit)
 
@@ -544,7 +551,7 @@ def test_security() -> None:
     assert subject.events() == "secure"
 
 
-# Opening
+# Opening: resolving, connecting, being admitted, the handshake
 
 OPENINGS: list[tuple[Opening, Limit | None, bool]] = [
     (Opening.CONNECT, None, True),
@@ -557,8 +564,8 @@ OPENINGS: list[tuple[Opening, Limit | None, bool]] = [
 
 @pytest.mark.parametrize(("opening", "limit", "reads"), OPENINGS)
 def test_opening(opening: Opening, limit: Limit | None, reads: bool) -> None:
-    """What is limited and what is read before it is open; that who waits to be admitted is not read from, and that
-    nothing is wanted of the socket, however much is buffered.
+    """Before it is open: what is limited and what is read. A connection that waits for admission is not read from, and
+    requires nothing of the socket, however much is buffered.
     """
     subject = of("send")
     machine = subject.machine
@@ -573,7 +580,7 @@ def test_opening(opening: Opening, limit: Limit | None, reads: bool) -> None:
 
 
 def test_failing_before_it_is_admitted() -> None:
-    """Then the peer's end is read, as without admission."""
+    """After that the peer's EOF is read, as without admission."""
     subject = of("begin_tls end_handshake")
     subject.machine.enter_stage(Opening.ADMISSION)
     assert subject.do("fail_tls").machine.reads()
@@ -613,7 +620,7 @@ READS: list[tuple[str, bool, bool]] = [
 
 @pytest.mark.parametrize(("happened", "reads", "is_streaming"), READS)
 def test_who_reads(happened: str, reads: bool, is_streaming: bool) -> None:
-    """Never both; nobody what can bring nothing more."""
+    """Handlers and a stream never read at the same time, and neither reads when nothing more can arrive."""
     machine = of(happened).machine
     assert (machine.reads(), machine.is_streaming()) == (reads, is_streaming)
 
@@ -633,14 +640,14 @@ STREAMS = [
 @pytest.mark.parametrize("half_open", [False, True])
 @pytest.mark.parametrize(("happened", "events"), STREAMS)
 def test_streams(happened: str, events: str, half_open: bool) -> None:
-    """A stream takes the data and the peer's end, and closes; the other events are told."""
+    """A stream takes the data and the peer's EOF, and closes the socket; all other events are delivered."""
     subject = of(happened, half_open=half_open)
     assert subject.events() == events
     assert subject.machine.next_action() is Action.NOTHING
 
 
 def test_stream_after_the_peers_end() -> None:
-    """It closes then, and not the end of both."""
+    """A stream that is made after the peer's EOF closes the socket itself; the ends of both sides do not."""
     subject = of("connect peer_ends deliver stream finish", half_open=True)
     assert not subject.machine.have_both_ended()
     assert subject.events() == ""
@@ -651,14 +658,14 @@ def test_stream_after_the_peers_end() -> None:
 
 
 class Expected:
-    """What has happened to a connection, written down, and what has to follow."""
+    """The model: what has happened to a connection, and what must follow from it."""
 
     def __init__(self, *, half_open: bool) -> None:
         self.half_open = half_open
         self.ready = CONNECTING
         self.opening = Opening.CONNECT
         self.news: list[PendingEvent] = []
-        self.unheard: list[PendingEvent] = []  # what came from the peer, in its order: data, and at last its end
+        self.unheard: list[PendingEvent] = []  # what arrived from the peer, in order: data, and finally EOF
         self.unsent = 0
         self.suspended = 0
         self.drain_owed = self.drain_lost = False
@@ -693,7 +700,7 @@ class Expected:
         return self.ready in (CLOSING, CLOSED) or self.failure is not Failed.NO
 
     def next_action(self) -> Action:
-        """The first of what is left to be done."""
+        """The next step that remains to be done."""
         if self.shut or not (self.is_ending() or self.ready is OPEN):
             return Action.NOTHING
         if not self.is_ending():
@@ -722,17 +729,15 @@ class Expected:
         return self.can_come() and admits and not self.is_streaming()
 
     def can_come(self) -> bool:
-        """Whether the peer can still be heard."""
+        """Whether anything can still arrive from the peer."""
         return not (self.shut or self.hopeless or self.peer_ended)
 
 
 class Run:
-    """A connection that anything happens to which can, each input in its own method, beside what is expected of it.
+    """A connection and its model, with a method for each input. An input that is impossible at that time is ignored.
 
-    An input that cannot happen now is left out.
-
-    :param stages: what comes before the connection is open
-    :param adopted: whether a server has accepted the connection, which so is open before anything runs
+    :param stages: the stages before the connection is open
+    :param adopted: whether a server has accepted the connection, which is open before anything runs
     """
 
     def __init__(self, *, half_open: bool, stages: tuple[Opening, ...], adopted: bool) -> None:
@@ -751,7 +756,7 @@ class Run:
     # The opening
 
     def progress(self) -> None:
-        """It comes as far as the next of its stages."""
+        """Advance to the next of its stages."""
         expected = self.expected
         if self.runs or expected.shut:
             return
@@ -761,7 +766,7 @@ class Run:
             self.go_on()
 
     def start(self) -> None:
-        """What was accepted runs; by now it may have been closed."""
+        """Start running an accepted connection, which may have been closed already."""
         self.runs = True
         if self.expected.ready is OPEN and not self.expected.hopeless:
             self.open()
@@ -791,7 +796,7 @@ class Run:
             self.machine.begin_tls()
             self.expected.handshaking = self.secured = True
 
-    # The program
+    # The program's inputs
 
     def send(self, data: bytes = LITTLE) -> None:
         expected = self.expected
@@ -839,7 +844,7 @@ class Run:
         self.expected.unsent, self.expected.drain_owed = 0, False
 
     def finish(self) -> None:
-        """And close, if the other side had ended before."""
+        """End our side, which also closes if the other side had ended before."""
         if self.expected.ready is OPEN:
             self.machine.finish()
             self.expected.said_all = True
@@ -849,7 +854,7 @@ class Run:
                 self.close()
 
     def begin_tls(self) -> None:
-        """What was received belongs to it."""
+        """Start TLS; data received and not delivered belongs to it."""
         expected = self.expected
         ended = expected.said_all or expected.heard_end
         if self.runs and expected.ready is OPEN and not self.secured and not ended and not expected.shut:
@@ -862,17 +867,17 @@ class Run:
         if self.expected.ready in (CONNECTING, OPEN):
             self.machine.streams = self.expected.streams = True
 
-    # The socket
+    # The socket's inputs
 
     def receive(self) -> None:
-        """Data, which is for the handlers if they are to have it, and counts for nothing in closing."""
+        """Receive data, for the handlers if they can still get it; while closing it is discarded."""
         expected = self.expected
         if self.runs and expected.can_come() and not expected.handshaking and expected.ready is OPEN:
             self.subject.receive()
             expected.unheard.append(PendingEvent.DATA)
 
     def peer_ends(self) -> None:
-        """In a handshake that is a failure, as is the end of what was to come before the connection is open."""
+        """EOF from the peer. During a handshake, or before the connection is open, this is a failure."""
         expected = self.expected
         if not expected.can_come() or (self.adopted and not self.runs):
             return
@@ -886,7 +891,7 @@ class Run:
             expected.unheard.append(PendingEvent.BOTH_ENDED if not expected.half_open else PendingEvent.END)
 
     def mark_truncated(self) -> None:
-        """The peer ends without the end of TLS."""
+        """EOF from the peer without TLS's close_notify."""
         if self.secured and self.runs and self.expected.ready is OPEN and self.expected.can_come():
             self.fail(Failed.NETWORK)
             self.peer_ends()
@@ -901,7 +906,7 @@ class Run:
                 expected.news.append(PendingEvent.SECURE)
 
     def hand_over(self, *, part: bool = False) -> None:
-        """Some or all of what is to be sent, which in a handshake waits."""
+        """Hand over some or all of the data to send; during a handshake it waits."""
         expected = self.expected
         if expected.next_action() is Action.SEND and not expected.handshaking:
             count = expected.unsent // 2 + 1 if part else expected.unsent
@@ -946,7 +951,7 @@ class Run:
             self.expected.hopeless = True
 
     def time_is_over(self) -> None:
-        """Of whatever is limited."""
+        """The current time limit has passed."""
         limit = self.expected.limit()
         if limit in (Limit.HEADER, Limit.HANDSHAKE):
             self.lose()
@@ -962,7 +967,7 @@ class Run:
     # The driver
 
     def deliver(self) -> None:
-        """Take what is due."""
+        """Take the pending event."""
         if not self.runs:
             return
         due = self.machine.pending_event()
@@ -988,13 +993,13 @@ class Run:
                 expected.ready = CLOSING
 
     def check_order(self, due: PendingEvent) -> None:
-        """What holds for what is told, whatever has happened."""
+        """Check the order of events, which holds whatever has happened."""
         told = self.expected.told
         assert PendingEvent.CLOSE not in told
         assert PendingEvent.ERROR not in told or due is PendingEvent.CLOSE
         assert due in (PendingEvent.DRAIN, PendingEvent.DATA) or due not in told
         assert (due is PendingEvent.OPEN) <= (not told)
-        # One that was accepted may be used, and closed, before it runs: then it has a drain, and is never told as open.
+        # A program may use and close an accepted connection before it runs: then a drain comes without an open.
         assert PendingEvent.OPEN in told or due in (
             PendingEvent.OPEN,
             PendingEvent.DRAIN,
@@ -1005,10 +1010,10 @@ class Run:
             assert not (self.closed or self.expected.suspended or self.expected.streams)
             assert not {PendingEvent.END, PendingEvent.BOTH_ENDED} & set(told)
 
-    # What always holds
+    # The checks after each input
 
     def check(self) -> None:
-        """All the questions have the answers expected."""
+        """Check that all properties have the expected values."""
         machine, expected = self.machine, self.expected
         assert machine.pending_event() is expected.pending_event()
         assert machine.next_action() is expected.next_action()
@@ -1020,7 +1025,7 @@ class Run:
         self.seen = machine.ready
 
     def check_asking(self) -> None:
-        """Asking changes nothing, and has the same answer twice."""
+        """Check that reading the properties changes nothing: a second reading gives the same values."""
         before = self.snapshot()
         assert self.ask() == self.ask()
         assert self.snapshot() == before
@@ -1046,11 +1051,12 @@ class Run:
         slots = [getattr(self.machine, name) for name in Machine.__slots__]
         return (*slots, outgoing.amount, outgoing.drain_owed, outgoing.dropped, incoming.count, incoming.roomy)
 
-    # The end
+    # Running to completion
 
     def drive(self, *, peer_ends: bool) -> None:
-        """Do what is wanted and take what is due, until nothing more is. Whoever waits waits for the peer, or its end
-        does not come, and then there is a time limit.
+        """Do the required steps and take the pending events until none are left. A connection that waits for the peer
+        gets
+        its EOF, or runs into the time limit.
         """
         if self.adopted:
             self.progress()
@@ -1074,7 +1080,7 @@ class Run:
         raise AssertionError("it goes on for ever")
 
     def complete(self, *, peer_ends: bool) -> None:
-        """It comes to an end if it closes or has failed, without what was suspended first, and then with it."""
+        """Check that a closing or failed connection ends; first without resuming a suspension, then with it."""
         self.drive(peer_ends=peer_ends)
         self.check_rest()
         while self.expected.suspended:
@@ -1085,7 +1091,7 @@ class Run:
         assert self.machine.is_over() is (PendingEvent.CLOSE in self.expected.told)
 
     def check_rest(self) -> None:
-        """Only suspension holds up the end, an owed drain was delivered unless it could not, and errors are told."""
+        """Check that only a suspension can delay the end, that owed drains and all errors were delivered."""
         expected, told = self.expected, self.expected.told
         if expected.is_ending():
             assert self.machine.shut
@@ -1134,7 +1140,7 @@ STAGES: list[tuple[Opening, ...]] = [
 
 
 class AnySequence(RuleBasedStateMachine):
-    """Any sequence of inputs, against the model."""
+    """Any sequence of inputs, compared with the model."""
 
     run: Run | None = None
 
@@ -1151,7 +1157,7 @@ class AnySequence(RuleBasedStateMachine):
 
     @rule(peer_ends=st.booleans())
     def goes_on(self, peer_ends: bool) -> None:
-        """As far as it comes by itself."""
+        """Run as far as possible without further inputs."""
         assert self.run is not None
         self.run.drive(peer_ends=peer_ends)
 
@@ -1167,14 +1173,12 @@ class AnySequence(RuleBasedStateMachine):
 
 
 def test_model() -> None:
-    """Whatever happens, in whatever order: the answers are those of the model, asking changes nothing, and what closes
-    or fails comes to its end.
-    """
+    """For any inputs in any order the machine matches the model, and a closing or failed connection ends."""
     stateful.run_state_machine_as_test(AnySequence, settings=settings(max_examples=500, stateful_step_count=30))
 
 
 def walk(seed: int) -> Run:
-    """A random sequence of inputs, with the checks of the model after each, to its end."""
+    """One random sequence of inputs to its end, compared with the model after each."""
     chance = random.Random(seed)
     run = Run(half_open=chance.random() < 0.5, stages=chance.choice(STAGES), adopted=chance.random() < 0.2)
     for _ in range(chance.randrange(4)):
@@ -1189,7 +1193,7 @@ def walk(seed: int) -> Run:
 
 @pytest.mark.timeout(60)
 def test_random_walk() -> None:
-    """The same in many more sequences; and each event, and both ways of failing, are among what they come to."""
+    """Many more sequences match the model. Together they reach each event, and both ways of failing."""
     reached: set[object] = set()
     for seed in range(WALKS):
         try:
@@ -1200,13 +1204,13 @@ def test_random_walk() -> None:
     assert reached == {*PendingEvent, *Failed}
 
 
-# Its place
+# The module's place in the package
 
 WITH_IO = {"anyio", "socket", "ssl", "asyncio", "trio", "select", "selectors"}
 
 
 def imported(path: Path) -> set[str]:
-    """What a module imports, by the first part of the name; modules of the package begin with a dot."""
+    """The top-level names that a module imports; those of the package's own modules begin with a dot."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -1219,7 +1223,7 @@ def imported(path: Path) -> set[str]:
 
 
 def imported_in_the_end(path: Path) -> set[str]:
-    """And by way of other modules of the package."""
+    """The same, including indirect imports by way of the package's modules."""
     found: set[str] = set()
     left = [path]
     while left:
@@ -1230,7 +1234,11 @@ def imported_in_the_end(path: Path) -> set[str]:
 
 
 def test_no_io() -> None:
-    """The rules import nothing that waits, nor a module of the package that does."""
+    """The machine imports nothing that does I/O or waits, not even indirectly."""
     path = Path(_machine.__file__)
     assert not imported_in_the_end(path) & (WITH_IO | {"mozsocket"})
-    assert imported_in_the_end(path.with_name("_socket.py")) >= {"anyio", "ssl", "socket"}  # so it would be found
+    assert imported_in_the_end(path.with_name("_socket.py")) >= {
+        "anyio",
+        "ssl",
+        "socket",
+    }  # so the search can find them

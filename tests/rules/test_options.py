@@ -1,4 +1,4 @@
-"""What the calls accept: each check, and that it says what would be right."""
+"""The arguments that calls accept: each is checked, and the error message says what is accepted."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from mozsocket._options import (
 
 
 class Number(IntEnum):
-    """A number with a name, as a program may have its ports."""
+    """Named numbers, as a program may define its ports."""
 
     HTTP = 80
 
 
 class Text(str):
-    """A str of a program's own type."""
+    """A program's subclass of str."""
 
 
 OF_ALL = {
@@ -65,7 +65,7 @@ CALLS: dict[Callable[..., Any], tuple[list[str], dict[str, Any]]] = {
     TCPServerSocket.from_socket: (["sock"], OF_ADOPTED_SERVERS),
     MozTCPSocket().listen: (["port"], OF_SERVERS),
 }
-"""What is called, with what, and with which options."""
+"""The calls that take options, with their arguments and options."""
 
 each_call = pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__qualname__)
 

@@ -1,4 +1,4 @@
-"""The state of a socket without any I/O, most of it against trivial models."""
+"""The buffers and states of a socket without any I/O, mostly compared with trivial models."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ NOISE = Random(0).randbytes(1 << 20)
 
 
 def noise(size: int, start: int = 0) -> bytes:
-    """Bytes in which nearly no two places look alike, so that a wrong order shows."""
+    """Bytes without repetitions, so that a wrong order is noticed."""
     return NOISE[start : start + size]
 
 
 def written(buffer: SendBuffer) -> bytes:
-    """What the buffer would hand over next."""
+    """The bytes that the buffer would hand over next."""
     return b"".join(buffer.next_write())
 
 
 def empty(buffer: SendBuffer, at_once: int = 1 << 30) -> bytes:
-    """Hand over all there is, so many bytes in one call at most."""
+    """Hand over everything, at most this many bytes in each call."""
     parts = []
     while buffer.amount:
         parts.append(written(buffer)[:at_once])
@@ -41,7 +41,7 @@ def empty(buffer: SendBuffer, at_once: int = 1 << 30) -> bytes:
 
 
 class SendBufferModel(RuleBasedStateMachine):
-    """The same calls on a send buffer and on one ``bytearray`` give the same."""
+    """The same calls on a send buffer and on one ``bytearray`` have the same results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class SendBufferModel(RuleBasedStateMachine):
         assert self.buffer.take_drain() is due
         self.owed = self.owed and not due
 
-    @precondition(lambda self: len(self.buffered) > 200_000)  # seldom, as it is the end of all else
+    @precondition(lambda self: len(self.buffered) > 200_000)  # rarely, as nothing can happen afterwards
     @rule()
     def drop(self) -> None:
         self.buffer.drop()
@@ -158,7 +158,7 @@ def test_a_drain_is_delivered_once_and_only_when_nothing_is_buffered() -> None:
     buffer.advance(69_999)
     assert not buffer.drain_is_pending
     assert not buffer.take_drain()
-    buffer.append(b"more")  # postponed until this too is gone
+    buffer.append(b"more")  # the drain is postponed until this is sent too
     buffer.advance(1)
     assert not buffer.take_drain()
     buffer.advance(4)
@@ -196,7 +196,7 @@ def test_the_limit_itself_is_taken_and_what_is_beyond_takes_nothing() -> None:
 
 
 def test_a_refused_append_owes_a_drain_if_one_can_come() -> None:
-    """Else who waits for room below the threshold would wait for ever."""
+    """Otherwise a program that waits for space below the threshold would wait forever."""
     buffer = SendBuffer(1000)
     with pytest.raises(BufferError):
         buffer.append(noise(1001))
@@ -358,7 +358,7 @@ def test_every_kind_of_data(data: Any, expected: bytes) -> None:
 
 
 class NamedBytes(bytes):
-    """Bytes of a program's own type."""
+    """A program's subclass of bytes."""
 
 
 @pytest.mark.parametrize("slice_", [(0, None), (1, None), (0, 2), (0, 100)])
@@ -390,7 +390,7 @@ def test_a_memoryview_of_the_program_stays_usable() -> None:
 
 @st.composite
 def contents(draw: st.DrawFn) -> tuple[Any, bytes]:
-    """Data as a program may give it, and the bytes that it means."""
+    """Data as a program may pass it, and the bytes that it stands for."""
     raw = draw(st.binary(max_size=40))
     step = draw(st.sampled_from([1, 2, -1, -3]))
     words = array("H", raw[: len(raw) // 2 * 2])
@@ -430,7 +430,7 @@ def test_text_is_one_byte_a_character_or_refused(text: str) -> None:
 
 @given(text=st.text(max_size=30))
 def test_text_is_ascii_or_refused(text: str) -> None:
-    """Where bytes are what is received."""
+    """This applies where received data is bytes."""
     if text.isascii():
         assert octets(text, ascii_only=True) == text.encode()
         return

@@ -1,6 +1,6 @@
-"""How the package is built: what its modules know of each other, of AnyIO and of the event loops.
+"""The structure of the package: which modules import which, and which use AnyIO or the event loops.
 
-It is read, not run: an import in a function, or for the type checker alone, counts as any other does.
+The sources are parsed, not run: imports within functions, or only for the type checker, count too.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ import pytest
 import mozsocket
 
 LAYERS = [
-    # No I/O, and nothing waits: data in, data out.
-    "_unique.py",  # what cannot be copied
-    "_errors.py",  # Gecko's errors, and which of Python's they are made from
-    "_addresses.py",  # hosts and ports, as the program is shown them
-    "_options.py",  # what the program may pass, and the checks
+    # No I/O and no waiting: data in, data out.
+    "_unique.py",  # base classes: objects that cannot be copied
+    "_errors.py",  # Gecko's errors, and the Python exceptions that they are made from
+    "_addresses.py",  # hosts and ports as the program sees them
+    "_options.py",  # the options, and their checks
     "_proxy_protocol.py",  # headers that load balancers send
-    "_eagerness.py",  # whether trying before waiting is worth it
+    "_eagerness.py",  # whether trying again is cheaper than waiting
     "_machine.py",  # the states of a connection
-    "_limits.py",  # how long what may not last for ever may last
-    "_tls_engine.py",  # TLS, between two buffers
-    # The system, without waiting for it.
+    "_limits.py",  # the time limits
+    "_tls_engine.py",  # TLS between two memory buffers
+    # The operating system, without waiting for it.
     "_log.py",  # the logger
-    "_authorities.py",  # whom the system trusts
-    "_activation.py",  # sockets that a service manager has passed
-    "_listen.py",  # sockets that listen
+    "_authorities.py",  # the authorities that the system trusts
+    "_activation.py",  # sockets passed by a service manager
+    "_listen.py",  # listening sockets
     # Waiting, with AnyIO.
-    "_asyncio.py",  # what AnyIO does not tell of asyncio
-    "_raised.py",  # cancellations, and what the program raises
+    "_asyncio.py",  # features of asyncio that AnyIO does not offer
+    "_raised.py",  # cancellations, and exceptions of the program
     "_tasks.py",  # task groups and signals
-    "_buffers.py",  # what is to be sent, and what came, in a queue of AnyIO's
-    "_readiness.py",  # the only place where sockets are waited for, by tasks
-    "_turn.py",  # what is written while handlers run
-    "_poller.py",  # and this, by one task for many
+    "_buffers.py",  # data to send, and received data in an AnyIO channel
+    "_readiness.py",  # waiting for sockets with tasks; only this module
+    "_turn.py",  # data that is sent while handlers run
+    "_poller.py",  # and this one wait: with one task for many sockets
     "_connect.py",  # from a host and a port to a connected socket
     "_transport.py",  # bytes over a socket
     "_tls.py",  # bytes over TLS over a socket
-    # Running: what is inside of a socket.
-    "_events.py",  # the events, and the object they happen to
-    "_dispatch.py",  # calls the handlers, one event after the other
+    # Running: the implementation of a socket.
+    "_events.py",  # the events, and the base of their targets
+    "_dispatch.py",  # calls the handlers, one event after another
     "_lifetime.py",  # from entering a block to leaving it
-    "_journal.py",  # what the log is told of a connection's life
-    "_connection.py",  # a connection, from its first byte to its last
-    "_stream.py",  # the same as an AnyIO stream
-    # Public: what a program imports; and what is inside of a server, which makes public sockets.
+    "_journal.py",  # log messages about a connection's life
+    "_connection.py",  # a connection from its first byte to its last
+    "_stream.py",  # the connection as an AnyIO stream
+    # Public: what a program imports; and the implementation of a server, which creates public sockets.
     "_socket.py",
-    "_pipe.py",  # from one socket to another
-    "_framing.py",  # handlers of lines, and of frames
+    "_pipe.py",  # pipe(): from one socket to another
+    "_framing.py",  # lines() and frames()
     "_acceptor.py",
     "_server.py",
     "_scope.py",
@@ -73,26 +73,26 @@ LAYERS = [
     "cli/__init__.py",
     "__main__.py",
 ]
-"""Every module, from the bottom to the top. Each imports what is above it in this list, and nothing below."""
+"""Every module, from the bottom to the top. Each may import modules above it in this list, and none below."""
 
 WITHOUT_ANYIO = LAYERS[: LAYERS.index("_asyncio.py")]
-"""The layers that do not wait."""
+"""The modules that do not wait."""
 
 UNDERSCORES = {
-    "_tls_engine.py": {"_sslobj"},  # of an ssl.SSLObject: before Python 3.13 its get_unverified_chain() is not public
-    "cli/__init__.py": {"_exit"},  # of os: that is its public name
+    "_tls_engine.py": {"_sslobj"},  # ssl.SSLObject's: its get_unverified_chain() is not public before Python 3.13
+    "cli/__init__.py": {"_exit"},  # os._exit is public
 }
-"""The underscore names of others that a module uses nevertheless."""
+"""The underscore names of other objects that a module may use."""
 
 LOOPS = {"_asyncio.py": {"asyncio"}}
-"""The event loops that a module imports."""
+"""The event loops that a module may import."""
 
 WAITING = {
     "_readiness.py": {"wait_readable", "wait_writable", "notify_closing"},
     "_poller.py": {"wait_readable", "notify_closing"},
     "cli/_console.py": {"wait_readable"},  # for the thread that reads standard input
 }
-"""Which of AnyIO's functions that wait for a socket a module uses."""
+"""AnyIO's functions for waiting for a socket that a module may use."""
 
 ROOT = Path(mozsocket.__file__).parent
 
@@ -103,11 +103,11 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 each_module = pytest.mark.parametrize("module", sorted(TREES))
 
 
-# Reading
+# Reading the sources
 
 
 def imported(module: str, tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """What a module imports, each as the module, by its absolute name, and the name in it; ``""`` for the module."""
+    """The imports of a module: the absolute name of each imported module, and the name in it or ``""``."""
     package = ("mozsocket", *PurePosixPath(module).parent.parts)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -126,13 +126,13 @@ def file_of(name: str) -> str | None:
 
 
 def dependencies(module: str, tree: ast.AST) -> set[str]:
-    """The modules of the package that a module imports."""
+    """The package's modules that a module imports."""
     found = {file_of(f"{source}.{name}") or file_of(source) for source, name in imported(module, tree)}
     return {file for file in found if file is not None}
 
 
 def tops(module: str, tree: ast.AST) -> set[str]:
-    """The top-level names of what a module imports."""
+    """The top-level names of the modules that a module imports."""
     return {source.partition(".")[0] for source, _ in imported(module, tree)}
 
 
@@ -141,7 +141,7 @@ def is_private(name: str) -> bool:
 
 
 def private_imports(module: str, tree: ast.AST) -> set[str]:
-    """The underscore names that a module imports; of the package's own, modules may have such names."""
+    """The underscore names that a module imports from outside the package."""
     found = set()
     for source, name in imported(module, tree):
         if file_of(source) is None:
@@ -159,7 +159,7 @@ def is_own(node: ast.AST) -> bool:
 
 
 def members(tree: ast.AST) -> set[str]:
-    """What the classes of a module define: methods, attributes and slots, and what is assigned to ``self``."""
+    """The names that the classes of a module define: methods, attributes and slots, and attributes set on ``self``."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -171,7 +171,7 @@ def members(tree: ast.AST) -> set[str]:
 
 
 def defined(statement: ast.stmt) -> Iterator[str]:
-    """The names that a statement of a class defines."""
+    """The names that a statement in a class body defines."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield statement.name
     elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
@@ -182,7 +182,9 @@ def defined(statement: ast.stmt) -> Iterator[str]:
 
 
 def accesses(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """The attributes that a module reads and writes, by name or by :func:`getattr` and the like: whose, and which."""
+    """The attributes that a module reads and writes, directly or by :func:`getattr` and the like: the object and the
+    name.
+    """
     by_name = ("getattr", "setattr", "hasattr", "delattr")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -194,13 +196,13 @@ def accesses(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 
 def private_accesses(tree: ast.AST) -> set[str]:
-    """The underscore names of other modules' objects that a module reads or writes."""
+    """The underscore names that a module reads or writes on objects of other modules."""
     own = members(tree)
     return {name for owner, name in accesses(tree) if is_private(name) and name not in own and not is_own(owner)}
 
 
 def waiting(module: str, tree: ast.AST) -> set[str]:
-    """Which of AnyIO's functions that wait for a socket a module uses."""
+    """AnyIO's functions for waiting for a socket that a module uses."""
     aliases = {
         alias.asname or "anyio"
         for node in ast.walk(tree)
@@ -214,14 +216,14 @@ def waiting(module: str, tree: ast.AST) -> set[str]:
 
 
 def last_name(node: ast.expr) -> str:
-    """Of ``typing.Protocol[T]``: ``Protocol``."""
+    """The last name of an expression: ``Protocol`` for ``typing.Protocol[T]``."""
     if isinstance(node, ast.Subscript):
         return last_name(node.value)
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def bases(node: ast.ClassDef) -> set[str]:
-    """What a class is made from, its metaclass included."""
+    """The names of a class's bases and metaclass."""
     return {last_name(each) for each in [*node.bases, *(keyword.value for keyword in node.keywords)]}
 
 
@@ -231,10 +233,10 @@ def has_abstract_methods(node: ast.ClassDef) -> bool:
 
 
 def pretenders(trees: Iterable[ast.AST]) -> set[str]:
-    """The classes with abstract methods of which instances can be made nevertheless."""
+    """The classes that have abstract methods but can be instantiated, as no base is ABC."""
     classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     abstract = {"ABC", "ABCMeta", "Protocol"}
-    for _ in classes:  # as often as one can be made from another
+    for _ in classes:  # repeated, as bases may be defined in any order
         abstract |= {node.name for node in classes if bases(node) & abstract}
     return {node.name for node in classes if has_abstract_methods(node)} - abstract
 
@@ -291,7 +293,7 @@ def test_a_class_with_abstract_methods_is_abstract() -> None:
     assert pretenders(TREES.values()) == set()
 
 
-# That they find what is against them
+# The checks find violations
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,7 @@ def test_a_class_with_abstract_methods_is_abstract() -> None:
         ("accept()._connection", {"_connection"}),
         ("getattr(sock, '_connection', None)", {"_connection"}),
         ("setattr(sock, '_connection', None)", {"_connection"}),
-        ("_connection = 1; sock._connection", {"_connection"}),  # a module's own name is no attribute of others
+        ("_connection = 1; sock._connection", {"_connection"}),  # a module's own name is not another's attribute
         ("self._a; cls._b; super()._c; sock.__class__; sock.send", set()),
         ("class A:\n  __slots__ = ('_a', '_b')\nsock._a; sock._b; sock._c", {"_c"}),
         ("class A:\n  _a: int = 1\n  def _b(self): self._c, self.d._d = 1, 2\nsock._a; sock._b; sock._c", {"_d"}),

@@ -1,4 +1,4 @@
-"""TLS engines joined in memory: no socket, no event loop."""
+"""TLS engines connected in memory, without sockets or an event loop."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def engine(role: str, *, version: ssl.TLSVersion | None = None, standard_compati
 
 
 def phase(ours: TLSEngine) -> Phase:
-    """As it is now: the type checker would take it for what it was when it was last looked at."""
+    """The engine's current phase. A function, as the type checker would assume that the attribute cannot change."""
     return ours.phase
 
 
 def opened(ours: TLSEngine, data: bytes) -> bytes:
-    """What is in records, as far as it goes."""
+    """Decrypt records as far as possible."""
     if data:
         ours.feed(data)
     return everything(ours)
@@ -54,7 +54,7 @@ def everything(ours: TLSEngine) -> bytes:
 
 
 def failing(ours: TLSEngine) -> tuple[bytes, ssl.SSLError]:
-    """What is to be had before TLS fails, and the error."""
+    """Decrypt until TLS fails: the data before the failure, and the error."""
     data = b""
     while ours.pending:
         ours.forget_answers()
@@ -81,7 +81,7 @@ def pair(version: ssl.TLSVersion | None = None, *, standard_compatible: bool = T
 
 
 def sides(role: str, version: ssl.TLSVersion | None = None, *, standard_compatible: bool = True) -> list[TLSEngine]:
-    """The same: ours, in that role, then the peer's."""
+    """Two engines after the handshake: ours in a role, then the peer's."""
     both = pair(version, standard_compatible=standard_compatible)
     return [*both] if role == "client" else [*reversed(both)]
 
@@ -96,7 +96,7 @@ def records(data: bytes) -> list[bytes]:
 
 
 class Wire:
-    """Stands for the blocking socket of a :class:`RecordPeer`, with an engine at its other end."""
+    """Replaces the blocking socket of a :class:`RecordPeer`; an engine is at its other end."""
 
     def __init__(self, ours: TLSEngine) -> None:
         self.ours = ours
@@ -113,7 +113,7 @@ class Wire:
 
 @contextmanager
 def met(role: str, version: ssl.TLSVersion = TLS13) -> Iterator[tuple[TLSEngine, RecordPeer]]:
-    """An engine in that role, and a peer whose records are made by hand, after the handshake."""
+    """An engine in a role, and a peer with hand-made records, after the handshake."""
     ours = engine(role)
     context = server_context(version=version) if role == "client" else client_context(version=version)
     peer = RecordPeer(Wire(ours), context, server_side=role == "client")  # type: ignore[arg-type]
@@ -123,11 +123,11 @@ def met(role: str, version: ssl.TLSVersion = TLS13) -> Iterator[tuple[TLSEngine,
     yield ours, peer
 
 
-# What it is made of
+# Its dependencies
 
 
 def test_it_does_no_input_or_output() -> None:
-    """Nor does it need anything else of the package."""
+    """It does no I/O, and imports nothing else of the package."""
     imported = set()
     for node in ast.walk(ast.parse(Path(_tls_engine.__file__).read_text())):
         if isinstance(node, ast.Import):
@@ -180,11 +180,11 @@ def test_nothing_is_sealed_before_it_is_up(role: str) -> None:
 
 @given(st.sampled_from([TLS12, TLS13]), st.lists(st.integers(1, 40) | st.integers(1, 3000), min_size=1))
 def test_in_pieces_of_any_size(version: ssl.TLSVersion, sizes: list[int]) -> None:
-    """The handshake, what each side says as soon as it may, and the end."""
+    """This holds for the handshake, the first data of each side, and the end."""
     client, server = engine("client", version=version), engine("server")
     client.do_handshake()
     got = {client: b"", server: b""}
-    on_the_way = {client: b"", server: b""}  # to it
+    on_the_way = {client: b"", server: b""}  # the bytes in transit to each side
     for size in itertools.cycle(sizes):
         for ours, theirs in ((client, server), (server, client)):
             if ours.established and not ours.closed:
@@ -344,7 +344,7 @@ def test_what_comes_behind_the_end_is_ignored(role: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 3000])
 def test_closing_loses_nothing_that_is_there(role: str, version: ssl.TLSVersion, size: int) -> None:
-    """Decrypted or not."""
+    """This includes data that is not decrypted yet."""
     ours, theirs = sides(role, version)
     theirs.seal([MUCH[:20_000], MUCH[20_000:40_000]])
     ours.feed(theirs.take())
@@ -398,7 +398,7 @@ def test_cut_off(role: str, version: ssl.TLSVersion, standard_compatible: bool) 
 
 @given(st.integers(0, 2), st.integers(0, 1 << 16), st.booleans())
 def test_a_record_that_was_tampered_with(which: int, at: int, at_once: bool) -> None:
-    """What was before it is had, and what is behind it is not, good as that may be."""
+    """The records before it are decrypted; those after it are not, even if they are intact."""
     client, server = pair()
     for _ in range(4):
         server.seal([b"data"])
@@ -424,7 +424,7 @@ def test_a_record_that_was_tampered_with(which: int, at: int, at_once: bool) -> 
 
 
 def test_a_failure_that_is_told_to_who_seals(role: str) -> None:
-    """First, and not again."""
+    """The call that seals raises the error, once."""
     ours, theirs = sides(role)
     theirs.seal([b"before"])
     ours.feed(theirs.take() + plain(DATA, bytes(32)))
@@ -493,7 +493,7 @@ def test_a_peer_that_sends_no_data_for_long(role: str) -> None:
 
 
 def test_a_failure_behind_what_has_choked_it(role: str) -> None:
-    """And nothing holds up any more what is behind it."""
+    """Nothing blocks the data after it any more."""
     with met(role) as (ours, peer):
         ours.feed(b"".join(peer.key_update() + peer.record(b"x") for _ in range(4000)))
         while not ours.choked:
@@ -508,7 +508,7 @@ def test_a_failure_behind_what_has_choked_it(role: str) -> None:
 
 
 def test_nothing_is_sealed_while_a_renegotiation_lasts() -> None:
-    """But what comes is opened."""
+    """Received data is still decrypted."""
     with met("client", TLS12) as (ours, peer):
         hello_request = peer.record(bytes(4), HANDSHAKE)
         assert opened(ours, hello_request + peer.record(b"x")) == b"x"
