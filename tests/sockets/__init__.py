@@ -1,1 +1,1 @@
-"""Over sockets, on each event loop."""
+"""Tests over sockets, on each event loop."""

@@ -1,4 +1,4 @@
-"""Peers on a link of this machine: their addresses are shown with the zone, without which they lead nowhere."""
+"""Link-local addresses of peers are shown with their zone, without which nobody can connect to them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 def link_local_address() -> str | None:
-    """An address of this machine on a link, with its zone."""
+    """A link-local address of this machine, with its zone."""
     try:
         lines = Path("/proc/net/if_inet6").read_text().splitlines()
     except OSError:
@@ -38,7 +38,7 @@ def link_local_address() -> str | None:
 
 @pytest.fixture(scope="module")
 def on_a_link() -> Iterator[str]:
-    """Such an address; of an interface made for it, if there is none, and the test may."""
+    """A link-local address. If this machine has none, an interface is created for it, where that is permitted."""
     address = link_local_address()
     if address is not None:
         yield address
@@ -95,7 +95,7 @@ async def test_a_failure_on_a_link_names_it(on_a_link: str) -> None:
 
 
 async def test_a_name_that_is_on_a_link(on_a_link: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As AnyIO gives it: the zone is in the host."""
+    """AnyIO's resolver gives the zone within the host."""
 
     async def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
         address, _, interface = on_a_link.partition("%")

@@ -1,4 +1,4 @@
-"""Sockets that others have made: of a socketpair, of a SOCKS library, of a service manager."""
+"""Adopting sockets that other code has created: a socketpair, a SOCKS library, a service manager."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_unix_domain_socket(tmp_path: Path) -> None:
 
 
 async def test_through_a_socks_proxy(listener: socket.socket) -> None:
-    """python-socks speaks with the proxy, microsocks, and gives the socket to us."""
+    """python-socks talks to the proxy, microsocks, and passes us the connected socket."""
     with socks_proxy() as port:
         ours = await blocking(Proxy.from_url(f"socks5://127.0.0.1:{port}").connect, "127.0.0.1", port_of(listener))
         peer = await accept(listener)
@@ -111,7 +111,7 @@ def socks_proxy() -> Iterator[int]:
 @pytest.mark.parametrize("words", [b"", b"last words"], ids=["nothing", "last words"])
 @pytest.mark.parametrize("told", [False, True], ids=["untold", "told"])
 async def test_a_socket_that_the_peer_has_reset(words: bytes, told: bool, listener: socket.socket) -> None:
-    """What can still be read is delivered, and then the loss."""
+    """Data that can still be read is delivered, and then the loss."""
     with socket.create_connection(listener.getsockname()) as ours:
         peer, _ = listener.accept()
         peer.sendall(words)
@@ -124,7 +124,7 @@ async def test_a_socket_that_the_peer_has_reset(words: bytes, told: bool, listen
     async with adopted:
         await recorder.first("close")
     assert recorder.data == words
-    if told:  # by nothing that is left of it, but to who asked
+    if told:  # the error was reported to whoever asked first, and is no longer available
         assert "error" not in recorder.types
     else:
         assert recorder.types[-2:] == ["error", "close"]
@@ -144,7 +144,7 @@ async def test_a_socket_that_both_sides_have_ended(listener: socket.socket) -> N
 
 
 async def test_an_accepted_connection_that_is_reset_before_it_is_served(listener: socket.socket) -> None:
-    """Whose it was is known all the same."""
+    """The address of its peer is known nevertheless."""
     with socket.create_connection(listener.getsockname()) as peer:
         address = peer.getsockname()
         peer.sendall(b"last words")
@@ -181,9 +181,9 @@ def test_a_socket_that_was_never_connected_is_refused(state: str, clogged: int) 
         sock.setblocking(False)
         if state == "connecting":
             sock.connect_ex(("127.0.0.1", clogged))
-        elif state == "refused":  # which nobody has asked about yet
+        elif state == "refused":  # the error was not read from the socket yet
             sock.connect_ex(("127.0.0.1", unused_port()))
-        elif state == "ended":  # which fails, but makes it readable (Linux)
+        elif state == "ended":  # the call fails, but makes the socket readable on Linux
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         elif state != "new":
@@ -204,7 +204,7 @@ def test_a_socket_that_does_tls_already_is_refused() -> None:
 
 
 async def test_closing_a_listener_is_no_end_of_it_for_others_who_have_it(listener: socket.socket) -> None:
-    """Such as a service manager, or the processes beside this one."""
+    """Other processes, such as a service manager, may share the listener, which must stay usable for them."""
     async with TCPServerSocket.from_socket(listener.dup()) as server:
         server.onconnect = lambda event: event.socket.close()
         with await dial(server.localPort) as peer:

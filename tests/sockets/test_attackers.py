@@ -1,4 +1,4 @@
-"""Those who want a server to serve nobody else."""
+"""Attackers that try to keep a server from serving others."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ..processes import s_client
 pytestmark = pytest.mark.anyio
 
 CROWD = 400
-HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)  # a ClientHello, as far as it goes
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)  # the beginning of a ClientHello
 
 
 @contextmanager
 def crowd(port: int, size: int = CROWD) -> Iterator[list[stdlib_socket.socket]]:
-    """So many that connect and then say nothing."""
+    """Many connections that say nothing."""
     with ExitStack() as resources:
         yield [
             resources.enter_context(stdlib_socket.create_connection(("127.0.0.1", port), PEER_TIMEOUT))
@@ -72,7 +72,7 @@ async def test_those_who_never_speak_tls_are_turned_out(caplog: pytest.LogCaptur
                 assert await blocking(sock.recv, 1) == b""
         server.close()
     *each, rest = (record.getMessage() for record in caplog.records)
-    assert len(each) == 10  # a minute, and not one for each
+    assert len(each) == 10  # ten a minute, not one for each connection
     assert all("no TLS handshake within 0.5 seconds" in message for message in each)
     assert f"{CROWD - 10} more like this" in rest
     assert "NetworkTimeoutError" in rest
@@ -119,7 +119,7 @@ async def test_beyond_max_handshakes_the_oldest_gives_way(
                 assert await blocking(oldest.recv, 1) == b""
             await is_served(server.localPort, header)
             assert await blocking(silent[2].recv, 1) == b""
-            await is_served(server.localPort, header)  # the one before is open, and no handshake any more
+            await is_served(server.localPort, header)  # the one before is open, and no longer counts as a handshake
             for sock in silent[3:]:
                 sock.setblocking(False)
                 with pytest.raises(BlockingIOError):
@@ -129,7 +129,7 @@ async def test_beyond_max_handshakes_the_oldest_gives_way(
 
 
 class Scarce(stdlib_socket.socket):
-    """A listener in a system that has few descriptors left, and says so even if nobody waits to be accepted."""
+    """A listener on a system without free descriptors, where ``accept()`` fails even if nobody waits to be accepted."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Scarce(stdlib_socket.socket):
 
 
 async def test_the_oldest_gives_way_for_want_of_descriptors_too(caplog: pytest.LogCaptureFixture) -> None:
-    """A process may have fewer of them than ``max_handshakes``."""
+    """The limit of descriptors may be lower than ``max_handshakes``."""
     options: dict[str, Any] = {"useSecureTransport": True, "ssl_context": server_context(), "handshake_timeout": 600}
     async with TCPServerSocket.from_socket(Scarce(10), **options) as server:
         server.onconnect = echo_to
@@ -155,7 +155,7 @@ async def test_the_oldest_gives_way_for_want_of_descriptors_too(caplog: pytest.L
             await all_blocked()
             silent[0].setblocking(False)
             with pytest.raises(BlockingIOError):
-                silent[0].recv(1)  # as nobody else wants its place yet
+                silent[0].recv(1)  # still connected, as nobody else needs its place yet
             with crowd(server.localPort, 30):
                 began = time.monotonic()
                 await is_served(server.localPort)
@@ -167,13 +167,13 @@ async def test_the_oldest_gives_way_for_want_of_descriptors_too(caplog: pytest.L
 
 
 async def test_no_more_are_open_than_may_be_when_handshakes_end_at_once() -> None:
-    """Those that are done wait in turn, and are served when others have gone."""
+    """Connections with finished handshakes wait in turn, and are served when others have closed."""
     async with MozTCPSocket() as tcp:
         accepting = Accepting(
             tcp.listen(0, host="127.0.0.1", useSecureTransport=True, ssl_context=server_context(), max_connections=2)
         )
         peers = [await dial(accepting.server.localPort) for _ in range(2)]
-        await all_blocked()  # both have been accepted, as none is open, and more are while they are not
+        await all_blocked()  # both were accepted, as none was open yet, and more are accepted before these are
         more = [await dial(accepting.server.localPort) for _ in range(3)]
         await all_blocked()
         clients = [await secure(peer, client_context()) for peer in (*peers, *more)]
@@ -253,7 +253,7 @@ async def test_the_memory_of_a_silent_connection() -> None:
     async with MozTCPSocket() as tcp:
         server = secure_server(tcp, handshake_timeout=600)
         await is_served(server.localPort)
-        with crowd(server.localPort, 100):  # what is allocated once
+        with crowd(server.localPort, 100):  # warm up: allocate what is allocated once
             await all_blocked()
             before = psutil.Process().memory_info().rss
             with crowd(server.localPort):
@@ -278,7 +278,7 @@ async def test_nonsense_is_logged_and_others_are_served(nonsense: bytes, caplog:
             peer.sendall(nonsense)
             read_all(peer)
         except OSError:
-            pass  # it is not listened to any more
+            pass  # nothing listens there any more
 
     async with MozTCPSocket() as tcp:
         server = secure_server(tcp)
@@ -292,7 +292,7 @@ async def test_nonsense_is_logged_and_others_are_served(nonsense: bytes, caplog:
 
 
 async def test_tls_to_a_server_in_plaintext() -> None:
-    """It is data like any other there; the client is told."""
+    """The server receives TLS as plain data; the client gets an error."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1")
         server.onconnect = echo_to
@@ -302,7 +302,7 @@ async def test_tls_to_a_server_in_plaintext() -> None:
     assert error.name == "SecurityError"
 
 
-# Storms: what costs the server more than it costs the client.
+# Floods that cost the server more than the client
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ async def test_storms(flag: str, order: bytes, tmp_path: Path) -> None:
         before = psutil.Process().memory_info().rss
         with s_client(tmp_path, server.localPort, flag) as attacker:
             await attacker.until(rb"(Verify return code: 0|Verification: OK)")
-            with suppress(BrokenPipeError):  # renegotiation is refused, and ends the attacker
+            with suppress(BrokenPipeError):  # renegotiation is refused, which ends the attacker's connection
                 for _ in range(100):
                     await attacker.send(order)
                     await anyio.sleep(0.005)

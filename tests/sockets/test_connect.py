@@ -1,6 +1,6 @@
-"""connect(): addresses, and Happy Eyeballs among them.
+"""Connecting: resolving names, local addresses, and Happy Eyeballs.
 
-Names are resolved by a table of the test where it says so; what is connected to is real.
+Names are resolved by the test's table where a test says so; the connections are real.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def family_of(address: str) -> socket.AddressFamily:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Addresses]:
-    """The addresses, with their ports, that the resolver finds for names."""
+    """A table of names, with the addresses and ports that the resolver returns for them."""
     table: dict[str, Addresses] = {}
 
     async def getaddrinfo(host: str, port: int, *, type: socket.SocketKind) -> list[Any]:
@@ -54,7 +54,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Addresses]:
 
 @contextmanager
 def silent(host: str = LOOPBACK) -> Iterator[tuple[str, int]]:
-    """An address that does not answer: of a listener whose queue is full, so that the system ignores what comes."""
+    """An address that does not answer: the listener's queue is full, so the system ignores connection attempts."""
     with listening(host, backlog=0) as listener:
         waiting = [socket.socket(listener.family) for _ in range(8)]
         for sock in waiting:
@@ -80,7 +80,7 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[_connect.Address]:
 
 
 def dead() -> tuple[str, int]:
-    """An address that refuses."""
+    """An address that refuses connections."""
     return LOOPBACK, unused_port()
 
 
@@ -90,7 +90,7 @@ def address_of(sock: socket.socket) -> tuple[str, int]:
 
 
 async def connected_to(listener: socket.socket, sock: socket.socket) -> bool:
-    """Whether the socket is connected to the listener. Closes it."""
+    """Check that the socket is connected to the listener, and close it."""
     with sock, await accept(listener) as peer:
         return bool(peer.getpeername() == sock.getsockname())
 
@@ -112,7 +112,7 @@ async def test_an_address_is_connected_to_without_asking_the_resolver(
 
 
 async def test_localhost(listener: socket.socket) -> None:
-    """By the system's own resolver."""
+    """This uses the system's own resolver."""
     assert await connected_to(listener, await connect("localhost", port_of(listener)))
 
 
@@ -124,7 +124,7 @@ async def test_a_name_of_one_address(names: dict[str, Addresses], listener: sock
 async def test_the_event_loop_does_not_wait_for_the_resolver(
     names: dict[str, Addresses], monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
-    """What is called in its own thread takes addresses only."""
+    """Calls to the resolver within the event loop's thread pass only numeric addresses."""
     asked = []
     real = socket.getaddrinfo
 
@@ -157,7 +157,7 @@ async def test_a_single_failure_is_raised_as_itself(names: dict[str, Addresses],
 
 
 async def test_a_failure_at_once() -> None:
-    """TCP has no broadcast, which the system says before it sends anything."""
+    """TCP has no broadcast, so the system reports the error before it sends anything."""
     with pytest.raises(OSError, match="Errno") as raised:
         await connect("255.255.255.255", 9)
     assert raised.value.errno in (errno.ENETUNREACH, errno.EACCES)
@@ -167,17 +167,17 @@ async def test_a_failure_at_once() -> None:
 async def test_the_scope_of_an_address_is_kept(
     attempts: list[_connect.Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(anyio, "getaddrinfo")  # it does not take scopes on every loop
+    monkeypatch.delattr(anyio, "getaddrinfo")  # it does not accept scopes on every loop
     index, interface = socket.if_nameindex()[0]
     try:
         (await connect(f"fe80::1%{interface}", 9)).close()
     except OSError:
-        pass  # as expected: nobody is there
+        pass  # as expected: nothing listens there
     assert attempts == [(socket.AF_INET6, ("fe80::1", 9, 0, index), None)]
 
 
 async def test_a_name_without_an_address(names: dict[str, Addresses]) -> None:
-    """AnyIO leaves out IPv6 addresses where Python has no IPv6, which may be all."""
+    """AnyIO leaves out IPv6 addresses where Python has no IPv6, so that none may remain."""
     names["peer.example"] = []
     with pytest.raises(OSError, match=r"peer\.example"):
         await connect("peer.example", 80)
@@ -186,13 +186,13 @@ async def test_a_name_without_an_address(names: dict[str, Addresses]) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "ü" * 70,  # a label too long
-        "xn--ü",  # no A-label
+        "ü" * 70,  # a label that is too long
+        "xn--ü",  # not a valid A-label
         "bü cher.example",  # a space
         "ü..example",  # an empty label
         "-ü",
-        "\udc80",  # no character
-        "\u2028.example",  # a separator of lines
+        "\udc80",  # a lone surrogate
+        "\u2028.example",  # a line separator
     ],
     ids=ascii,
 )
@@ -211,13 +211,13 @@ async def test_names_of_ascii_are_left_to_the_resolver_to_refuse(host: str) -> N
 async def test_a_name_is_handed_to_anyio_as_it_is(
     names: dict[str, Addresses], listener: socket.socket, name: str
 ) -> None:
-    """AnyIO encodes it by IDNA 2008; by Python's own of 2003, ß would be ss, and the second name too long."""
+    """AnyIO encodes it by IDNA 2008. Python's own codec, of 2003, makes ss of ß, and finds the second name too long."""
     names[name] = [address_of(listener)]
     assert await connected_to(listener, await connect(name, 80))
 
 
 async def test_a_connection_of_tcp_to_itself_counts_as_refused(names: dict[str, Addresses]) -> None:
-    """From a port to that port, where nothing listens: each end is the other's simultaneous open."""
+    """It connects from a port to the same port, where nothing listens: TCP's simultaneous open with itself."""
     address = dead()
     names["from.example"] = [address]
     with pytest.raises(ConnectionRefusedError) as raised:
@@ -321,7 +321,7 @@ Wait = Callable[[], Awaitable[object]]
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Wait]:
-    """What the first, second, … attempt waits for besides its answer."""
+    """The events that the first, second, ... attempt waits for in addition to its answer."""
     besides: list[Wait] = []
     real = anyio.wait_writable
 
@@ -331,7 +331,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[Wait]:
         await more()
 
     monkeypatch.setattr(anyio, "wait_writable", wait_writable)
-    monkeypatch.setattr(_connect, "_is_connected", lambda sock: False)  # yet, as on a distant machine
+    monkeypatch.setattr(_connect, "_is_connected", lambda sock: False)  # not connected yet, as with a distant machine
     return besides
 
 
@@ -360,7 +360,7 @@ async def test_of_two_that_answer_at_once_one_is_kept(
     second_answered = anyio.Event()
 
     async def wake_the_first() -> None:
-        second_answered.set()  # the first goes on in the same turn, too late to be cancelled
+        second_answered.set()  # the first continues in the same turn, too late to be cancelled
 
     waits += [second_answered.wait, wake_the_first]
     with listening() as one, listening("::1") as other:
@@ -419,7 +419,7 @@ async def test_an_address_of_a_family_that_the_system_lacks_is_passed_over(
     assert await connected_to(listener, sock)
 
 
-# Where from
+# Local addresses
 
 
 @pytest.mark.parametrize(("remote", "local"), [(LOOPBACK, LOOPBACK), (LOOPBACK, "127.0.0.2"), ("::1", "::1")])
@@ -468,11 +468,11 @@ async def test_connecting_from_what_cannot_be_a_name(listener: socket.socket) ->
         await connect(LOOPBACK, port_of(listener), "bü cher.example")
 
 
-# Cancellation; that no descriptor is left, each test checks at its end
+# Cancellation. The fixture that checks for leaks makes sure that no descriptor is left.
 
 
 async def cancelled_when_blocked(host: str, *, local_host: str | None = None) -> None:
-    """Cancel connect() at what it waits for."""
+    """Cancel connect() once it waits."""
 
     async def run() -> None:
         await connect(host, 80, local_host)
@@ -541,7 +541,7 @@ async def test_cancelled_before_the_delay_is_over(
 async def test_cancelled_in_the_moment_of_the_answer(
     names: dict[str, Addresses], waits: list[Wait], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """Either it has connected, or it is cancelled and the connection closed."""
+    """Either it has connected, or it is cancelled and the connection is closed."""
     monkeypatch.setattr(_connect, "ATTEMPT_DELAY", NEVER)
     waiting, answer = anyio.Event(), anyio.Event()
 

@@ -1,4 +1,6 @@
-"""What one connection, or the program's code in it, raises stays there; and what leaves a block leaves it at once."""
+"""An exception of one connection, or of the program's code in it, affects only that connection; and an exception that
+leaves a block leaves it without delay.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ if sys.version_info < (3, 11):
 pytestmark = pytest.mark.anyio
 
 
-# Exceptions that bear nothing being done to them
+# Exceptions that fail when they are modified, copied or formatted
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ every_kind_of_handler = pytest.mark.parametrize("make", [raising, raising_later,
 
 @contextmanager
 def left_by(error: BaseException, *, in_group: bool = False) -> Iterator[None]:
-    """That an exception leaves a block, as itself or in a group. It does not do to it what ``pytest.raises()`` does."""
+    """Check that an exception leaves a block, alone or in a group. Unlike ``pytest.raises()`` it does not touch the
+    exception.
+    """
     left: BaseException | None = None
     try:
         yield
@@ -128,7 +132,7 @@ def left_by(error: BaseException, *, in_group: bool = False) -> Iterator[None]:
 
 
 async def is_served(port: int) -> None:
-    """That a connection to a server that echoes is all right."""
+    """Check that a new connection to an echo server works."""
     with await dial(port) as peer:
         peer.sendall(b"hello")
         assert await blocking(read_exactly, peer, 5) == b"hello"
@@ -229,7 +233,7 @@ async def test_an_exception_of_many_handlers_does_not_grow(caplog: pytest.LogCap
     assert not getattr(error, "__notes__", [])
 
 
-# Other code of the program's
+# Other code of the program
 
 
 @pytest.mark.parametrize("what", ["handler", "filter"])
@@ -248,7 +252,7 @@ async def test_logging_that_fails_ends_nothing(what: str, capsys: pytest.Capture
         logger.addFilter(refuse)
     try:
         async with TCPServerSocket(0, host="127.0.0.1") as server:
-            await dial_and_be_closed(server)  # there is no onconnect
+            await dial_and_be_closed(server)  # dial and close: the server has no onconnect
             server.onconnect = echo_to
             accepting = Accepting(server)
             reset(await dial(server.localPort))
@@ -262,7 +266,7 @@ async def test_logging_that_fails_ends_nothing(what: str, capsys: pytest.Capture
     finally:
         logger.removeHandler(handler)
         logger.removeFilter(refuse)
-    assert "RuntimeError" in capsys.readouterr().err  # it is not silent either
+    assert "RuntimeError" in capsys.readouterr().err  # the failure is still reported
 
 
 async def dial_and_be_closed(server: TCPServerSocket) -> None:
@@ -271,7 +275,7 @@ async def dial_and_be_closed(server: TCPServerSocket) -> None:
 
 
 class RaisingContext(ssl.SSLContext):
-    """Fails once."""
+    """A context that fails once."""
 
     error: BaseException | None = None
 
@@ -343,7 +347,7 @@ async def test_a_listener_that_cannot_be_compared() -> None:
     assert seen == ["data", "close"]
 
 
-# Blocks that are left by an exception wait for no handler
+# A block that an exception leaves waits for no handler
 
 
 class BodyError(Exception):
@@ -410,7 +414,7 @@ async def test_what_a_handler_raises_is_not_held_back_by_another(listener: socke
 
 
 async def test_an_accepted_socket_s_last_handler_finishes_after_another_has_raised() -> None:
-    """It may have to tidy up, and nobody waits for it."""
+    """The handler may have to clean up, and nobody waits for it."""
     tidied = []
 
     async def tidy(event: Any) -> None:
@@ -428,7 +432,7 @@ async def test_an_accepted_socket_s_last_handler_finishes_after_another_has_rais
     assert tidied == ["close"]
 
 
-# What ends the program does so as itself
+# Exceptions that end the program leave as themselves
 
 
 PLACES = ["socket", "scope", "server", "scope's server"]
@@ -536,7 +540,7 @@ def test_cancelling_all_tasks_is_no_error_of_a_handler(
     assert not caplog.records
 
 
-# Calls from where AnyIO can start and wake no task
+# Calls from places where AnyIO can neither start nor wake a task
 
 
 CALLS: dict[str, Callable[[Any, Any, Any], object]] = {

@@ -1,4 +1,4 @@
-"""``bytes_received`` and ``bytes_sent``: the program's bytes, whichever way they went."""
+"""``bytes_received`` and ``bytes_sent`` count the program's bytes, whether by handlers or by the stream."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def test_nothing_at_first(layer: str, role: str) -> None:
 
 
 async def test_by_handlers(layer: str, role: str) -> None:
-    """The program's own: not what TLS adds."""
+    """The overhead of TLS is not counted."""
     async with joined(layer, role) as (sock, recorder, peer):
         sock.send(b"question")
         assert await blocking(read_exactly, peer, 8) == b"question"

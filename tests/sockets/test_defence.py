@@ -1,4 +1,4 @@
-"""What ends the program ends it, whatever is raised beside it; all else that is raised ends one connection at most."""
+"""Exceptions that end the program do so, whatever else is raised; any other exception ends one connection at most."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def failing(event: Any) -> None:
 
 
 async def is_served(port: int) -> None:
-    """That a connection to a server that echoes is all right."""
+    """Check that a new connection to an echo server works."""
     with await dial(port) as peer:
         peer.sendall(b"hello")
         assert await blocking(read_exactly, peer, 5) == b"hello"
 
 
-# What ends the program
+# Exceptions that end the program
 
 
 OWNERS = ["socket", "scope", "server", "scope's server"]
@@ -66,7 +66,7 @@ owners = pytest.mark.parametrize("owner", OWNERS)
 async def run_with(
     owner: str, handlers: dict[str, Callable[[Any], object]], body: Callable[[], Any], listener: socket.socket
 ) -> None:
-    """A block whose socket, opened or accepted, has handlers; those of its beginning as ``"open"``."""
+    """A block whose socket, opened or accepted, has some handlers; the key ``"open"`` stands for its first event."""
 
     def set_handlers(sock: TCPSocket) -> None:
         for type_, handler in handlers.items():
@@ -170,12 +170,12 @@ async def test_a_scope_that_was_left_by_an_exit_can_be_used_again(listener: sock
         tcp.cancel_scope.cancel()
 
 
-# Handlers that have yet to begin
+# Handlers that have not begun yet
 
 
 @pytest.mark.parametrize("owner", ["socket", "inner"])
 async def test_a_block_is_not_held_back_by_a_handler_that_was_yet_to_begin(owner: str, listener: socket.socket) -> None:
-    """The task that awaits handlers is started in the very turn in which the body raises."""
+    """The task that awaits the handlers is started in the same turn in which the body raises."""
     slept = []
 
     async def slow(event: Any) -> None:
@@ -278,7 +278,7 @@ async def test_a_scope_outlives_a_handler_that_cancels_its_task(
     assert served
 
 
-# Other code of the program's
+# Other code of the program
 
 
 @pytest.mark.parametrize("where", ["wrap_bio", "do_handshake"])
@@ -340,7 +340,7 @@ async def echo_later(event: Any) -> None:
     echo_to(event)
 
 
-@pytest.mark.filterwarnings("ignore:coroutine")  # which older AnyIO leaves to be collected
+@pytest.mark.filterwarnings("ignore:coroutine")  # older AnyIO leaves it to the garbage collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_connection_whose_task_cannot_be_started_counts_no_more(
     anyio_backend_name: str, caplog: pytest.LogCaptureFixture

@@ -1,6 +1,6 @@
-"""Methods that are called where nobody can be woken: in another thread, in a callback that asyncio calls in no task.
+"""Methods called where tasks cannot be woken: in another thread, or in an asyncio callback outside any task.
 
-What such a call raises, it raises before anything is changed: the socket goes on, and can be closed from a task.
+Such a call raises before it changes anything: the socket keeps working, and can be closed from a task.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=["thread", "thread with a loop", "callback"])
 def elsewhere(request: pytest.FixtureRequest, anyio_backend_name: str) -> Callable[..., Any]:
-    """Calls a function there.
+    """Calls a function in such a place.
 
-    :return: what it returned, or raised
+    :return: what the function returned, or the exception it raised
     """
     if request.param == "callback" and anyio_backend_name != "asyncio":
         pytest.skip("only asyncio calls back in no task")
@@ -50,7 +50,8 @@ def elsewhere(request: pytest.FixtureRequest, anyio_backend_name: str) -> Callab
             run()
 
         if request.param == "callback":
-            # As of a program that asyncio.run() runs: AnyIO's own run() leaves a mark, by which AnyIO knows it again.
+            # As in a program that uses asyncio.run(). AnyIO's own run() leaves a mark by which AnyIO recognizes the
+            # task.
             asyncio.get_running_loop().call_soon(run, context=contextvars.Context())
             await all_blocked()
         else:
@@ -86,13 +87,13 @@ async def test_a_socket(call: str, writing: str, role: str, elsewhere: Any, list
             socket, events, peer = await connected(tcp, role, listener)
             if writing != "not":
                 socket.send(b"first")
-            if writing == "done":  # so that the writer is there, and waits
+            if writing == "done":  # so that the writer exists, and waits
                 await all_blocked()
             before = state(socket)
             result = await elsewhere(lambda: CALLS[call](socket))
             assert isinstance(result, RuntimeError)
             assert "has to be called from a task of its event loop" in str(result)
-            if writing != "under way":  # else that has gone on
+            if writing != "under way":  # otherwise the write has continued
                 assert state(socket) == before
             if writing != "not":
                 assert await blocking(read_exactly, peer, 5) == b"first"
@@ -209,11 +210,11 @@ async def test_awaiting_in_another_loop(what: str, listener: stdlib_socket.socke
                 await blocking(lambda: asyncio.run(wait()))
             socket.closeImmediately()
             peer.close()
-        await blocking(lambda: asyncio.run(socket.closed()))  # once it has ended, anywhere
+        await blocking(lambda: asyncio.run(socket.closed()))  # once closed, it can be awaited anywhere
 
 
 async def test_sending_what_a_handler_has_begun_to(elsewhere: Any, role: str, listener: stdlib_socket.socket) -> None:
-    """Which goes on by itself: what is sent meanwhile would be put beside it."""
+    """The first send continues by itself; data sent meanwhile must not be mixed into it."""
     with anyio.fail_after(PEER_TIMEOUT):
         async with MozTCPSocket() as tcp:
             socket, events, peer = await connected(tcp, role, listener)
@@ -263,7 +264,7 @@ async def test_sending_while_a_handler_runs(begins_with: bytes, role: str, liste
 
 @pytest.mark.parametrize("call", CALLS)
 def test_after_its_loop(call: str) -> None:
-    """Of asyncio: that of Trio ends when all of its tasks have."""
+    """This is for asyncio only: Trio's loop ends when all of its tasks have."""
     ours, peer = stdlib_socket.socketpair()
 
     async def enter() -> TCPSocket:
@@ -286,7 +287,7 @@ def test_after_its_loop(call: str) -> None:
 
 
 def test_a_loop_that_has_ended_is_gone() -> None:
-    """AnyIO keeps what is noted of an event loop for as long as there is that."""
+    """AnyIO keeps the state of an event loop only as long as the loop exists."""
     loops = []
 
     async def main() -> None:

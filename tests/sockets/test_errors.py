@@ -1,4 +1,4 @@
-"""The exceptions, and which error name an exception becomes."""
+"""The exceptions, and the error name to which each Python exception is mapped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if sys.version_info < (3, 11):
 
 
 def os_error(code: int) -> OSError:
-    """As the operating system's own: of the subclass that belongs to the code."""
+    """An error as the operating system's calls raise it: of the subclass that belongs to the code."""
     return OSError(code, os.strerror(code))
 
 
@@ -37,7 +37,7 @@ UNREACHABLE = os_error(errno.ENETUNREACH)
 NOT_FOUND = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-# What they are
+# The exception classes
 
 
 def test_where_they_belong_among_exceptions() -> None:
@@ -100,7 +100,7 @@ def test_copying(copied: Any) -> None:
 
 
 class OwnError(TCPSocketError):
-    """An error of a program's own type."""
+    """A program's subclass of the error."""
 
 
 def test_a_subclass_is_pickled_copied_and_repeated_as_itself() -> None:
@@ -122,7 +122,7 @@ def test_again_is_a_fresh_copy_of_the_same_cause() -> None:
     assert again.__traceback__ is None
 
 
-# What becomes of an exception
+# Mapping of exceptions
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_failure_in_words(exc: Exception, detail: str) -> None:
     assert str(error) == f"{error.name}: {detail}"
 
 
-# From the most telling to the least.
+# From the most informative to the least.
 TELLING = [REFUSED, RESET, TIMED_OUT, UNREACHABLE, NOT_FOUND]
 
 
@@ -219,13 +219,13 @@ async def test_a_timeout_of_anyio_is_a_timeout() -> None:
     assert explain(raised.value).name == "NetworkTimeoutError"
 
 
-# Security
+# Errors of TLS
 
 SHOWN = (b"the peer's certificate", b"that of its issuer")
 
 
 def tls_error(reason: str | None, words: str = "words") -> ssl.SSLError:
-    """As :mod:`ssl` makes it of what OpenSSL says."""
+    """An error as :mod:`ssl` makes it of what OpenSSL reports."""
     label = "SSL" if reason is None else f"SSL: {reason}"
     exc = ssl.SSLError(1, f"[{label}] {words} (_ssl.c:1000)")
     exc.reason = reason  # type: ignore[assignment]  # it may be None, whatever typeshed says
@@ -316,7 +316,7 @@ def certificate_error(code: int, words: str = "certificate has expired") -> ssl.
             "TLS failed: invalid alert",
         ),
         (
-            ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "made here"),  # which has no reason
+            ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "made here"),  # it has no reason
             "NetworkInterruptError",
             "Network",
             294,
@@ -393,7 +393,7 @@ def test_every_name_is_one_of_the_documented_ones() -> None:
 
 
 def test_alerts_are_numbered_as_openssl_does() -> None:
-    """1000 and the number that RFC 8446 gives it; OpenSSL's other reasons are less."""
+    """An alert's code is 1000 plus its number in RFC 8446; all other reasons of OpenSSL are lower."""
     for reason, (number, _) in _REASONS.items():
         is_alert = reason.startswith(("SSLV3_ALERT", "TLSV1_", "TLSV13_"))
         assert (1000 <= number < 1256) is is_alert, reason
@@ -409,4 +409,4 @@ def test_the_numbers_of_reasons_are_those_of_openssl() -> None:
     known = {reason: number for (of, number), reason in mnemonics.items() if of == library}
     found = {reason: number for reason, (number, _) in _REASONS.items() if reason in known}
     assert found == {reason: known[reason] for reason in found}
-    assert len(_REASONS) - len(found) <= 5  # what is newer than the table of this Python
+    assert len(_REASONS) - len(found) <= 5  # reasons newer than the table of this Python

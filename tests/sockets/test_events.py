@@ -1,4 +1,4 @@
-"""Events, and what they are dispatched to, without any socket that is connected."""
+"""Events, and dispatching them to handlers and listeners, without a connected socket."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.anyio
 
 
 class Bell(EventTarget):
-    """Something that rings, and breaks."""
+    """A target with the events ring and break."""
 
-    __slots__ = ("online",)  # named like a handler, which it is not
+    __slots__ = ("online",)  # looks like a handler's name, but is not
 
     onring = EventHandler[Event["Bell"]]()
     onbreak = EventHandler[Event["Bell"]]()
@@ -56,10 +56,10 @@ async def ring_out(bell: Bell) -> None:
 
 
 class Log(list[str]):
-    """What was called, in order."""
+    """The names of the handlers called, in order."""
 
     def entry(self, name: str, returns: object = None) -> Callable[[Event[Any]], object]:
-        """A handler that enters a name."""
+        """A handler that logs a name."""
 
         def handler(event: Event[Any]) -> object:
             self.append(name)
@@ -68,7 +68,7 @@ class Log(list[str]):
         return handler
 
     def slow_entry(self, name: str) -> Callable[[Event[Any]], Awaitable[None]]:
-        """An asynchronous handler that enters a name when it begins and when it ends."""
+        """An asynchronous handler that logs a name when it begins and when it ends."""
 
         async def handler(event: Event[Any]) -> None:
             self.append(f"{name} begins")
@@ -88,7 +88,7 @@ def log() -> Log:
     return Log()
 
 
-# Handlers and listeners in order
+# The order of handlers and listeners
 
 
 def test_without_anything_that_listens(bell: Bell) -> None:
@@ -149,7 +149,7 @@ def test_a_handler_is_found_on_its_class() -> None:
 def test_a_listener_added_twice_is_called_once(bell: Bell, log: Log) -> None:
     listener = log.entry("listener")
     bell.addEventListener("ring", listener)
-    bell.addEventListener("ring", listener, once=True)  # ignored, and so is its `once`
+    bell.addEventListener("ring", listener, once=True)  # the second registration is ignored, and so is its `once`
     ring(bell)
     ring(bell)
     assert log == ["listener"] * 2
@@ -188,7 +188,7 @@ def test_once(bell: Bell, log: Log) -> None:
 
 
 def test_a_listener_called_once_is_gone_while_it_runs(bell: Bell, log: Log) -> None:
-    """So that it can add itself anew, and does not hear an event that it causes."""
+    """So it can add itself again, and does not receive an event that it causes."""
 
     def listener(event: Event[Any]) -> None:
         log.append("called")
@@ -230,7 +230,7 @@ def test_has_listener(bell: Bell, log: Log) -> None:
     assert not listeners_of(bell).has("ring")
 
 
-# Changes while an event is dispatched
+# Changes during the dispatch of an event
 
 
 @pytest.mark.parametrize("by", ["handler", "listener"])
@@ -347,7 +347,7 @@ async def test_what_comes_before_an_asynchronous_handler_is_called_at_once(bell:
 
 
 class Later:
-    """An awaitable of a program's own."""
+    """A program's own awaitable."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
@@ -414,7 +414,7 @@ def test_what_is_left_may_be_dropped(bell: Bell, log: Log, kind: str) -> None:
 
 
 class BrokenError(Exception):
-    """What a handler raises."""
+    """Raised by a handler."""
 
 
 def fails(event: Event[Any]) -> None:
@@ -451,7 +451,7 @@ async def test_what_is_raised_while_awaited_comes_out_and_nothing_more_is_called
     assert "listener" not in log
 
 
-# What is accepted
+# Accepted arguments
 
 
 NOT_CALLABLE = [5, "onring", False, [], object()]
@@ -545,7 +545,7 @@ def test_events_are_immutable(event: Event[Any]) -> None:
 @pytest.mark.parametrize("event", all_events(), ids=lambda event: str(event.type))
 def test_events_have_slots(event: Event[Any]) -> None:
     assert not hasattr(event, "__dict__")
-    # Before Python 3.14 a frozen class with slots has the wrong exception for names it does not have.
+    # Before Python 3.14 a frozen class with slots raises the wrong exception for unknown names.
     with pytest.raises((AttributeError, TypeError)):
         event.more = 1  # type: ignore[attr-defined]
 
@@ -557,7 +557,7 @@ def test_events_are_equal_to_themselves_only() -> None:
     assert len({*events, *events}) == 4
 
 
-# What they look like
+# The repr
 
 
 def test_the_repr_of_an_event(bell: Bell) -> None:
@@ -594,7 +594,7 @@ def test_the_repr_of_a_connection(bell: Bell) -> None:
 
 
 class Gong(Bell):
-    """A bell that may fall too."""
+    """A subclass of Bell with another event."""
 
     onfall = EventHandler[Event["Gong"]]()
 

@@ -1,4 +1,4 @@
-"""What goes wrong around a connection: it is reset at an awkward moment, names are not resolved, the clock jumps."""
+"""Faults around a connection: a reset at an awkward moment, a resolver that fails or hangs, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ANSWER = bytes(range(256)) * 400  # 100 kB
 UNREAD = bytes(100_000)
 
 
-# The last response: a server answers, and closes while it has yet to read what the client went on sending.
+# The last response: a server answers and closes before it has read everything that the client is still sending.
 
 
 def answer_and_close(event: Any) -> None:
@@ -63,8 +63,8 @@ async def test_the_last_response(secured: bool) -> None:
             peer = await dial(server.localPort)
             with await secure(peer, context) if secured else peer as client:
                 client.sendall(UNREAD)
-                await all_blocked()  # it has answered, and closed
-                assert await blocking(read_all, client) == ANSWER  # and in TLS close_notify, else it would raise
+                await all_blocked()  # the server has answered and closed
+                assert await blocking(read_all, client) == ANSWER  # in TLS close_notify has arrived, or it would raise
         server.close()
 
 
@@ -74,7 +74,7 @@ async def test_the_last_response(secured: bool) -> None:
 async def test_a_reset_before_it_is_accepted() -> None:
     async with MozTCPSocket() as tcp:
         accepting = Accepting(tcp.listen(0, host="127.0.0.1"))
-        for _ in range(20):  # all before the server has had a turn
+        for _ in range(20):  # all before the server runs
             reset(stdlib_socket.create_connection(("127.0.0.1", accepting.server.localPort), PEER_TIMEOUT))
         with await dial(accepting.server.localPort) as honest:
             with anyio.fail_after(PEER_TIMEOUT):
@@ -114,13 +114,13 @@ async def test_a_reset_while_suspended(secured: bool, role: str, listener: stdli
         socket, events, peer = await (securely_connected if secured else connected)(tcp, role, listener)
         socket.suspend()
         reset(peer)
-        await events.first("close")  # there is nothing that it has to wait behind
+        await events.first("close")  # nothing is queued before it
         assert events.of("error")[-1].name == "NetworkInterruptError"
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
 async def test_a_reset_in_the_middle_of_close(secured: bool, role: str, listener: stdlib_socket.socket) -> None:
-    """All was sent and the end was told. That the peer then tells its own by a reset is no failure."""
+    """All was sent, and EOF too. If the peer then resets instead of ending, that is no failure."""
     async with MozTCPSocket() as tcp:
         socket, events, peer = await (securely_connected if secured else connected)(tcp, role, listener, linger=60)
         socket.send(b"the last")
@@ -134,7 +134,7 @@ async def test_a_reset_in_the_middle_of_close(secured: bool, role: str, listener
 
 
 async def test_a_peer_that_stops_reading_for_ever(role: str, listener: stdlib_socket.socket) -> None:
-    """What cannot be sent is never given up by itself, but by the program."""
+    """Data that cannot be sent is kept until the program gives up."""
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener, linger=0)
         with peer:
@@ -161,14 +161,14 @@ runpy.run_module("mozsocket", run_name="__main__")
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_NOFILE")
 async def test_more_clients_than_there_are_descriptors(backend: str) -> None:
-    """Each is served when others have gone, without anybody's help."""
+    """Each is served when others have closed, without intervention."""
     command = [sys.executable, "-c", LISTENING, "listen", "0", "--host", "127.0.0.1", "--echo", "--backend", backend]
     with await blocking(lambda: subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process:
         assert process.stderr is not None
         found = re.fullmatch(r"listening on \S+ port (\d+)\n", await blocking(process.stderr.readline))
         assert found
         clients = [await dial(int(found[1])) for _ in range(150)]
-        # It has to, as none of them goes before: else it might keep up with their going.
+        # The listener has to pause, as no client leaves before it does; otherwise clients might leave fast enough.
         complaint = await blocking(process.stderr.readline)
         assert "cannot accept, and tries again" in complaint
         assert os.strerror(errno.EMFILE) in complaint
@@ -187,7 +187,7 @@ async def test_more_clients_than_there_are_descriptors(backend: str) -> None:
 
 @pytest.fixture
 def hanging_resolver(monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[None]:
-    """It answers when the test is over."""
+    """A resolver that answers only when the test is over."""
     if backend == "uvloop":
         pytest.skip("uvloop asks libuv, which asks the system")
     real = stdlib_socket.getaddrinfo
@@ -200,7 +200,7 @@ def hanging_resolver(monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[
         return real(host, port, family, type, proto, flags)
 
     monkeypatch.setattr(stdlib_socket, "getaddrinfo", getaddrinfo)
-    releaser = threading.Timer(0.6, over.set)  # asyncio waits for its threads
+    releaser = threading.Timer(0.6, over.set)  # asyncio waits for its threads at the end
     releaser.start()
     yield
     over.set()
@@ -230,7 +230,7 @@ async def test_closing_while_a_resolver_hangs(hanging_resolver: None) -> None:
 
 
 async def test_a_clock_that_jumps(role: str, listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time limits are of the monotonic clock: no jump makes them pass, or last."""
+    """Time limits use the monotonic clock: setting the system's clock neither triggers nor extends them."""
     real = time.time
     jumps = itertools.cycle([0, 10**8, -(10**8)])
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
@@ -241,6 +241,6 @@ async def test_a_clock_that_jumps(role: str, listener: stdlib_socket.socket, mon
         peer.sendall(b"hello")
         assert await blocking(read_exactly, peer, 5) == b"hello"
         socket.close()
-        (await blocking(peer.unwrap)).close()  # it takes the program's close_notify, and answers it
+        (await blocking(peer.unwrap)).close()  # receives the program's close_notify, and answers it
         await events.first("close")
         assert "error" not in events.types

@@ -1,4 +1,4 @@
-"""Handlers of lines and of frames: what is told of a stream of bytes, however it was cut, and whose the rest is."""
+"""lines() and frames(): what their handlers receive however the stream is cut, and who gets the remainder."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ pytestmark = pytest.mark.anyio
 Handler = Callable[[Any], object]
 
 KINDS = ["plain", "async", "promising"]
-"""What a handler can be: the last is a plain function that gives something to be awaited."""
+"""The kinds of handlers; "promising" is a plain function that returns an awaitable."""
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def made(kind: str, function: Handler) -> Handler:
-    """A handler of a kind that does what a function does."""
+    """A handler of a kind that calls a function."""
 
     async def later(event: Any) -> None:
         await anyio.lowlevel.checkpoint()
@@ -60,9 +60,9 @@ def made(kind: str, function: Handler) -> Handler:
 
 
 class Told:
-    """What a handler was told.
+    """Records what a handler receives.
 
-    :ivar does: what to do when something is told, besides
+    :ivar does: called in addition with each event
     """
 
     def __init__(self, kind: str = "plain") -> None:
@@ -82,12 +82,12 @@ def framed(*parts: bytes, size: int = 2) -> bytes:
 
 
 async def sent(peer: Any, data: bytes) -> None:
-    """Send it, and wait until it has been seen to."""
+    """Send data, and wait until it was processed."""
     await peer.send(data)
     await all_blocked()
 
 
-# What is told
+# Received lines and frames
 
 
 @each_kind
@@ -137,7 +137,7 @@ async def test_text(kind: str) -> None:
     suspend_at=strategies.sets(strategies.integers(0, 10)),
 )
 async def test_however_it_is_cut(parts: list[bytes], cuts: set[int], suspend_at: set[int]) -> None:
-    """By a socketpair, whose pieces are read as they were written."""
+    """Over a socketpair, each chunk is read as it was written."""
     for make, data, expected in (
         (lines, b"".join(part + b"\n" for part in parts), [part.removesuffix(b"\r") for part in parts]),
         (partial(frames, size=2), framed(*parts), parts),
@@ -195,7 +195,7 @@ async def test_other_listeners_are_told_all_of_it_once() -> None:
         assert sock.ondata is not None and "lines(" in repr(sock.ondata)
 
 
-# What is too long
+# Lines and frames that are too long
 
 
 @each_kind
@@ -240,7 +240,7 @@ async def test_what_is_too_long_loses_the_connection(
                 peer.sendall(part)
                 await all_blocked()
             await recorder.first("close")
-            with suppress(ConnectionResetError):  # or an end, if all that it had sent was read
+            with suppress(ConnectionResetError):  # or EOF, if everything sent was read
                 assert await blocking(read_all, peer) == b""
     assert told.data == [b"1"]
     assert recorder.types[-2:] == ["error", "close"]
@@ -272,7 +272,7 @@ async def test_many_that_are_too_long_do_not_flood_the_log(caplog: pytest.LogCap
 
 
 async def test_a_handler_that_is_replaced_before_is_not_asked() -> None:
-    """What is too long for it is for the next handler, which may think otherwise."""
+    """A line that is too long for it goes to the next handler, which may have another limit."""
     told, other = Told(), Told()
     told.does[b"DATA"] = lambda sock: setattr(sock, "ondata", other.handler)
     async with connected_peer() as (sock, peer):
@@ -281,7 +281,7 @@ async def test_a_handler_that_is_replaced_before_is_not_asked() -> None:
         assert (told.data, b"".join(other.data)) == ([b"DATA"], b"longer than that\n")
 
 
-# What is not ended
+# Unfinished lines and frames
 
 
 @each_kind
@@ -309,7 +309,7 @@ async def test_the_peer_ends_within(
     assert (error.name, error.errorCode) == ("NetworkInterruptError", errno.ECONNRESET)
     assert words in str(error.error)
     assert recorder.types[-2:] == ["error", "close"]
-    assert "end" not in recorder.types  # which would be told as an orderly one
+    assert "end" not in recorder.types  # it would report an orderly EOF
 
 
 @each_kind
@@ -376,7 +376,7 @@ async def test_each_byte_counts_once() -> None:
         assert sock.bytes_received == 7
 
 
-# What the handler does
+# Actions of the handler
 
 
 @each_kind
@@ -468,7 +468,7 @@ async def test_the_owner_is_cancelled(kind: str, listener: socket.socket) -> Non
 
 @each_kind
 async def test_lines_then_bytes_then_lines(kind: str) -> None:
-    """As in SMTP, with the message of a fixed size."""
+    """As in SMTP, followed by a message of fixed size."""
     told, message = Told(kind), bytearray()
 
     def on_message(event: Any) -> None:
@@ -578,7 +578,7 @@ async def test_the_rest_is_for_a_pipe(kind: str) -> None:
 
 
 async def test_another_handler_while_the_asynchronous_one_waits() -> None:
-    """By another task: the line that is being handled is the last that it is told."""
+    """Another task replaces it: the line being handled is the last that the first handler receives."""
     told, other = Told(), Told()
     going_on, waiting = anyio.Event(), anyio.Event()
 
@@ -628,9 +628,9 @@ def upgrade(sock: TCPSocket) -> None:
 
 @asynccontextmanager
 async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, Told, EventRecorder, TCPSocket]]:
-    """A server that goes on in TLS after a line.
+    """A server that starts TLS after a line.
 
-    :param late: whether it does so some time after its handler has returned
+    :param late: whether it does so only after its handler has returned
     """
     told = Told(kind)
     with anyio.fail_after(30):
@@ -655,7 +655,7 @@ async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, 
 @each_kind
 @pytest.mark.parametrize("injected", [b"INJECTED\r\n", b"INJ"])
 async def test_what_was_injected_into_the_plaintext_makes_the_handshake_fail(kind: str, injected: bytes) -> None:
-    """CVE-2011-0411."""
+    """This is CVE-2011-0411."""
     async with starttls(kind, late=False) as (peer, told, recorder, _):
         peer.sendall(b"STARTTLS\r\n" + injected)
         peer.sendall(EarlyHello().hello)
@@ -666,7 +666,7 @@ async def test_what_was_injected_into_the_plaintext_makes_the_handshake_fail(kin
 
 @each_kind
 async def test_half_a_line_that_was_injected_is_no_beginning_of_what_comes_encrypted(kind: str) -> None:
-    """The call comes later, when the handler of lines holds half a line."""
+    """The upgrade comes later, when the handler of lines holds half a line."""
     async with starttls(kind, late=True) as (peer, told, recorder, sock):
         peer.sendall(b"STARTTLS\r\nINJ")
         while not told.data:
@@ -698,7 +698,7 @@ async def test_an_early_client_hello(kind: str, pieces: int) -> None:
 async def test_the_beginning_of_a_client_hello_that_was_held_as_half_a_line(kind: str) -> None:
     async with starttls(kind, late=True) as (peer, told, recorder, sock):
         client = EarlyHello()
-        peer.sendall(b"STARTTLS\r\n" + client.hello[:3])  # a record's type and version
+        peer.sendall(b"STARTTLS\r\n" + client.hello[:3])  # the type and version of a record
         while not told.data:
             await anyio.lowlevel.checkpoint()
         await all_blocked()
@@ -722,11 +722,11 @@ async def test_lines_of_tls(role: str, version: Any, listener: socket.socket) ->
     assert told.data == [b"one", b"two", b"three"]
 
 
-# What it costs
+# Performance
 
 
 async def test_one_byte_at_a_time_takes_no_longer_the_longer_the_line() -> None:
-    """That is, each byte does not; were it so, it would be some forty times as long."""
+    """The time for each byte is constant; if it were not, this would take some forty times as long."""
 
     def seconds(handler: Handler, sock: TCPSocket, data: bytes) -> float:
         events = [TCPSocketEvent("data", sock, data[index : index + 1]) for index in range(len(data))]

@@ -1,6 +1,6 @@
-"""What is over is gone, without the garbage collector: no reference leads in a circle.
+"""Objects that are no longer needed are freed without the garbage collector: there are no reference cycles.
 
-But for what a cancellation has passed through: AnyIO on asyncio, and contextlib, keep that in circles of their own.
+The exception is whatever a cancellation has passed through, as AnyIO on asyncio, and contextlib, create cycles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ..peers import (
     unused_port,
 )
 
-if sys.version_info < (3, 11):  # AnyIO depends on the backport
+if sys.version_info < (3, 11):  # a dependency of AnyIO
     from exceptiongroup import ExceptionGroup
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ Refs = list["weakref.ref[Any]"]
 def no_collector() -> Iterator[None]:
     gc.collect()
     gc.disable()
-    logging.disable()  # pytest keeps the records, and they what they tell of
+    logging.disable()  # pytest keeps log records, and they refer to our objects
     yield
     logging.disable(logging.NOTSET)
     gc.enable()
@@ -358,6 +358,6 @@ async def test_no_garbage(scene: Callable[[Refs], Awaitable[None]], anyio_backen
     refs: Refs = []
     await scene(refs)
     for _ in range(5):
-        await anyio.lowlevel.checkpoint()  # the last tasks of it end
+        await anyio.lowlevel.checkpoint()  # its last tasks end
     assert refs
     assert [ref() for ref in refs] == [None] * len(refs)

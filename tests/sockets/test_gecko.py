@@ -1,7 +1,6 @@
-"""What Gecko's own tests of TCPSocket check, and the faults that Gecko has and this does not.
+"""The checks of Gecko's own tests of TCPSocket, and bugs of Gecko that mozsocket does not have.
 
-Both ends are ours here, as both are Gecko's there; ``test_socket.py`` has the same against sockets of the standard
-library.
+As in Gecko's tests, both ends are ours. ``test_socket.py`` tests the same against sockets of the standard library.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ BIG = bytes(i * 31 & 255 for i in range(65536)) * 8
 
 
 class Connection:
-    """A client and the socket that the server accepted for it, with their events."""
+    """A client and the socket that the server has accepted for it, with their events."""
 
     def __init__(
         self, client: TCPSocket, accepted: TCPSocket, events: EventRecorder, accepted_events: EventRecorder
@@ -33,7 +32,7 @@ class Connection:
         self.accepted_events = accepted_events
 
     def ends(self, reverse: bool) -> tuple[TCPSocket, EventRecorder]:
-        """The sender, and the receiver's events."""
+        """The sending socket, and the events of the receiving one."""
         return (self.accepted, self.events) if reverse else (self.client, self.accepted_events)
 
 
@@ -85,7 +84,7 @@ async def test_drain_twice() -> None:
 
 
 async def test_buffer_twice() -> None:
-    """Two sends above the threshold before anything could go out: one drain."""
+    """Two sends above the threshold before any data is sent cause one drain."""
     async with MozTCPSocket() as tcp:
         connection = await connect(tcp)
         assert not connection.client.send(BIG)

@@ -1,4 +1,4 @@
-"""What a program is told when the connection is gone: why, and by exceptions that it can catch as one."""
+"""A program learns why a connection was lost, and can catch all such exceptions as one group: CONNECTION_LOST."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_socket_that_the_program_has_closed(call: str, how: str, role: s
 
 @each_call
 async def test_a_socket_whose_handler_has_raised(call: str) -> None:
-    """Of an accepted socket, which others may have: a chat server, say."""
+    """The socket is accepted, and other connections may use it, as in a chat server."""
     failure = ValueError("no such luck")
 
     def fail(event: Any) -> None:
@@ -162,7 +162,7 @@ async def test_a_connection_that_cannot_be_made() -> None:
 
 
 async def test_a_scope_s_failure() -> None:
-    """As ``except*`` has it."""
+    """The exception is caught with ``except*``."""
     with pytest.raises(BaseException) as raised:  # noqa: PT011
         async with MozTCPSocket() as tcp:
             tcp.open("127.0.0.1", unused_port())
@@ -187,7 +187,7 @@ async def test_by_a_stream(how: str, role: str) -> None:
 
 
 async def test_a_loss_after_close_is_not_that_of_a_connection_in_use(role: str) -> None:
-    """Who connects again whenever it is lost would do so for good."""
+    """A program that reconnects after each loss would otherwise reconnect forever."""
     async with joined("plain", role) as (sock, recorder, peer):
         sock.send(bytes(64 << 20))
         sock.close()
@@ -200,12 +200,12 @@ async def test_a_loss_after_close_is_not_that_of_a_connection_in_use(role: str) 
         assert isinstance(error.__cause__, TCPSocketError)
 
 
-# What nobody listens to
+# Failures without a listener
 
 
 @asynccontextmanager
 async def without_handlers(role: str, **options: Any) -> AsyncIterator[tuple[TCPSocket, socket.socket]]:
-    """An open socket that nothing listens to, and a blocking peer."""
+    """An open socket without handlers, and a blocking peer."""
     async with MozTCPSocket() as tcp:
         with listening() as listener:
             if role == "client":
@@ -323,12 +323,12 @@ async def test_a_stream_takes_the_end(role: str, caplog: pytest.LogCaptureFixtur
     assert not caplog.records
 
 
-# A stream's caller is told
+# Reporting to the stream's user
 
 
 @pytest.mark.parametrize("kind", ["sending", "receiving", "idle"])
 async def test_who_is_told_by_a_stream_keeps_the_scope(kind: str, role: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The loss is no news to the scope any more, nor to the log."""
+    """The scope does not raise the loss again, and nothing is logged."""
     options = {"idle_timeout": 0.1} if kind == "idle" else {}
     async with without_handlers(role, **options) as (sock, peer):
         stream = sock.stream()

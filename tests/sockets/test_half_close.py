@@ -1,4 +1,6 @@
-"""Half-close: ``send_eof()`` ends our side, ``allow_half_open=True`` and ``onend`` let the peer end its."""
+"""Half-close: ``send_eof()`` ends our side; with ``allow_half_open=True`` and ``onend`` the peer may end its side
+first.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,16 @@ MUCH = bytes(range(256)) * 65536  # 16 MiB: more than the kernel buffers between
 
 
 def end(peer: socket.socket) -> None:
-    """End the peer's side, in TLS with close_notify. Not in a thread: `ssl` fails if data comes while it does that."""
+    """End the peer's side, in TLS with close_notify. Not in a thread, as `ssl` fails if data arrives meanwhile."""
     if isinstance(peer, ssl.SSLSocket):
         peer.setblocking(False)
         with suppress(ssl.SSLWantReadError):
             peer.unwrap()
         peer.settimeout(PEER_TIMEOUT)
-    socket.socket.shutdown(peer, socket.SHUT_WR)  # that of an SSLSocket ends its TLS too
+    socket.socket.shutdown(peer, socket.SHUT_WR)  # shutdown() of an SSLSocket would end its TLS too
 
 
-# Ours
+# Our side
 
 
 async def test_the_answer_comes_after_our_end(layer: str, role: str) -> None:
@@ -54,7 +56,7 @@ async def test_the_answer_comes_after_our_end(layer: str, role: str) -> None:
         assert sock.readyState == "open"
         with pytest.raises(InvalidStateError, match=r"send\(\) after send_eof\(\)"):
             sock.send(b"x")
-        sock.send_eof()  # does no harm
+        sock.send_eof()  # harmless
         assert await blocking(read_all, peer) == b"question"
         await send_all(peer, b"answer")
         await recorder.until(lambda: recorder.data == b"answer")
@@ -76,7 +78,7 @@ async def test_all_that_was_sent_comes_before_our_end(layer: str, role: str) -> 
 
 
 async def test_what_had_come_and_was_not_read_yet_survives_our_end(layer: str, role: str) -> None:
-    """In TLS it may be half decrypted by then."""
+    """In TLS it may be partly decrypted at that time."""
     async with joined(layer, role) as (sock, recorder, peer):
         sock.suspend()
         await send_all(peer, b"x" * 40_000 + b"y" * 40_000)
@@ -169,7 +171,7 @@ async def test_tls_cannot_begin_where_one_side_has_ended(role: str) -> None:
         sock.closeImmediately()
 
 
-# The peer's
+# The peer's side
 
 
 async def test_without_allow_half_open_the_peer_s_end_closes(layer: str, role: str) -> None:
@@ -188,7 +190,7 @@ async def test_the_answer_goes_out_after_the_peer_s_end(layer: str, role: str) -
         assert sock.readyState == "open"
         sock.send(MUCH)
         sock.send_eof()
-        assert sock.readyState == "closing"  # as both have ended
+        assert sock.readyState == "closing"  # both sides have ended
         assert await blocking(read_all, peer) == MUCH
         await recorder.first("close")
         assert [name for name in recorder.types if name not in ("open", "drain")] == ["data", "end", "close"]
@@ -261,7 +263,7 @@ async def test_leaving_the_block_ends_a_half_open_socket(listener: socket.socket
 
 
 async def test_an_accepted_socket_may_be_half_open() -> None:
-    """As of a server whose client is ``nc -N``: it gets its whole answer."""
+    """For example, a server whose client is ``nc -N``: the client gets the whole answer."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1", allow_half_open=True)
         question = bytearray()
@@ -284,7 +286,7 @@ async def test_an_accepted_socket_may_be_half_open() -> None:
 
 
 async def test_a_stream_of_a_socket_whose_peer_has_ended(listener: socket.socket) -> None:
-    """Which has been told so by `end`: what is sent from then on is the stream's, and so is the end."""
+    """``end`` has already been delivered. From then on the stream sends, and closes."""
     async with MozTCPSocket() as tcp:
         sock, recorder, peer = await connected(tcp, "client", listener, allow_half_open=True)
         with peer:

@@ -1,4 +1,4 @@
-"""``idle_timeout``: a connection in which nothing happens for so long fails. ``keep_alive``: TCP asks by itself."""
+"""``idle_timeout`` fails a connection on which nothing happens so long; ``keep_alive`` makes TCP probe the peer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_time_begins_again_when_something_has_moved() -> None:
 
 
 def test_it_is_found_an_eighth_late_at_most() -> None:
-    """Also if something moves just behind a look."""
+    """This holds even if something happens just after a check."""
     for moved_at in (0.01, 0.99, 1.01, 3.5, 7.99):
         idleness, moved = Idleness(8, now=0), 0
         while True:
@@ -57,7 +57,7 @@ async def test_silence_fails_the_connection(layer: str, role: str) -> None:
     async with joined(layer, role, idle_timeout=SOON) as (_sock, recorder, _peer):
         begun = time.monotonic()
         error = (await recorder.first("error")).error
-        assert SOON * 0.6 < time.monotonic() - begun < SOON * 10  # as TLS has taken some of the time
+        assert SOON * 0.6 < time.monotonic() - begun < SOON * 10  # in TLS the handshake has taken some of the time
         assert error.name == "NetworkTimeoutError"
         assert error.detail == f"nothing was received, and nothing taken by the peer, for {SOON} seconds"
         await recorder.first("close")
@@ -89,7 +89,7 @@ async def test_a_suspended_socket_is_idle_too(role: str) -> None:
 
 
 async def test_a_peer_that_does_not_read_frees_its_place() -> None:
-    """Closing waits until all is sent, for as long as the peer takes to take it: linger is for what comes then."""
+    """Closing waits until all is sent, however long the peer takes; ``linger`` limits only the time after that."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1", max_connections=1, idle_timeout=SOON)
         accepting = Accepting(server)
@@ -106,7 +106,7 @@ async def test_a_peer_that_does_not_read_frees_its_place() -> None:
 
 
 async def test_closing_a_silent_connection_is_no_failure(role: str) -> None:
-    """All is sent: it was only the peer's end that was waited for."""
+    """All is sent, and the socket was only waiting for the peer's EOF."""
     async with joined("plain", role, idle_timeout=SOON, linger=3600) as (sock, recorder, peer):
         sock.send(b"all")
         sock.close()

@@ -1,4 +1,4 @@
-"""Leaving a block by an exception is not held back by a handler that waits, maybe for the body that raises."""
+"""An exception that leaves a block does not wait for a running handler, which may itself be waiting for the body."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class BodyError(Exception):
 
 
 class Handlers:
-    """Those that wait for the body.
+    """Handlers that wait for the body.
 
-    :ivar ends: how those that have begun have ended
+    :ivar ends: how the handlers that began have ended
     """
 
     def __init__(self) -> None:
@@ -54,10 +54,10 @@ class Handlers:
 
 
 class Blocks:
-    """Each block there is, in which a handler waits.
+    """Every kind of block in which a handler can be waiting.
 
-    :ivar handlers: those that wait
-    :ivar types: the events that a function was told of
+    :ivar handlers: the waiting handlers
+    :ivar types: the events that a plain function has received
     """
 
     def __init__(self, listener: stdlib_socket.socket) -> None:
@@ -96,7 +96,7 @@ class Blocks:
             await self._serve(server, body)
 
     async def accepted(self, body: Callable[[], Any]) -> None:
-        """The block of an accepted socket, entered by another task than its own."""
+        """The block of an accepted socket, entered by a task other than its own."""
         sockets = []
         async with TCPServerSocket(0, host="127.0.0.1") as server:
             server.onconnect = lambda event: sockets.append(event.socket)
@@ -139,7 +139,7 @@ async def test_the_body_raises(block: str, error: type[BaseException], listener:
     assert left is raised
     assert len(blocks.handlers.ends) == 1  # it has been cancelled
     if block in ("socket", "server", "accepted"):
-        assert blocks.types == ["close"]  # functions are told
+        assert blocks.types == ["close"]  # plain functions are still called
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -166,7 +166,7 @@ async def test_the_body_is_cancelled(block: str, listener: stdlib_socket.socket)
 
 @pytest.mark.parametrize("what", ["socket", "server"])
 async def test_the_body_of_an_inner_block_is_cancelled_alone(what: str, listener: stdlib_socket.socket) -> None:
-    """What owns it goes on, and does not wait for the handler at its end."""
+    """The block that owns it continues, and at its end does not wait for the handler."""
     handlers = Handlers()
     with anyio.fail_after(PEER_TIMEOUT):
         async with MozTCPSocket() as tcp:
@@ -271,7 +271,7 @@ async def test_what_a_cancelled_handler_raises_is_logged(
 
 
 async def test_a_group_of_the_body_s_with_a_cancellation_of_the_block_s_own(listener: stdlib_socket.socket) -> None:
-    """On Trio they are raised in one: the cancellation ends with the block."""
+    """On Trio they are raised in one group: the block removes the cancellation from it."""
 
     def fail(event: Any) -> None:
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""How a socket of its own block begins and ends, and that cancelling it anywhere leaves nothing behind."""
+"""A socket with its own block: how it begins and ends, and that cancelling it at any point leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ pytestmark = pytest.mark.anyio
 
 
 def sockets() -> int:
-    """How many sockets this process has open."""
+    """The number of sockets that this process has open."""
     return sum(name.startswith("socket:") for name in open_descriptors().values())
 
 
-# The ordinary course
+# The normal course
 
 
 async def test_a_new_socket_holds_nothing(listener: stdlib_socket.socket) -> None:
@@ -222,14 +222,14 @@ async def test_an_exception_of_the_body_leaves_as_itself(listener: stdlib_socket
             events = EventRecorder(socket)
             peer = await accept(listener)
             await socket.opened()
-            socket.send(MUCH)  # nobody reads it: the block does not wait for that
+            socket.send(MUCH)  # nobody reads it, and the block does not wait for that
             raise error
     assert caught.value is error
     assert error.__context__ is None
     assert socket.readyState == "closed"
     assert events.types == ["open", "close"]
     with peer, leaves(ConnectionResetError):
-        # What was sent before is read until the reset, which may overtake it.
+        # Earlier data is read up to the reset, which may arrive first.
         assert len(await blocking(read_all, peer)) < len(MUCH)
         raise ConnectionResetError
 
@@ -327,7 +327,7 @@ async def test_exceptions_of_a_handler_and_of_the_body(
 async def test_a_handler_s_exception_is_not_lost_in_a_cancellation(
     listener: stdlib_socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It leaves the block, or is logged; both at once cannot be."""
+    """It leaves the block or is logged; the cancellation leaves the block too, so both cannot be raised."""
     error = HandlerError()
 
     def cancel_and_raise(event: Any) -> None:
@@ -362,7 +362,7 @@ async def test_nothing_is_written_into_an_exception_of_a_handler(
 
 
 async def test_what_a_handler_s_own_tasks_raise_when_they_are_cancelled(caplog: pytest.LogCaptureFixture) -> None:
-    """On Trio it comes in one group with the cancellation."""
+    """On Trio it is raised in one group with the cancellation."""
 
     async def clean_up_badly() -> None:
         try:
@@ -465,7 +465,7 @@ async def test_a_failure_that_was_awaited_later_stays_in() -> None:
         closed = anyio.Event()
         socket.onclose = lambda event: closed.set()
         await closed.wait()
-        for _ in range(2):  # it can be told as often as one asks
+        for _ in range(2):  # each await raises it again
             with pytest.raises(TCPSocketError, match="ConnectionRefusedError"):
                 await socket.closed()
     with pytest.raises(TCPSocketError, match="ConnectionRefusedError"):
@@ -570,7 +570,7 @@ async def test_the_body_s_exception_is_not_lost_in_a_cancellation_of_the_wait(
 async def test_a_socket_that_a_cancellation_has_closed_says_nothing_of_it(
     owner: str, cancelled: str, listener: stdlib_socket.socket
 ) -> None:
-    """A program that is not suspended just then is not to be told by an InvalidStateError."""
+    """A program that continues after the cancellation must not get an InvalidStateError from it."""
 
     async def use(socket: TCPSocket, scope: anyio.CancelScope) -> None:
         await socket.opened()
@@ -644,7 +644,7 @@ async def test_resuming_a_socket_that_has_ended(listener: stdlib_socket.socket) 
     assert events.types == ["open", "close"]
 
 
-# Entering a socket that a scope runs, entering twice, entering what has ended
+# Entering the socket of a scope, entering twice, entering a socket that has ended
 
 
 async def test_entering_a_socket_of_a_scope(listener: stdlib_socket.socket) -> None:
@@ -676,7 +676,7 @@ async def test_entering_a_socket_of_a_scope_and_raising(listener: stdlib_socket.
         assert caught.value is error
         assert socket.readyState == "closed"
         await other.opened()
-        assert other.readyState == "open"  # the scope goes on
+        assert other.readyState == "open"  # the scope continues
         other.closeImmediately()
         for peer in peers:
             peer.close()
@@ -699,7 +699,7 @@ async def test_entering_a_socket_of_a_scope_and_being_cancelled(listener: stdlib
 
 
 async def test_entering_a_socket_of_a_scope_and_being_cancelled_at_the_end(listener: stdlib_socket.socket) -> None:
-    """Who gives up waiting for the end does not leave a connection behind that nobody will ever close."""
+    """A task that gives up waiting for the end must not leave behind a connection that nobody closes."""
     async with MozTCPSocket() as tcp:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
@@ -808,7 +808,7 @@ async def test_a_server_that_has_ended_cannot_be_entered_again() -> None:
     assert open_descriptors() == before
 
 
-# What could never finish, or never begin
+# Waits that could never end, and calls that could never begin
 
 
 @pytest.mark.parametrize("type_", ["open", "data", "close"])
@@ -851,7 +851,7 @@ async def test_an_accepted_socket_s_end_in_onconnect(how: str, caplog: pytest.Lo
 
 
 async def test_entering_the_server_in_onconnect_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """Its end waits for all connections, of which this one waits for the handler."""
+    """The server's end waits for all connections, and this one waits for its handler."""
 
     async def enter(event: Any) -> None:
         async with event.target:
@@ -902,7 +902,7 @@ async def test_awaiting_what_nothing_runs(awaiting: str) -> None:
     ours, theirs = stdlib_socket.socketpair()
     for socket in (TCPSocket("127.0.0.1", 9), TCPSocket.from_socket(ours)):
         if awaiting == "drained":
-            await socket.drained()  # nothing was sent: it is so
+            await socket.drained()  # returns immediately, as nothing was sent
             continue
         with pytest.raises(RuntimeError, match=rf"^{awaiting}\(\) waits for .* enter it with `async with` first"):
             await getattr(socket, awaiting)()
@@ -913,15 +913,15 @@ async def test_awaiting_what_nothing_runs(awaiting: str) -> None:
     theirs.close()
 
 
-# Cancelled at every turn
+# Cancellation in every turn of the event loop
 
 
 class SteppedPeer:
-    """A peer that does a little each time it is told to, in the loop's own thread: each trial takes the same course.
+    """A peer that takes one small step per call, in the event loop's thread, so that each trial runs in the same order.
 
-    It accepts, or connects; sends what it has to say; reads to the end; closes.
+    It accepts or connects, sends its data, reads to EOF, and closes.
 
-    :ivar port: where it listens
+    :ivar port: the port that it listens on
     """
 
     def __init__(self, says: bytes = b"") -> None:
@@ -933,7 +933,7 @@ class SteppedPeer:
         self._done = False
 
     def connect(self, port: int) -> None:
-        """Connect instead."""
+        """Connect to a port instead of listening."""
         sock = stdlib_socket.create_connection(("127.0.0.1", port))
         self._begin(sock)
         sock.shutdown(stdlib_socket.SHUT_WR)
@@ -969,7 +969,7 @@ class SteppedPeer:
 class Trial:
     """One run of a scenario, which is cancelled in one of its turns.
 
-    :ivar late: the events that came after the cancellation
+    :ivar late: the events delivered after the cancellation
     """
 
     def __init__(self, peer: SteppedPeer) -> None:
@@ -979,7 +979,7 @@ class Trial:
         self._targets: list[TCPSocket | TCPServerSocket] = []
 
     def watch(self, target: TCPSocket | TCPServerSocket, *, slowly: bool) -> None:
-        """Have its events noted, by plain functions or by asynchronous ones."""
+        """Record the events of a socket or server, by plain functions or by asynchronous ones."""
         self._targets.append(target)
         server = isinstance(target, TCPServerSocket)
         for type_ in ("connect",) if server else ("open", "secure", "drain", "data", "end", "error", "close"):
@@ -999,8 +999,8 @@ class Trial:
             self.peer.turn()
             await anyio.lowlevel.checkpoint()
         scope.cancel()
-        # It is not the owner's own scope but one around it: that reaches a task at its next checkpoint, and one that
-        # has been woken in this very turn passes this turn's yet.
+        # The scope that is cancelled is not the owner's but one around it. Its cancellation reaches a task at the next
+        # checkpoint; a task that was woken in this same turn still passes this turn's checkpoint.
         await anyio.lowlevel.checkpoint()
         await anyio.lowlevel.checkpoint()
         self._cancelled = True
@@ -1017,7 +1017,10 @@ Scenario = Callable[[Trial, bool], Awaitable[None]]
 
 
 async def run_trial(scenario: Scenario, slowly: bool, says: bytes, turns: int) -> bool:
-    """:return: whether the scenario was over before it could be cancelled"""
+    """Run a scenario and cancel it after this number of turns.
+
+    :return: whether the scenario had ended before
+    """
     peer = SteppedPeer(says)
     before = open_descriptors()
     trial = Trial(peer)
@@ -1152,11 +1155,11 @@ SCENARIOS: list[Scenario] = [
 @pytest.mark.parametrize("slowly", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_cancelled_at_every_turn(scenario: Scenario, slowly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The descriptors are closed, the states "closed", no handler runs any more, nothing warns."""
+    """The descriptors are closed, the states are "closed", no handler runs any more, and nothing warns."""
 
     async def resolve(host: str, port: int, **options: Any) -> Any:
         await anyio.lowlevel.checkpoint()
-        return [  # the first of which refuses
+        return [  # the first of them refuses
             (stdlib_socket.AF_INET6, stdlib_socket.SOCK_STREAM, 6, "", ("::1", port)),
             (stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
@@ -1172,7 +1175,7 @@ async def test_cancelled_at_every_turn(scenario: Scenario, slowly: bool, monkeyp
 
 @pytest.mark.parametrize("before", range(5))
 async def test_closing_in_a_handler_waits_no_longer_than_linger(before: int, listener: stdlib_socket.socket) -> None:
-    """However the reader has last waited for the data: it looks eagerly at first, and asks the system later."""
+    """This holds for both ways in which the reader waits: trying eagerly at first, then waiting for readiness."""
     async with TCPSocket("127.0.0.1", port_of(listener), linger=0.1) as socket:
         seen: list[bytes] = []
         socket.ondata = lambda event: seen.append(event.data)

@@ -1,4 +1,4 @@
-"""The logger ``mozsocket``: what an operator sees, and can search for."""
+"""The logger ``mozsocket``: the messages for operators, and the fields for filtering them."""
 
 from __future__ import annotations
 

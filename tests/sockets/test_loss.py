@@ -1,4 +1,4 @@
-"""A connection that is lost: what had come before is delivered, then the loss is told, as what it was."""
+"""When a connection is lost, the data that arrived before is delivered, and then an error that names the cause."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MUCH = bytes(range(256)) * 4000  # a megabyte: more than is queued
 
 
 def at_once(peer: socket.socket) -> None:
-    """Have what it sends arrive, though it is little and the last was not acknowledged yet."""
+    """Send small data without delay, even if earlier data is not acknowledged yet."""
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -56,7 +56,7 @@ async def until_closed(descriptor: int) -> None:
             await all_blocked()
 
 
-# Suspended, or behind a handler that takes its time
+# Suspended, or with a slow handler
 
 
 @pytest.mark.parametrize("pieces", [[b"one"], [b"1", b"2", b"3"], [b"1", b"2", b"3", b"4"], [bytes(7)] * 40])
@@ -81,7 +81,7 @@ async def test_a_loss_comes_behind_what_came_before_it(pieces: list[bytes], laye
 
 
 async def test_a_loss_behind_more_than_is_queued(layer: str, role: str) -> None:
-    """Nobody reads, as there is no room, and the loss is noticed all the same."""
+    """Nothing is read while the queue is full, but the loss is noticed."""
     async with joined(layer, role) as (sock, recorder, peer):
         raw = sock.extra(SocketAttribute.raw_socket)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * len(MUCH))
@@ -99,7 +99,7 @@ async def test_a_loss_behind_more_than_is_queued(layer: str, role: str) -> None:
 
 
 def until_sent(peer: socket.socket) -> None:
-    """Wait until the other end's system has everything; a reset would lose it."""
+    """Wait until everything has arrived at the other end's system; a reset would discard it."""
     while int.from_bytes(fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)), "little"):
         select.select([], [], [], 0.01)
 
@@ -157,7 +157,7 @@ async def test_the_loss_of_a_suspended_connection_is_raised_where_it_matters(rol
 
 
 async def test_who_has_suspended_until_a_drain_that_cannot_come_is_not_left_waiting(layer: str, role: str) -> None:
-    """As of an echo whose peer sends, does not read, and is gone."""
+    """For example, an echo server whose peer sends, never reads, and disappears."""
     async with joined(layer, role) as (sock, recorder, peer):
 
         def echo(event: Any) -> None:
@@ -221,7 +221,7 @@ async def test_suspending_again_between_the_rest_and_the_loss(role: str) -> None
             sock.resume()
             await recorder.next("data")
             await all_blocked()
-        await recorder.first("close")  # with nothing before it, whether it is suspended or not
+        await recorder.first("close")  # with nothing queued before it, suspended or not
         assert recorder.types[-3:] == ["data", "error", "close"]
 
 
@@ -244,7 +244,7 @@ async def test_an_end_that_was_queued_comes_before_what_is_lost_later(role: str)
 
 
 async def test_what_waits_for_the_program_is_bounded_in_bytes(role: str) -> None:
-    """However small the pieces are in which it came."""
+    """This holds however small the received pieces are."""
     async with joined("plain", role) as (sock, recorder, peer):
         sock.suspend()
         at_once(peer)
@@ -260,23 +260,23 @@ async def test_what_waits_for_the_program_is_bounded_in_bytes(role: str) -> None
                 sent += peer.send(bytes(65_536))
                 await anyio.lowlevel.checkpoint()
         peer.settimeout(PEER_TIMEOUT)
-        assert sent < 20_000_000  # what the two systems hold, and 320 KiB
+        assert sent < 20_000_000  # what the two systems buffer, and 320 KiB
         sock.resume()
         peer.shutdown(socket.SHUT_WR)
         await recorder.first("close")
         assert recorder.data == b"x" * 300 + bytes(sent)
 
 
-# A reset is no end
+# A reset is not an EOF
 
 
 async def test_a_reset_that_sending_met_first_is_no_end(role: str) -> None:
-    """Whom the system tells first is the only one whom it tells."""
+    """The system reports a reset only once, here to send()."""
     async with joined("plain", role, allow_half_open=True) as (sock, recorder, peer):
 
         def ondata(event: Any) -> None:
             reset(peer)
-            sock.send(b"x")  # on the wire when this returns, before anything is read
+            sock.send(b"x")  # sent when this returns, before anything is read
 
         sock.ondata = ondata
         peer.sendall(b"data")
@@ -362,11 +362,11 @@ async def test_a_receive_under_way_gets_what_came_before_a_failed_send(role: str
         assert received == b"all of it"
 
 
-# Why it was lost: the peer's alert is behind what failed
+# The cause of a loss: the peer's alert arrives after the failure of a send
 
 
 NO_CERTIFICATE = ("SecurityNoCertificateError", "SecurityError")
-"""TLS 1.2 has no alert of its own for that."""
+"""TLS 1.2 has no alert of its own for a missing certificate."""
 
 
 @pytest.mark.parametrize("way", ["handlers", "stream", "starttls"])
@@ -406,7 +406,7 @@ async def refuse(peer: socket.socket, context: ssl.SSLContext) -> None:
         (await secure(peer, context, server_side=True)).close()
 
 
-# Abrupt ends
+# Abrupt closing
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork()")
@@ -424,7 +424,7 @@ async def test_the_peer_is_told_though_a_child_has_the_socket_too(
             if layer != "plain":
                 peer = await secure(peer, server_context(), server_side=True)
             await sock.opened()
-            inherited.append(os.dup(sock.extra(SocketAttribute.raw_socket).fileno()))  # as a forked child has it
+            inherited.append(os.dup(sock.extra(SocketAttribute.raw_socket).fileno()))  # as a forked child would have it
             if end == "closeImmediately":
                 sock.closeImmediately()
                 await sock.closed()
@@ -435,6 +435,6 @@ async def test_the_peer_is_told_though_a_child_has_the_socket_too(
                 await anyio.sleep_forever()
     with peer:
         peer.settimeout(PEER_TIMEOUT)
-        with suppress(ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):  # TLS may have something to answer
+        with suppress(ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):  # TLS may still try to send something
             assert await blocking(peer.recv, 1) == b""
     os.close(inherited[0])

@@ -1,4 +1,4 @@
-"""The public classes as Python objects: their attributes, weak references to them, and subclasses of them."""
+"""The public classes as Python objects: attributes, weak references, and subclasses."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ each_class = pytest.mark.parametrize("cls", OBJECTS)
 
 
 def ignore(event: Any) -> None:
-    """A handler."""
+    """A handler that does nothing."""
 
 
 def message_of(function: Callable[..., object], *args: Any) -> str:
-    """What a call says that raises AttributeError."""
+    """The message of the AttributeError that a call raises."""
     with pytest.raises(AttributeError) as caught:
         function(*args)
     return str(caught.value)
@@ -112,7 +112,7 @@ def test_an_unknown_attribute_can_be_neither_read_nor_deleted(cls: type) -> None
 
 
 def fixed_names(cls: type) -> list[str]:
-    """The public names of a class but its handlers: properties and methods."""
+    """The public names of a class except its handlers: properties and methods."""
     return [name for name in dir(cls) if name[0] != "_" and not isinstance(getattr(cls, name), EventHandler)]
 
 
@@ -124,7 +124,7 @@ def test_the_properties_are_looked_at() -> None:
 
 @pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls in OBJECTS for name in fixed_names(cls)])
 def test_what_cannot_be_set_says_so_as_ever(cls: type, name: str) -> None:
-    """As Python has it: it says nothing of handlers."""
+    """The message is Python's own, and does not list the handlers."""
     target = OBJECTS[cls]()
     assert message_of(setattr, target, name, None) == message_of(object.__setattr__, target, name, None)
     assert "handlers" not in message_of(setattr, target, name, None)
@@ -192,7 +192,7 @@ async def test_every_public_object_can_be_referred_to_weakly() -> None:
         assert all(each in kept for each in objects)
         names = {cls.__name__ for each in objects for cls in type(each).__mro__}
     public = [getattr(module, name) for module in (mozsocket, mozsocket.testing) for name in module.__all__]
-    assert {each.__name__ for each in public if inspect.isclass(each)} <= names  # none was forgotten
+    assert {each.__name__ for each in public if inspect.isclass(each)} <= names  # no class was forgotten
 
 
 def send_and_close(event: TCPServerSocketEvent) -> None:
@@ -213,11 +213,11 @@ async def test_the_events_that_happen_can_be_referred_to_weakly() -> None:
     assert all(weakref.ref(event)() is event for event in events)
 
 
-# What the constructor of a subclass is given
+# The arguments of a subclass's constructor
 
 
 class Called(TCPSocket):
-    """Notes how it was made."""
+    """Records the arguments of its constructor."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -227,7 +227,7 @@ class Called(TCPSocket):
 
 
 class CalledServer(TCPServerSocket):
-    """Notes how it was made."""
+    """Records the arguments of its constructor."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -264,7 +264,7 @@ async def test_adopting_one_of_a_pair() -> None:
     ours, theirs = stdlib_socket.socketpair()
     with ours, theirs:
         socket = adopt(ours, binaryType="string", linger=1, useSecureTransport=True, server_hostname="name.example")
-    assert socket.call[0] == ("localhost", 1)  # which it would not be connected to
+    assert socket.call[0] == ("localhost", 1)  # nothing was connected yet
     assert (socket.host, socket.port, socket.binaryType) == ("", 0, "string")
     assert re.fullmatch(r"<Called #\d+ a socket without an address connecting>", repr(socket))
 
@@ -293,7 +293,7 @@ async def test_adopting_a_tls_client(listener: stdlib_socket.socket) -> None:
 
 
 async def test_adopting_a_tls_server(listener: stdlib_socket.socket) -> None:
-    """Its context would be wrong for a socket that connects, so the constructor is not given it."""
+    """The constructor is for sockets that connect, so it does not get the server's context."""
     context = server_context()
     assert context.protocol is ssl.PROTOCOL_TLS_SERVER
     with await dial(port_of(listener)) as ours:
@@ -352,7 +352,7 @@ async def test_a_socket_is_not_taken_where_the_constructor_fails(listener: stdli
 
 
 class Slotted(TCPSocket):
-    """With attributes of its own, and no others."""
+    """A subclass with slots for its own attributes."""
 
     __slots__ = ("_mine", "count")
 
@@ -439,7 +439,7 @@ def test_type_parameters_are_for_type_checkers_alone() -> None:
     assert not any(hasattr(made, name) for made in (socket, server) for name in ("__dict__", "__orig_class__"))
 
 
-# Subclasses at work
+# Subclasses in use
 
 
 class Echo(TCPSocket):
@@ -457,7 +457,7 @@ class Echo(TCPSocket):
 
 
 class Shouting(Echo):
-    """Sends it back in upper case, and with slots, which a subclass of one without them may have."""
+    """Sends it back in upper case. It has slots, which also work in a subclass of a class without them."""
 
     __slots__ = ("shouted",)
 
@@ -500,7 +500,7 @@ async def test_what_the_constructor_of_a_subclass_does_counts_when_it_adopts() -
 
 
 async def test_the_context_of_a_subclass_counts_when_it_adopts() -> None:
-    """The peer is not trusted by the default one."""
+    """The default context would not trust the peer."""
 
     class Secure(TCPSocket):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -597,13 +597,13 @@ async def test_a_server_of_a_subclass_and_a_client_of_one() -> None:
 
 
 class Own(TypedAttributeSet):
-    """Of a program."""
+    """A program's typed attribute."""
 
     colour: str = typed_attribute()
 
 
 class AnyIOs(TypedAttributeProvider):
-    """AnyIO's ``extra()``."""
+    """A provider with AnyIO's own ``extra()``."""
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
@@ -623,7 +623,7 @@ ATTRIBUTES = {
 
 
 def outcome(provider: Any, attribute: Any) -> Any:
-    """The value; what the exception says if there is none."""
+    """The value of an attribute; without one, the exception's message."""
     try:
         return provider.extra(attribute)
     except TypedAttributeLookupError as exc:
@@ -631,7 +631,7 @@ def outcome(provider: Any, attribute: Any) -> Any:
 
 
 def assert_as_anyio_has_it(provider: Any) -> set[str]:
-    """Compare, and give the names of the attributes that are there."""
+    """Check that it equals AnyIO's behaviour, and return the names of the available attributes."""
     theirs = AnyIOs(provider)
     found = set()
     for name, attribute in ATTRIBUTES.items():

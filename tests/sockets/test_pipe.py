@@ -1,4 +1,4 @@
-"""pipe(): what one socket receives, sent by another, between peers that share no code with it."""
+"""pipe(): one socket sends what another receives, tested between peers that share no code with it."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ each_layer = pytest.mark.parametrize("layers", [(False, False), (True, False), (
 
 @dataclass
 class Ends:
-    """Two sockets that are piped to each other, and the blocking ones at their other ends.
+    """Two of our sockets that are piped to each other, and the blocking sockets at their other ends.
 
-    :ivar ours: the accepted one as "client", the one that was opened as "upstream"
-    :ivar theirs: the peers of these
+    :ivar ours: the accepted socket as "client", the opened one as "upstream"
+    :ivar theirs: the blocking peers of these
     :ivar told: the recorders of these
     """
 
@@ -69,9 +69,9 @@ async def piped(
     back_first: bool = False,
     **upstream_options: Any,
 ) -> AsyncIterator[Ends]:
-    """As a proxy does it.
+    """A proxy between a client and an upstream server.
 
-    :param layers: whether there is TLS between it and the client, and between it and upstream
+    :param layers: whether TLS is used between client and proxy, and between proxy and upstream
     """
     ends = Ends({}, {}, {})
     accept_options: dict[str, Any] = {"allow_half_open": half_open}
@@ -107,13 +107,13 @@ async def piped(
 
 
 async def gone(sock: Any) -> None:
-    """It was reset: what `ssl` makes of that does not matter."""
+    """Wait until a peer was reset, whatever `ssl` reports then."""
     with pytest.raises(ConnectionResetError):
         await blocking(lambda: [socket.socket.recv(sock, 65536) for _ in range(100)])
 
 
 def end(sock: Any) -> None:
-    """Its side only; `ssl` cannot, and is spared the wait for the other's."""
+    """End one side only. `ssl` cannot do that, so its wait for the other side is skipped."""
     sock.shutdown(socket.SHUT_WR)
 
 
@@ -185,7 +185,7 @@ async def test_a_target_that_takes_only_so_much(limit: int) -> None:
 
 @pytest.mark.parametrize("back_first", [False, True])
 async def test_what_was_delivered_is_sent_though_the_program_closes_the_source(back_first: bool) -> None:
-    """While the target is slow, and there is some of it that does not fit."""
+    """The target is slow, and cannot accept all of the data yet."""
     async with piped(max_buffered_amount=1000, back_first=back_first) as ends:
         client = ends.theirs["client"]
         client.setblocking(False)
@@ -194,7 +194,7 @@ async def test_what_was_delivered_is_sent_though_the_program_closes_the_source(b
                 while True:
                     client.send(os.urandom(65536))
             await all_blocked()
-        ends.ours["client"].closeImmediately()  # which waits for nobody
+        ends.ours["client"].closeImmediately()  # without waiting
         await ends.told["client"].first("close")
         await all_blocked()
         assert await blocking(read_all, ends.theirs["upstream"]) == ends.told["client"].data
@@ -223,7 +223,7 @@ async def test_an_echo() -> None:
 
 
 async def test_to_two_targets() -> None:
-    """The slower one holds the source back."""
+    """The slower target limits the source."""
     data, got = os.urandom(10_000_000), 0
 
     async def receive_all_slowly(far: Peer) -> None:
@@ -244,7 +244,7 @@ async def test_to_two_targets() -> None:
 
 
 async def test_the_handlers_of_both_stay_free() -> None:
-    """And what the program suspends stays so."""
+    """A program's own suspension of the source also remains in effect."""
     seen: list[str] = []
     async with piped() as ends:
         client = ends.ours["client"]
@@ -285,7 +285,7 @@ async def test_an_end_is_an_end_and_the_other_way_goes_on(source: str, target: s
 @pytest.mark.parametrize("layers", [(True, False), (False, True), (True, True)])
 @each_way
 async def test_an_end_with_tls(layers: tuple[bool, bool], source: str, target: str) -> None:
-    """The peers are of `ssl`, whose sockets cannot end one side only: unwrap() waits for the other's."""
+    """The peers use `ssl`, which cannot end one side only: unwrap() waits for the other side's end."""
     async with piped(layers) as ends:
         near, far = ends.theirs[source], ends.theirs[target]
 
@@ -368,7 +368,7 @@ async def test_a_reset_is_a_reset(layers: tuple[bool, bool], source: str, target
 
 @each_way
 async def test_a_reset_while_the_other_is_slow(source: str, target: str) -> None:
-    """Of either, with the source suspended."""
+    """This applies to the loss of either socket while the source is suspended."""
     for lost, left in ((source, target), (target, source)):
         async with piped() as ends:
             near = ends.theirs[source]
@@ -390,7 +390,7 @@ async def test_a_reset_while_the_other_is_slow(source: str, target: str) -> None
 
 
 async def test_a_target_that_refuses(listener: socket.socket) -> None:
-    """The source is told by a reset, whatever it has said and whether it has ended."""
+    """The source gets a reset, whatever it has sent, and whether or not it has ended."""
     names: list[str] = []
     async with MozTCPSocket() as tcp:
 
@@ -436,14 +436,14 @@ async def test_a_handler_that_raises_has_cut_off_what_was_passed_on(
             await gone(ends.theirs[target])
     except BaseExceptionGroup as group:
         raised.append(group)
-    assert bool(raised) == (source == "upstream")  # of an accepted one it is logged
+    assert bool(raised) == (source == "upstream")  # the exception of an accepted socket is logged
     assert raised or "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize("cancelled", ["source", "target"])
 @pytest.mark.parametrize("suspended", [False, True])
 async def test_the_block_of_one_is_cancelled(cancelled: str, suspended: bool) -> None:
-    """Of which no handler is told."""
+    """No handler is called about that."""
     async with connected_peer() as (kept, peer):
         with anyio.CancelScope() as scope:
             async with connected_peer() as (lost, _):
@@ -456,7 +456,7 @@ async def test_the_block_of_one_is_cancelled(cancelled: str, suspended: bool) ->
             await kept.closed()
 
 
-# Before the target is there
+# Before the target is connected
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -587,7 +587,7 @@ async def test_what_cannot_be_piped() -> None:
 
 
 async def test_nothing_refers_to_what_is_over() -> None:
-    """Without the garbage collector."""
+    """The objects are freed without the garbage collector."""
     gc.collect()
     gc.disable()
     try:

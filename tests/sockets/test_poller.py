@@ -1,4 +1,4 @@
-"""One task that waits for many sockets: what it costs, what it tells, and that it takes its scope down with it."""
+"""The poller, one task that waits for many sockets: its cost, what it reports, and how it ends."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ pytestmark = [
 ]
 
 MOST_FRAMES = 15
-"""Of ours, from the epoll's word to the answer's being sent."""
+"""The most stack frames of ours between epoll's report and the sending of the answer."""
 
 
 class CountingEpoll:
-    """An epoll that counts what is asked of it, by the names of its methods."""
+    """An epoll that counts the calls of each method."""
 
     def __init__(self, counts: Counter[str]) -> None:
         self._epoll = select.epoll()
@@ -58,25 +58,25 @@ class CountingEpoll:
 
 @pytest.fixture(autouse=True)
 def by_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the other tests wait by."""
+    """Use epoll, even if the other tests wait with tasks."""
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often something was asked of the epolls that are made meanwhile."""
+    """Counts the calls of the epolls that are created in the test."""
     counts: Counter[str] = Counter()
     replace_epoll(monkeypatch, lambda: CountingEpoll(counts))
     return counts
 
 
 def replace_epoll(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> None:
-    """For the poller alone: the event loop has one too."""
+    """Replace epoll in the poller only, as the event loop uses it too."""
     monkeypatch.setattr(_poller, "select", SimpleNamespace(epoll=make))
 
 
 class Recorder:
-    """A watcher that notes what it is told, and does as it is told to."""
+    """A watcher that records the reports it receives, and can react to them."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -130,7 +130,7 @@ class Recorder:
 
 
 class Group:
-    """A poller with some sockets, and their peers."""
+    """A poller with some sockets and their peers."""
 
     def __init__(self, poller: Poller) -> None:
         self.poller = poller
@@ -162,7 +162,7 @@ async def polling() -> AsyncIterator[Group]:
 
 @asynccontextmanager
 async def echoing(connections: int = 1) -> AsyncIterator[list[socket.socket]]:
-    """Clients of a server that answers with what it gets."""
+    """Clients of an echo server."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1")
         server.onconnect = echo_to
@@ -181,14 +181,14 @@ async def answered(peer: socket.socket) -> None:
 
 
 def fill(sock: socket.socket) -> None:
-    """Send until the system takes no more."""
+    """Send until the system accepts no more."""
     sock.setblocking(False)
     with suppress(BlockingIOError):
         while sock.send(bytes(65536)):
             pass
 
 
-# What it costs
+# Its cost
 
 
 async def test_the_frames_of_an_echoed_message() -> None:
@@ -223,11 +223,11 @@ async def test_functions_take_no_task() -> None:
     async with echoing() as (peer,):
         before = len(anyio.get_running_tasks())
         async with echoing(20):
-            assert len(anyio.get_running_tasks()) == before + 2  # the poller's, and the server's
+            assert len(anyio.get_running_tasks()) == before + 2  # the poller's task, and the server's
         await answered(peer)
 
 
-# What a scope has opened: no task runs it either, once it is connected
+# Sockets that a scope has opened: no task runs for them either, once they are connected.
 
 
 async def test_a_client_takes_a_task_to_connect_only(listener: socket.socket) -> None:
@@ -241,7 +241,7 @@ async def test_a_client_takes_a_task_to_connect_only(listener: socket.socket) ->
             peers.append(await accept(listener))
             await sock.opened()
         await all_blocked()
-        assert len(anyio.get_running_tasks()) == before + 1  # the poller's
+        assert len(anyio.get_running_tasks()) == before + 1  # the poller's task
         for peer in peers:
             await answered(peer)
             peer.close()
@@ -261,7 +261,7 @@ async def test_the_loss_of_a_client_leaves_the_scope(listener: socket.socket) ->
 
 
 async def test_a_lost_client_that_is_suspended_keeps_its_scope(listener: socket.socket) -> None:
-    """It is waited for, as long as the program has yet to be told."""
+    """The scope waits for it until the loss was delivered to the program."""
     types = []
     with anyio.move_on_after(PEER_TIMEOUT) as limit:
         async with MozTCPSocket() as tcp:
@@ -352,7 +352,7 @@ async def test_nothing_is_done_while_nothing_happens(counts: Counter[str]) -> No
 
 
 async def test_a_suspended_socket_costs_nothing(counts: Counter[str]) -> None:
-    """However much it is sent, and when its peer has gone."""
+    """This holds however much data arrives, and when its peer has gone."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1")
         accepted: list[TCPSocket] = []
@@ -363,7 +363,7 @@ async def test_a_suspended_socket_costs_nothing(counts: Counter[str]) -> None:
 
         server.onconnect = suspend
         with await dial(server.localPort) as peer:
-            for _ in range(5):  # what is queued, and what the system holds
+            for _ in range(5):  # more than is queued, and than the system buffers
                 fill(peer)
                 await anyio.sleep(0.05)
             counts.clear()
@@ -393,7 +393,7 @@ async def test_a_stream_that_does_not_receive_costs_nothing(counts: Counter[str]
 
 
 async def test_others_run_while_many_are_busy() -> None:
-    """A pair in this process that answers without end leaves the event loop its turns."""
+    """Two sockets in this process that answer each other endlessly must let other tasks run."""
     seen = turns = 0
 
     def answer(event: Any) -> None:
@@ -415,7 +415,7 @@ async def test_others_run_while_many_are_busy() -> None:
     assert turns >= 10_000 / (2 * _poller.WORK_PER_TURN)
 
 
-# What it tells
+# Its reports
 
 
 async def test_what_can_be_read_is_told_until_it_is_read() -> None:
@@ -463,7 +463,7 @@ async def test_a_hang_up_is_told_where_nothing_is_read() -> None:
 
 
 async def test_what_came_before_nothing_is_read_any_more_is_no_hang_up() -> None:
-    """Reading ends before the epoll is asked, and it is told of that after."""
+    """Reading stops before epoll is asked, and epoll reports the hang-up afterwards."""
     async with polling() as group:
         watcher, registration, peer = group.add()
 
@@ -481,7 +481,7 @@ async def test_what_came_before_nothing_is_read_any_more_is_no_hang_up() -> None
 
 
 async def test_a_descriptor_that_the_program_has_closed() -> None:
-    """It is told as a loss, and is no trouble of others."""
+    """It is reported as a loss, and does not affect other sockets."""
 
     def close(event: Any) -> None:
         event.target.extra(SocketAttribute.raw_socket).close()
@@ -522,7 +522,7 @@ async def test_a_descriptor_that_is_used_again_within_a_batch() -> None:
         third: list[Recorder] = []
 
         def replace() -> None:
-            """The other that is ready ends, and its descriptor is another socket's."""
+            """Close the other ready socket, and open a new one with the same descriptor."""
             number = second.sock.fileno()
             second_registration.end()
             second.sock.close()
@@ -555,7 +555,7 @@ async def test_a_socket_that_ends_in_its_own_call() -> None:
 
 
 async def test_a_descriptor_that_a_child_has_too() -> None:
-    """The epoll would go on telling of it, if it was closed without a word."""
+    """A child process shares the descriptor, so epoll would keep reporting it if it were only closed."""
     async with polling() as group:
         watcher, registration, peer = group.add()
         copy = os.dup(watcher.sock.fileno())
@@ -634,7 +634,7 @@ async def test_what_a_watcher_raises_is_its_own_trouble() -> None:
 
 
 async def test_an_upgrade_that_fails_behind_what_was_not_sent(counts: Counter[str]) -> None:
-    """It does not ask for room again and again."""
+    """The socket does not ask for writability over and over."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1")
         made: list[TCPSocket] = []
@@ -673,7 +673,7 @@ async def test_an_owner_that_has_ended_is_gone_without_the_garbage_collector() -
     gc.disable()
     try:
         scope = await referred_after_use()
-        for _ in range(3):  # the last of its tasks
+        for _ in range(3):  # until its last tasks have ended
             await anyio.lowlevel.checkpoint()
         assert scope() is None
     finally:
@@ -691,7 +691,7 @@ async def referred_after_use() -> weakref.ref[MozTCPSocket]:
         return weakref.ref(tcp)
 
 
-# Its own end
+# The end of the poller
 
 
 async def test_it_ends_with_its_last_socket_and_begins_anew() -> None:
@@ -763,7 +763,7 @@ async def test_one_whose_task_alone_is_cancelled_takes_its_scope_down(anyio_back
         assert await blocking(read_all, peer) == b""
 
 
-# The choice
+# The choice between epoll and tasks
 
 
 async def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

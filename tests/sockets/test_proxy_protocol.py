@@ -1,4 +1,4 @@
-"""The PROXY protocol on accepted sockets: who the client is, says the load balancer."""
+"""The PROXY protocol on accepted sockets: the load balancer's header gives the client's address."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ HEADERS = {
     b"PROXY TCP6 ::ffff:192.0.2.1 ::1 0 65535\r\n": ("192.0.2.1", 0),
     b"PROXY UNKNOWN\r\n": None,
     b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n": None,
-    b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n": None,  # as long as it may be
+    b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n": None,  # the longest that is allowed
     v2(0x21, 0x11, TCP4): ("192.0.2.1", 56324),
     v2(0x21, 0x21, TCP6): ("2001:db8::1", 56324),
-    v2(0x21, 0x11, TCP4 + b"\x04\x00\x02\x00\x00"): ("192.0.2.1", 56324),  # and an extension
+    v2(0x21, 0x11, TCP4 + b"\x04\x00\x02\x00\x00"): ("192.0.2.1", 56324),  # with an extension
     v2(0x21, 0x21, MAPPED): ("192.0.2.1", 56324),
     v2(0x21, 0x31, UNIX): ("/run/client", 0),
     v2(0x21, 0x31, b"/\xff".ljust(216, b"\0")): ("/\udcff", 0),
     v2(0x20, 0xFF, b"whatever"): None,
     v2(0x20, 0x00, b""): None,  # LOCAL: the load balancer's own connection
     v2(0x20, 0x11, TCP4): None,
-    v2(0x21, 0x00, b"whatever"): None,  # unspecified
-    v2(0x21, 0x12, TCP4): None,  # of datagrams
+    v2(0x21, 0x00, b"whatever"): None,  # unspecified family
+    v2(0x21, 0x12, TCP4): None,  # datagrams
     v2(0x21, 0x32, b""): None,
 }
 
@@ -95,7 +95,7 @@ def test_a_header(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", MALFORMED)
 def test_no_header(data: bytes) -> None:
-    for more in b"", b"more" * 100:  # which does not make up for what the header lacks
+    for more in b"", b"more" * 100:  # further data cannot make up for what the header lacks
         with pytest.raises(OSError, match="no header of the PROXY protocol: "):
             parse(data + more)
 
@@ -167,7 +167,7 @@ async def test_a_connection_without_a_header_is_closed_and_logged(end: str, capl
             try:
                 assert await blocking(peer.recv, 1) == b""
             except ConnectionResetError:
-                assert end == "malformed"  # there was more, unread
+                assert end == "malformed"  # more data was there, unread
         while "PROXY protocol" not in caplog.text:
             await all_blocked()
         assert not accepting.sockets

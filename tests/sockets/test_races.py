@@ -1,4 +1,4 @@
-"""Moments that a program hits seldom, and then badly: each was a fault once."""
+"""Race conditions that programs rarely hit. Each of these was a bug once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MANY = 8 << 20  # bytes that no kernel buffers between two sockets of this machi
 
 
 async def test_reopening_when_the_old_connection_is_stuck(listener: stdlib_socket.socket) -> None:
-    """The new socket may get the old one's number while tasks still wait for the old one."""
+    """The new socket may get the old one's descriptor number while tasks still wait for the old one."""
     async with MozTCPSocket() as tcp:
         old, _, peer = await connected(tcp, "client", listener)
         old.send(bytes(MANY))
@@ -76,7 +76,7 @@ async def test_an_upgrade_when_the_connection_is_lost_but_that_is_yet_to_be_told
     for turns in range(20):
         async with MozTCPSocket() as tcp:
             socket, events, peer = await connected(tcp, role, listener)
-            socket.ondata = slow  # so that events are told by a task of their own
+            socket.ondata = slow  # so that events are delivered by a separate task
             reset(peer)
             for _ in range(turns):
                 await anyio.lowlevel.checkpoint()
@@ -87,12 +87,12 @@ async def test_an_upgrade_when_the_connection_is_lost_but_that_is_yet_to_be_told
             assert events.of("error")[-1].name == "NetworkInterruptError"
 
 
-# Asynchronous handlers begin in the step in which their event is taken.
+# Asynchronous handlers begin in the same step in which their event is taken from the queue.
 
 
 @pytest.mark.parametrize("call", ["close", "closeImmediately", "suspend"])
 async def test_no_async_handler_begins_after(call: str, listener: stdlib_socket.socket) -> None:
-    """Whenever the call comes between the arrival of data and the handler."""
+    """This holds whenever the call happens between the arrival of data and the handler."""
     for turns in range(12):
         async with MozTCPSocket() as tcp:
             socket, _, peer = await connected(tcp, "client", listener, linger=0)
@@ -135,12 +135,12 @@ async def test_an_async_drain_begins_with_nothing_buffered(listener: stdlib_sock
             assert set(amounts) <= {0}
 
 
-# A cancellation that is none
+# A CancelledError that is not a cancellation
 
 
 @pytest.fixture(params=["function", "async function"])
 def cancelled_result(request: pytest.FixtureRequest, anyio_backend: tuple[str, dict[str, Any]]) -> Any:
-    """A handler that takes the result of a cancelled future of its own."""
+    """A handler that reads the result of its own, cancelled future."""
     if anyio_backend[0] != "asyncio":
         pytest.skip("only asyncio lets a program raise a cancellation by accident")
 
@@ -167,7 +167,7 @@ async def test_a_stray_cancellation_on_an_accepted_socket(
             socket.ondata = cancelled_result
             peer.sendall(b"data")
             await events.first("close")
-        with await dial(accepting.server.localPort):  # which goes on
+        with await dial(accepting.server.localPort):  # the server continues
             await all_blocked()
             assert len(accepting.sockets) == 2
         accepting.server.close()
@@ -183,7 +183,7 @@ async def test_a_stray_cancellation_leaves_the_block(cancelled_result: Any, list
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
 
 
-# Who was told of a failure
+# Whether a failure was reported to somebody
 
 
 async def test_awaiting_what_was_reached_is_not_being_told(listener: stdlib_socket.socket) -> None:
@@ -227,7 +227,7 @@ async def test_what_had_come_is_delivered_to_a_slow_handler_whatever_linger(list
 
         socket.ondata = slow
         socket.suspend()
-        # The system has to hold what is not queued, and that is nearly all of it if it is read in small pieces.
+        # The system must hold what is not queued; if it is read in small pieces, that is nearly all of it.
         socket.extra(SocketAttribute.raw_socket).setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, 400_000)
         await blocking(peer.sendall, bytes(340_000))  # more than is queued
         while unsent(peer):
@@ -242,12 +242,12 @@ async def test_what_had_come_is_delivered_to_a_slow_handler_whatever_linger(list
 
 
 def unsent(sock: stdlib_socket.socket) -> int:
-    """Bytes that the other end's system has not got yet; a reset would lose them."""
+    """The bytes that have not arrived at the other end's system; a reset would discard them."""
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 async def test_suspending_after_a_failure_holds_what_came_before_and_the_error(anyio_backend_name: str) -> None:
-    """Of a connection that only cannot be written to, as the peer's end is still far."""
+    """Only writing has failed on this connection; the peer's EOF has not arrived."""
     ours, peer = stdlib_socket.socketpair()
     with peer:
         socket = TCPSocket.from_socket(ours)
@@ -301,7 +301,7 @@ async def test_a_failure_is_told_though_the_peer_never_ends(
             assert events.types == ["error", "close"]
 
 
-# Misuse
+# Incorrect use
 
 
 async def test_leaving_a_block_in_another_task(listener: stdlib_socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""``reset()``: the peer learns that the connection was cut off."""
+"""``reset()`` closes with RST: the peer learns that the connection was cut off."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 def sees_reset(peer: socket.socket) -> None:
-    """Of the bare socket: `ssl` would tell of its own end first."""
+    """Check that the peer gets a reset. The bare socket is read, as `ssl` would report the end of TLS first."""
     with pytest.raises(ConnectionResetError):
         read_bare(peer)
 
@@ -33,7 +33,7 @@ async def test_the_peer_is_told_of_a_reset(layer: str, role: str) -> None:
         await recorder.first("close")
         assert "error" not in recorder.types
         await blocking(sees_reset, peer)
-        sock.reset()  # does no harm
+        sock.reset()  # harmless
     assert recorder.types.count("close") == 1
 
 
@@ -50,7 +50,7 @@ async def test_what_is_buffered_is_dropped(role: str) -> None:
 
 
 async def test_it_is_a_reset_though_all_was_read(role: str) -> None:
-    """Where closing immediately would be an orderly end."""
+    """closeImmediately() would be an orderly end here."""
     async with joined("plain", role) as (sock, recorder, peer):
         await send_all(peer, b"ping")
         await recorder.until(lambda: recorder.data == b"ping")
@@ -70,14 +70,14 @@ async def test_in_a_handler(role: str) -> None:
 
 
 async def test_while_it_closes_in_order(role: str) -> None:
-    """Waiting for the peer's end, for longer than the test may take."""
+    """It waits for the peer's EOF, which would take longer than the test may."""
     async with joined("plain", role, linger=3600) as (sock, recorder, peer):
         sock.close()
         assert await blocking(read_all, peer) == b""
         assert recorder.types[-1:] != ["close"]
         sock.reset()
         await recorder.first("close")
-        with pytest.raises(BrokenPipeError):  # what Linux says of a reset behind the end
+        with pytest.raises(BrokenPipeError):  # Linux's error for a reset after EOF
             await send_all(peer, b"x")
 
 

@@ -1,4 +1,4 @@
-"""MozTCPSocket: it owns its sockets and servers as a task group owns tasks."""
+"""MozTCPSocket owns its sockets and servers as a task group owns tasks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.anyio
 LOOPBACK = "127.0.0.1"
 
 
-# Tasks of its own
+# The scope's own tasks
 
 
 async def test_the_block_waits_for_its_tasks() -> None:
@@ -57,7 +57,7 @@ async def test_the_block_waits_for_its_tasks() -> None:
 
     async with MozTCPSocket() as tcp:
         tcp.start_soon(task, 1, "two", name="a timer")
-        tcp.close()  # which is for sockets and servers
+        tcp.close()  # closes sockets and servers, not tasks
     assert done == [(1, "two", "a timer")]
 
 
@@ -113,7 +113,7 @@ async def test_tasks_are_started_within_the_block_only() -> None:
 
 
 async def test_a_connect_that_fails_as_an_outer_scope_is_cancelled() -> None:
-    """No ExceptionGroup: the scope around ends as a cancelled one does."""
+    """The outer scope ends as any cancelled one does, without an ExceptionGroup."""
     with anyio.CancelScope() as around:
         async with MozTCPSocket() as tcp:
             sock = tcp.open("127.0.0.1", unused_port(), local_host="::1")
@@ -182,7 +182,7 @@ async def test_entering_twice() -> None:
         with pytest.raises(RuntimeError, match="entered already"):
             async with tcp:
                 pytest.fail("entered")
-        server = tcp.listen(0)  # the first block is none the worse for it
+        server = tcp.listen(0)  # the first block is unaffected
         server.close()
 
 
@@ -340,7 +340,7 @@ async def test_what_has_closed_is_forgotten(listener: stdlib_socket.socket) -> N
 
 
 def proxy_to(tcp: MozTCPSocket, port: int) -> Callable[[TCPServerSocketEvent], None]:
-    """An ``onconnect`` that passes on all that comes, in both ways, and holds back who sends too fast."""
+    """An ``onconnect`` that forwards data in both directions, and suspends a side that sends too fast."""
 
     def couple(source: TCPSocket, sink: TCPSocket) -> None:
         held = False
@@ -482,7 +482,7 @@ async def test_the_port_is_checked_before_the_privilege() -> None:
             except PermissionError:
                 pytest.fail("not allowed")
             except OSError:
-                pass  # somebody else has it
+                pass  # another program uses it
         with pytest.raises(TypeError, match="port must be an int"):
             tcp.listen("80")  # type: ignore[call-overload]
 
@@ -558,7 +558,7 @@ async def test_a_failure_that_was_awaited_does_not(what: str) -> None:
         with pytest.raises(TCPSocketError, match="ConnectionRefusedError"):
             await getattr(socket, what)()
         await all_blocked()
-        server = tcp.listen(0)  # the scope goes on
+        server = tcp.listen(0)  # the scope continues
         server.close()
 
 
@@ -650,7 +650,7 @@ async def test_exceptions_of_two_handlers_and_the_body(
                 await anyio.sleep_forever()
             finally:
                 raise BodyError
-    # The second handler may be cancelled before its data comes, but nothing raised is lost.
+    # The second handler may be cancelled before its data arrives, but no exception is lost.
     raised = [type(exc) for exc in caught.value.exceptions]
     assert BodyError in raised
     assert HandlerError in raised
@@ -739,7 +739,7 @@ async def test_cancelling_before_anything_has_begun(listener: stdlib_socket.sock
 
 
 async def test_cancelling_while_full(role: str, listener: stdlib_socket.socket) -> None:
-    """The peer's data waits in the channel behind a slow handler, and more of it in the kernel."""
+    """Some of the peer's data waits in the channel behind a slow handler, and more of it in the kernel."""
     handled = []
     begun = anyio.Event()
 
@@ -763,7 +763,7 @@ async def test_cancelling_while_full(role: str, listener: stdlib_socket.socket) 
 
 
 async def test_a_handler_that_cancels_is_the_last(role: str, listener: stdlib_socket.socket) -> None:
-    """Whatever has become due meanwhile: further data, a drain, the end of stream; of this socket and of others."""
+    """This holds for all pending events of this socket and of others: data, a drain, EOF."""
     async with MozTCPSocket() as tcp:
         first, first_events, first_peer = await connected(tcp, role, listener)
         second, second_events, second_peer = await connected(tcp, role, listener)
@@ -773,7 +773,7 @@ async def test_a_handler_that_cancels_is_the_last(role: str, listener: stdlib_so
         for peer in (first_peer, second_peer):
             peer.sendall(bytes(1 << 18))
             peer.close()
-        await anyio.sleep_forever()  # now both can be read
+        await anyio.sleep_forever()  # meanwhile both become readable
     assert len(first_events.events) + len(second_events.events) == before + 1
 
 
@@ -794,7 +794,7 @@ async def test_a_handler_that_cancels_and_sends(role: str, listener: stdlib_sock
 
 
 async def test_nothing_follows_a_shielded_handler(role: str, listener: stdlib_socket.socket) -> None:
-    """A handler that shields itself from the cancellation goes on; it is the last all the same."""
+    """A shielded handler continues after the cancellation, but no other handler runs after it."""
     begun, may_end = anyio.Event(), anyio.Event()
     ended = []
 
@@ -822,7 +822,7 @@ async def test_nothing_follows_a_shielded_handler(role: str, listener: stdlib_so
 
 
 async def test_a_handler_that_cancels_and_is_to_be_awaited(listener: stdlib_socket.socket) -> None:
-    """Its awaitable is never awaited; that is no fault of the program's, and must not warn."""
+    """Its awaitable is never awaited. That is not the program's fault, so there must be no warning."""
 
     async def rest() -> None:
         pytest.fail("it ran")
@@ -882,7 +882,7 @@ async def test_a_time_limit_while_the_block_waits(listener: stdlib_socket.socket
     assert "closed" in repr(server)
 
 
-# Whoever runs it
+# Different ways to run it
 
 
 async def the_program() -> list[str]:

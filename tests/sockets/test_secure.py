@@ -1,4 +1,4 @@
-"""TLS from the start, in both roles and versions, with blocking ssl sockets at the other end."""
+"""TLS from the start, in both roles and TLS versions, with blocking ssl sockets as peers."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ async def test_it_is_encrypted(listener: socket.socket) -> None:
 
 
 async def test_bytes_that_come_one_at_a_time(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
-    """The other end is made of memory buffers, whose records are dribbled through a plain socket."""
+    """The peer uses memory buffers, and its records are sent byte by byte through a plain socket."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     server_side = role == "client"
     context = server_context(version=version) if server_side else client_context(version=version)
     tls = context.wrap_bio(incoming, outgoing, server_side, None if server_side else "localhost")
 
     def dribble(peer: socket.socket, sent: bytes) -> bytes:
-        """Do the handshake, send something, and receive up to the end, as one reads a blocking socket."""
+        """Do the handshake, send data, and receive up to EOF, all like a blocking socket."""
         received = []
         steps: list[Any] = [tls.do_handshake, lambda: tls.write(sent), lambda: tls.read(100)]
         while steps:
@@ -129,14 +129,14 @@ async def test_many_records_read_at_once_are_one_data(
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await securely_connected(tcp, role, listener, version)
         with peer:
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or it might hold back all but the first
-            monkeypatch.setattr(Transport, "receive", lambda self, size: None)  # the system keeps what comes
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the system might delay all but the first
+            monkeypatch.setattr(Transport, "receive", lambda self, size: None)  # nothing is read from the system
             for number in range(20):
                 peer.send(bytes([number]) * 10)
             await anyio.lowlevel.checkpoint()
             monkeypatch.undo()
             await recorder.until(lambda: recorder.data.endswith(bytes([19]) * 10))
-            # The system may hand over the last of them a moment later.
+            # The system may deliver the last of them slightly later.
             assert len([event for event in recorder.events if event.type == "data"]) < 10
             socket_.close()
 
@@ -183,7 +183,7 @@ async def test_buffered_amount_counts_what_tls_holds(
 
 
 async def send_until_full(peer: ssl.SSLSocket) -> int:
-    """Send on a non-blocking socket for as long as it takes anything."""
+    """Send on a non-blocking socket until it accepts no more."""
     sent = 0
     for _ in range(2000):
         try:
@@ -209,7 +209,7 @@ async def test_a_suspended_socket_holds_the_peer_back(
             socket_.close()
 
 
-# The end
+# The end of the connection
 
 
 async def test_closing_says_so(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
@@ -226,7 +226,7 @@ async def test_closing_says_so(role: str, version: ssl.TLSVersion, listener: soc
 
 @pytest.mark.parametrize("answers", [0, 1, 5])
 async def test_an_end_in_the_segment_of_the_last_data(answers: int, version: ssl.TLSVersion) -> None:
-    """The peer goes no further before our end, so nothing more comes that could wake the reader."""
+    """The peer sends nothing until our EOF, so nothing else arrives that could wake the reader."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, useSecureTransport=True, ssl_context=server_context(version=version))
         accepting = Accepting(server)
@@ -278,7 +278,7 @@ async def test_what_is_buffered_is_sent_after_the_peers_end(
         socket_, recorder, peer = await securely_connected(tcp, role, listener, version, tls_standard_compatible=False)
         with peer:
             socket_.send(DATA)
-            socket.socket.shutdown(peer, socket.SHUT_WR)  # the end of TCP, without a word of TLS
+            socket.socket.shutdown(peer, socket.SHUT_WR)  # TCP's EOF without close_notify
             assert await blocking(read_exactly, peer, len(DATA)) == DATA
             await recorder.first("close")
     assert "error" not in recorder.types
@@ -324,7 +324,7 @@ async def test_garbage_in_the_middle(role: str, version: ssl.TLSVersion, listene
             plain.settimeout(5)
             plain.sendall(b"this is not TLS at all")
             error = await recorder.first("error")
-            await blocking(read_all, plain)  # the alert and the end, not a reset
+            await blocking(read_all, plain)  # the alert and EOF, not a reset
     assert error.message == "SecurityProtocol"
     assert recorder.data == b""
 
@@ -359,7 +359,7 @@ async def test_a_client_that_never_says_hello(caplog: pytest.LogCaptureFixture) 
         accepting = Accepting(server)
         with await dial(server.localPort) as silent:
             assert await blocking(silent.recv, 1) == b""
-        # Others are served as before.
+        # Others are still served.
         with await secure(await dial(server.localPort), client_context()):
             socket_, _ = await accepting.first()
             socket_.close()
@@ -413,7 +413,7 @@ async def test_a_reset_during_the_handshake(listener: socket.socket) -> None:
 
 
 async def connects(leaf: Any, host: str, listener: socket.socket, **options: Any) -> str | None:
-    """Whether a client connects to a server with a certificate, or else the error's name."""
+    """Whether a client connects to a server with this certificate; if not, the error's name."""
     async with MozTCPSocket() as tcp:
         options.setdefault("ssl_context", client_context())
         tcp_socket = tcp.open(host, port_of(listener), useSecureTransport=True, **options)
@@ -448,7 +448,7 @@ async def test_names_and_addresses_are_checked(listener: socket.socket) -> None:
 async def test_the_default_context_trusts_the_systems_authorities(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    """Those that it has now: they are no others only because a connection was made before."""
+    """The trusted authorities are the system's current ones, even if a connection was made before they changed."""
 
     async def outcome() -> str | None:
         return await connects(certificate(), "127.0.0.1", listener, ssl_context=None)
@@ -471,7 +471,7 @@ async def test_the_default_context_trusts_the_systems_authorities(
 
 
 def subject_hash(path: Path) -> str:
-    """By which OpenSSL finds the authority in a folder: that of the last in the file."""
+    """The file name by which OpenSSL finds an authority in a folder, for the last one in the file."""
     last = path.read_text().rpartition("-----BEGIN CERTIFICATE-----")
     command = ["openssl", "x509", "-noout", "-subject_hash"]
     return subprocess.run(command, input=last[1] + last[2], capture_output=True, text=True, check=True).stdout.strip()
@@ -585,7 +585,7 @@ async def test_bad_options() -> None:
 
 @contextmanager
 def calls(tcp: MozTCPSocket) -> Iterator[tuple[list[Callable[..., Any]], list[Callable[..., Any]]]]:
-    """All that take options of TLS: those that make clients, and those that make servers."""
+    """The calls that accept TLS options: those that make clients, and those that make servers."""
     client: Any = TCPSocket
     server: Any = TCPServerSocket
     scope: Any = tcp
@@ -601,7 +601,7 @@ def calls(tcp: MozTCPSocket) -> Iterator[tuple[list[Callable[..., Any]], list[Ca
 @pytest.mark.parametrize("said", [{}, {"useSecureTransport": False}], ids=["unsaid", "said"])
 @pytest.mark.parametrize("context", [client_context, server_context])
 async def test_an_option_of_tls_where_there_is_none(context: Callable[[], ssl.SSLContext], said: Any) -> None:
-    """Whoever gives it means the connection to be encrypted."""
+    """A program that passes such an option expects encryption."""
     message = (
         "{0} alone encrypts nothing: say useSecureTransport=True too or, for STARTTLS, give {0} to upgradeToSecure()"
         " instead"
@@ -617,11 +617,11 @@ async def test_an_option_of_tls_where_there_is_none(context: Callable[[], ssl.SS
                     call(server_hostname="localhost", **said)
                 assert str(raised.value) == message.format("server_hostname")
             for call in of_clients + of_servers:
-                call().close()  # a socket that was to be adopted is as it was
+                call().close()  # a socket that was to be adopted is unchanged
 
 
 async def test_an_option_of_tls_that_is_none() -> None:
-    """As one has it who decides on TLS when the program runs."""
+    """So a program can decide about TLS at run time."""
     async with MozTCPSocket() as tcp:
         with calls(tcp) as (of_clients, of_servers):
             made = [call(ssl_context=None, server_hostname=None) for call in of_clients]
@@ -642,7 +642,7 @@ async def test_secured_raises_when_it_never_will_be(listener: socket.socket) -> 
 async def test_what_is_added_while_records_wait_for_room_is_sent_behind_them(
     role: str, version: ssl.TLSVersion, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though there is room again by the next look, and nothing left to wait for."""
+    """This holds even if the buffer has space again when they are added, and nothing waits any more."""
     async with MozTCPSocket() as tcp:
         socket_, _, peer = await securely_connected(tcp, role, listener, version)
         send = Transport.send
@@ -664,7 +664,7 @@ async def test_what_is_added_while_records_wait_for_room_is_sent_behind_them(
 async def test_the_end_of_a_handshake_goes_with_what_the_handlers_send(
     version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one piece: the client's in TLS 1.3, and the server's in TLS 1.2, are the last to end it."""
+    """They are sent in one piece. In TLS 1.3 the client sends the end of the handshake, in TLS 1.2 the server."""
     sent: dict[str, int] = {"client": 0, "server": 0}
     real_send = Transport.send
 
@@ -683,8 +683,8 @@ async def test_the_end_of_a_handshake_goes_with_what_the_handlers_send(
         recorder = EventRecorder(client)
         assert (await recorder.next("data")).data == b"hello"
         await client.drained()
-        expected = {"client": 2, "server": 2}  # its hello, and the rest
+        expected = {"client": 2, "server": 2}  # the hello, and the remainder
         if version is ssl.TLSVersion.TLSv1_2:
-            expected["client"] += 1  # it cannot send before the server has ended the handshake
+            expected["client"] += 1  # it cannot send before the server has finished the handshake
         assert sent == expected
         tcp.close()

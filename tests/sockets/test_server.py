@@ -1,4 +1,4 @@
-"""TCPServerSocket: binding, accepting, what goes wrong in either, and the sockets that come of it."""
+"""TCPServerSocket: binding, accepting, errors of both, and the accepted sockets."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def echo(event: Any) -> None:
 
 
 async def answers(port: int, host: str = LOOPBACK) -> bool:
-    """Whether an echo server listens there."""
+    """Whether an echo server listens on a port."""
     try:
         peer = await dial(port, host)
     except ConnectionRefusedError:
@@ -124,7 +124,7 @@ async def test_listens_on_a_given_port() -> None:
         with await dial(port) as peer:
             assert await blocking(read_all, peer) == b""
         first.close()
-        second = tcp.listen(port)  # though the first one's connection, closed from this side, is in TIME_WAIT
+        second = tcp.listen(port)  # although the first one's connection, closed from this side, is in TIME_WAIT
         second.onconnect = echo
         assert second.localPort == port
         assert await answers(port)
@@ -162,7 +162,11 @@ async def test_on_every_address_of_a_name(monkeypatch: pytest.MonkeyPatch) -> No
     def localhost(host: str, port: int, *args: Any, **options: Any) -> Any:
         if host != "localhost":
             return resolve(host, port, *args, **options)
-        found = [("::1", port, 0, 0), (LOOPBACK, port), (LOOPBACK, port)]  # one of them twice, as happens
+        found = [
+            ("::1", port, 0, 0),
+            (LOOPBACK, port),
+            (LOOPBACK, port),
+        ]  # one of them twice, as resolvers may return it
         families = {2: stdlib_socket.AF_INET, 4: stdlib_socket.AF_INET6}
         return [(families[len(address)], stdlib_socket.SOCK_STREAM, 6, "", address) for address in found]
 
@@ -202,7 +206,7 @@ async def test_connections_are_those_that_are_open() -> None:
         await first.closed()
         assert list(server.connections) == [third]
         server.close()
-        assert list(server.connections) == [third]  # which lives on
+        assert list(server.connections) == [third]  # it lives on
         third.closeImmediately()
         for peer in peers:
             peer.close()
@@ -228,7 +232,7 @@ async def test_a_port_in_use(host: str | None) -> None:
     with listening() as taken:
         async with MozTCPSocket() as tcp:
             before = open_descriptors()
-            with pytest.raises(OSError, match="in use") as caught:  # of IPv4, when IPv6 is bound already
+            with pytest.raises(OSError, match="in use") as caught:  # for IPv4, after IPv6 was bound
                 tcp.listen(port_of(taken), host=host)
             assert caught.value.errno == errno.EADDRINUSE
             assert str(caught.value).endswith(f": '{host or '0.0.0.0'}:{port_of(taken)}'")
@@ -248,9 +252,9 @@ async def test_a_host_that_is_not_this_machine(host: str) -> None:
 
 
 def failing_bind(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Any], int]) -> list[Any]:
-    """Have ``bind()`` fail with the code that ``fails`` gives of its address, unless that is 0.
+    """Make ``bind()`` fail with the errno that ``fails`` returns for an address, unless it returns 0.
 
-    :return: the addresses, as they come
+    :return: the addresses passed to ``bind()`` so far
     """
     bind = stdlib_socket.socket.bind
     addresses: list[Any] = []
@@ -274,7 +278,7 @@ async def test_another_port_when_the_other_family_has_it_taken(monkeypatch: pyte
             server = tcp.listen(0)
         server.onconnect = echo
         assert len(open_descriptors()) == before + 2
-        assert len(tried) >= 6  # more, if other programs are in the way too
+        assert len(tried) >= 6  # more, if other programs use some of the ports
         assert [address[1] == 0 for address in tried] == [True, False] * (len(tried) // 2)
         assert await answers(server.localPort, LOOPBACK)
         assert await answers(server.localPort, "::1")
@@ -366,7 +370,7 @@ async def test_two_servers_on_one_port() -> None:
             event.socket.close()
 
         first.onconnect = second.onconnect = count
-        while not all(served.values()):  # the system spreads them at random
+        while not all(served.values()):  # the system distributes them at random
             with await dial(first.localPort) as peer:
                 assert await blocking(read_all, peer) == b""
             assert sum(served.values()) < 500
@@ -437,7 +441,7 @@ async def test_handlers_are_checked() -> None:
         server.addEventListener("open", print)
 
 
-# What comes in
+# Accepted connections
 
 
 async def test_the_connect_event_and_its_socket() -> None:
@@ -508,7 +512,7 @@ async def test_options_are_those_of_the_accepted_sockets() -> None:
             with pytest.raises(BufferError, match="max_buffered_amount is 10 bytes"):
                 socket.send(bytes(11))
             socket.close()
-            await socket.closed()  # though the peer has not closed: linger=0
+            await socket.closed()  # although the peer has not closed: linger=0
         server.close()
 
 
@@ -570,7 +574,7 @@ both_kinds = pytest.mark.parametrize("handler", [raises, raises_later])
 
 
 def check_logged(record: logging.LogRecord) -> None:
-    """That it tells of what ``raises`` has raised, with the traceback."""
+    """Check that a record reports the exception of ``raises``, with its traceback."""
     assert (record.name, record.levelno) == ("mozsocket", logging.ERROR)
     assert record.exc_info is not None
     error = record.exc_info[1]
@@ -674,7 +678,7 @@ async def test_a_reset_is_logged_if_nobody_listens(caplog: pytest.LogCaptureFixt
 async def test_another_connection_s_loss_that_a_handler_raises_is_logged_as_the_handler_s(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As of a proxy whose upstream is down."""
+    """As in a proxy whose upstream server is down."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0)
 
@@ -837,7 +841,7 @@ async def test_an_exception_leaves_a_server_s_own_block_as_itself() -> None:
             server.onconnect = arrivals
             peer = await dial(server.localPort)
             await arrivals.until(1)
-            arrivals.sockets[0].send(bytes(8 << 20))  # nobody reads it: the block does not wait for that
+            arrivals.sockets[0].send(bytes(8 << 20))  # nobody reads it, and the block does not wait for that
             raise error
     assert caught.value is error
     assert arrivals.sockets[0].readyState == "closed"
@@ -891,9 +895,9 @@ async def test_from_what_is_no_listener() -> None:
                 TCPServerSocket.from_socket(wrong)  # type: ignore[call-overload]
         with pytest.raises(ValueError, match="max_connections"):
             TCPServerSocket.from_socket(listener, max_connections=0)
-        assert listener.fileno() != -1  # it was not taken
+        assert listener.fileno() != -1  # the listener was not taken
     with pytest.raises(ValueError, match="from_socket"):
-        TCPServerSocket.from_socket(listener)  # which is closed now
+        TCPServerSocket.from_socket(listener)  # it is closed now
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="SOCK_SEQPACKET of UNIX-domain sockets")
@@ -1035,7 +1039,7 @@ async def test_a_fatal_error_that_nobody_is_told_of_leaves_the_block() -> None:
 
 
 async def in_a_scope(listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scope whose server listens there, until something ends it."""
+    """A scope whose server uses the listener, until something ends the scope."""
     monkeypatch.setattr(_acceptor, "listen", lambda *args: [listener])
     async with MozTCPSocket() as tcp:
         listener.setblocking(False)

@@ -1,4 +1,4 @@
-"""TCPSocket: states, sending, receiving, closing, failing; wherever it makes a difference, in both roles."""
+"""TCPSocket: states, sending, receiving, closing, failing; in both roles where they may differ."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_opening_from_a_local_address(listener: stdlib_socket.socket) -> N
 @pytest.mark.parametrize("address", [None, "127.0.0.1"])
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 async def test_opening_from_a_local_port(name: str, address: str | None, listener: stdlib_socket.socket) -> None:
-    """Again at once, too: TCP remembers the connection that was there before."""
+    """The port can be reused immediately, although TCP remembers the previous connection."""
     local_port = unused_port()
     async with MozTCPSocket() as tcp:
         for _ in range(2):
@@ -306,7 +306,7 @@ async def test_threshold(role: str, listener: stdlib_socket.socket) -> None:
             await socket.drained()
             socket.close()
         await events.first("close")
-    assert events.types.count("drain") == 1  # none is owed for 65536 bytes
+    assert events.types.count("drain") == 1  # exactly 65536 bytes cause none
 
 
 async def test_buffered_amount_counts_what_the_system_has_not_taken(role: str, listener: stdlib_socket.socket) -> None:
@@ -367,7 +367,7 @@ async def test_drain_is_postponed_while_more_is_buffered(role: str, listener: st
             await in_handler.wait()
             assert not socket.send(bytes(100_000))
             await blocking(read_exactly, peer, 100_000)
-            await socket.drained()  # the drain is due now, but a handler runs
+            await socket.drained()  # the drain is pending now, but a handler runs
             assert not socket.send(bytes(MANY))
             await all_blocked()
             leave.set()
@@ -377,7 +377,7 @@ async def test_drain_is_postponed_while_more_is_buffered(role: str, listener: st
             await blocking(read_exactly, peer, MANY)
             await events.first("drain")
             await all_blocked()
-            assert amounts == [0]  # not lost, and once
+            assert amounts == [0]  # not lost, and delivered once
 
 
 async def test_max_buffered_amount(role: str, listener: stdlib_socket.socket) -> None:
@@ -398,7 +398,7 @@ async def test_max_buffered_amount(role: str, listener: stdlib_socket.socket) ->
 
 
 async def test_sends_to_another_socket_from_a_handler_go_out(listener: stdlib_socket.socket) -> None:
-    """As in a proxy: what a handler sends to any socket is flushed when it returns."""
+    """As in a proxy: what a handler sends to any socket is sent when it returns."""
     async with MozTCPSocket() as tcp:
         first, _, first_peer = await connected(tcp, "client", listener)
         second, second_events, second_peer = await connected(tcp, "client", listener)
@@ -474,7 +474,7 @@ async def test_binary_type_string(role: str, listener: stdlib_socket.socket) -> 
 
 
 async def test_text_where_bytes_are_received(role: str, listener: stdlib_socket.socket) -> None:
-    """It is the same in every encoding, or refused."""
+    """Only text that is the same in every encoding is accepted."""
     async with MozTCPSocket() as tcp:
         socket, _, peer = await connected(tcp, role, listener)
         text = "".join(map(chr, range(128)))
@@ -547,7 +547,7 @@ async def test_a_slow_handler_holds_its_peer_back_and_no_other(listener: stdlib_
 
 
 async def test_a_transfer_that_had_to_wait_goes_on_as_any_other() -> None:
-    """What came meanwhile was queued; what comes later is not, and is read in larger pieces."""
+    """Data from meanwhile was queued. Later data is not queued, and is read in larger pieces."""
     chunk, much = bytes(65_536), 100_000_000
     sizes: list[int] = []
 
@@ -593,7 +593,7 @@ async def test_suspended_receiver_bounds_memory(role: str, listener: stdlib_sock
                 pass
 
         await blocking(send_until_stuck)
-        assert sent < 32 << 20  # what the kernel holds, and a queue of well under 1 MiB
+        assert sent < 32 << 20  # what the kernel buffers, and a queue of well under 1 MiB
         with peer:
             raw = socket.extra(SocketAttribute.raw_socket)
             unread = len(raw.recv(sent, stdlib_socket.MSG_PEEK))
@@ -727,7 +727,7 @@ async def test_a_write_error_waits_behind_a_full_queue_while_suspended(
 
 
 async def test_what_came_before_a_write_error_is_delivered_first(role: str, listener: stdlib_socket.socket) -> None:
-    """Such as an SMTP server's "421 too busy" before it hangs up on a client that is still sending."""
+    """For example, an SMTP server sends "421 too busy" and closes while a client is still sending."""
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
         leave = anyio.Event()
@@ -832,7 +832,7 @@ async def test_close_waits_for_the_peer_no_longer_than_linger(
 
 
 async def test_close_with_unread_input_loses_nothing(role: str, listener: stdlib_socket.socket) -> None:
-    """A plain close would have the system send RST, which destroys what the peer has not read yet."""
+    """A plain close would make the system send RST, which discards data that the peer has not read yet."""
     async with MozTCPSocket() as tcp:
         for _ in range(10):
             socket, _, peer = await connected(tcp, role, listener)
@@ -847,7 +847,7 @@ async def test_close_with_unread_input_loses_nothing(role: str, listener: stdlib
 async def test_peer_that_goes_on_sending_while_we_close_gets_everything(
     role: str, listener: stdlib_socket.socket
 ) -> None:
-    """It reads only when it has sent: neither must wait for the other."""
+    """The peer reads only after it has sent everything, so neither side may wait for the other."""
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
         socket.send(SOME * 8)
@@ -964,7 +964,7 @@ async def test_the_answer_to_the_last_data_is_sent(role: str, listener: stdlib_s
 
 
 async def test_refused() -> None:
-    """An error, then close, and no open; in the error the state is closed already."""
+    """The events are error and close, without open; in error the state is already closed."""
     async with MozTCPSocket() as tcp:
         socket = tcp.open("127.0.0.1", unused_port())
         events = EventRecorder(socket)
@@ -999,7 +999,7 @@ async def test_unknown_host(host: str) -> None:
 
 @pytest.mark.parametrize("first", ["::1", "127.0.0.1"], ids=["refusal first", "silence first"])
 async def test_a_time_limit_hides_no_refusal(first: str, clogged: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two addresses one refuses and one is silent."""
+    """Of two addresses, one refuses the connection and one does not answer."""
 
     async def getaddrinfo(host: Any, port: Any, **options: Any) -> list[Any]:
         found = [(stdlib_socket.AF_INET6, ("::1", port, 0, 0)), (stdlib_socket.AF_INET, ("127.0.0.1", port))]
@@ -1040,9 +1040,9 @@ async def test_reset_by_the_peer(role: str, listener: stdlib_socket.socket) -> N
             with pytest.raises(TCPSocketError) as caught:
                 await method()
             assert caught.value.name == "NetworkInterruptError"
-            assert caught.value is not error.error  # each gets its own: a traceback is one task's
+            assert caught.value is not error.error  # each task gets its own, as a traceback belongs to one task
         if role == "client":
-            await socket.opened()  # that it was, before
+            await socket.opened()  # returns, as it had opened
 
 
 async def test_reset_after_data_delivers_the_data(role: str, listener: stdlib_socket.socket) -> None:
@@ -1157,7 +1157,7 @@ async def test_from_socket_refuses_what_it_cannot_use() -> None:
 
 
 async def test_each_connection_s_handlers_have_its_own_context() -> None:
-    """Those of one that another sends to, as in a proxy, see nothing of what the other has set."""
+    """As in a proxy, a connection sends to another, whose handlers do not see its context variables."""
     request: ContextVar[str] = ContextVar("request", default="none")
     seen: list[tuple[str, str]] = []
 

@@ -1,4 +1,4 @@
-"""``socket.stream()``: what it does beside the contract of a stream, which test_trio_contract.py checks."""
+"""``socket.stream()``: behaviour beyond the general contract of a stream, which test_trio_contract.py checks."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_gives_at_most_what_is_asked_for(role: str, listener: socket.socke
             assert await stream.receive(4) == b"queu"
             assert await stream.receive(1) == b"e"
             await send_all(peer, b"more")
-            assert await stream.receive(9) == b"d"  # what was queued comes first, and by itself
+            assert await stream.receive(9) == b"d"  # queued data comes first, in a separate piece
             assert await stream.receive(3) == b"mor"
             assert await stream.receive(3) == b"e"
             await stream.aclose()
@@ -123,7 +123,7 @@ async def test_the_first_calls_wait_for_the_connection(listener: socket.socket) 
 
 @pytest.mark.parametrize("call", ["receive", "send", "send_eof"])
 async def test_a_connection_that_fails_is_told_by_the_call(call: str) -> None:
-    async with TCPSocket("127.0.0.1", unused_port()) as sock:  # and by nothing else
+    async with TCPSocket("127.0.0.1", unused_port()) as sock:  # the block raises nothing else
         stream = sock.stream()
         with pytest.raises(anyio.BrokenResourceError, match="refused") as caught:
             await getattr(stream, call)(*[b"x"][: call == "send"])
@@ -202,7 +202,7 @@ async def test_a_loss_that_the_stream_has_told_is_no_news_to_the_block(listener:
 
 @pytest.mark.parametrize("size", [1, 100_000, BATCH_SIZE, BATCH_SIZE + 1])
 async def test_each_send_arrives_once_however_little_the_system_takes_of_it(size: int, layer: str, role: str) -> None:
-    """The most that TLS encrypts at once is a border between two ways."""
+    """TLS encrypts at most this much in one step, so sizes around it take different code paths."""
     async with joined(layer, role) as (sock, recorder, peer):
         sock.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         stream = sock.stream()
@@ -238,7 +238,7 @@ async def test_a_send_that_fails_is_told_by_it(layer: str, role: str) -> None:
 
 
 async def test_after_a_failed_send_what_came_is_still_received(role: str, listener: socket.socket) -> None:
-    """As of an HTTP server that refuses a long request, answers, and closes."""
+    """For example, an HTTP server refuses a long request, answers, and closes."""
     async with MozTCPSocket() as tcp:
         sock, recorder, peer = await connected(tcp, role, listener)
         stream = sock.stream()
@@ -250,7 +250,7 @@ async def test_after_a_failed_send_what_came_is_still_received(role: str, listen
         with pytest.raises(anyio.BrokenResourceError):
             await send_on(stream)
         assert await receive_all(stream) == b"413 Content Too Large"
-        await recorder.first("close")  # without aclose(), as the end has been received
+        await recorder.first("close")  # without aclose(), as EOF has been received
         assert recorder.types[-2:] == ["error", "close"]
 
 
@@ -264,7 +264,7 @@ async def test_a_send_that_fails_after_the_first_part_of_it(listener: socket.soc
 
 
 async def test_a_failed_send_ends_a_connection_that_nobody_receives_from() -> None:
-    """A server that only sends, and whose handler has returned without closing."""
+    """This is a server that only sends, and whose handler has returned without closing."""
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1", max_connections=1)
         recorders: list[EventRecorder] = []
@@ -286,7 +286,7 @@ async def test_a_failed_send_ends_a_connection_that_nobody_receives_from() -> No
 
 
 async def test_what_was_queued_before_the_loss_comes_before_it() -> None:
-    """Of a connection whose handler takes its time before it asks for the stream."""
+    """The connection's handler takes its time before it asks for the stream."""
     received: list[bytes] = []
     accepted: list[TCPSocket] = []
     lost = anyio.Event()
@@ -419,7 +419,7 @@ async def test_ending_waits_for_what_is_buffered(listener: socket.socket) -> Non
 
 
 async def test_closing_the_stream_wakes_who_sends(listener: socket.socket) -> None:
-    """What is left of it is dropped, as nobody can tell whether the peer will ever take it."""
+    """Unsent data is dropped, as the peer may never read it."""
     async with MozTCPSocket() as tcp:
         sock, _, peer = await connected(tcp, "client", listener)
         with peer:
@@ -446,7 +446,7 @@ async def test_what_a_cancelled_receive_puts_back_stays_the_stream_s(listener: s
                 await stream.receive()
             sock.send(b"x" * 200_000)
             assert await blocking(read_exactly, peer, 200_000) == b"x" * 200_000
-            await recorder.first("drain")  # with which data would be delivered, if it were due to handlers
+            await recorder.first("drain")  # data for handlers would be delivered with it
             assert await stream.receive() == b"hello"
             assert "data" not in recorder.types
             await stream.aclose()
@@ -513,7 +513,7 @@ async def test_a_cancelled_close_is_immediate(role: str, listener: socket.socket
 
 
 async def test_closing_in_an_asynchronous_handler() -> None:
-    """A server that reads better as a sequence."""
+    """A server that reads as a sequence."""
 
     async def onconnect(event: Any) -> None:
         async with event.socket.stream() as stream:
@@ -533,7 +533,7 @@ async def test_closing_in_an_asynchronous_handler() -> None:
 
 
 async def test_upgrading_while_receiving(role: str, listener: socket.socket) -> None:
-    """The handshake is done beside the waiting receive(), and what comes after it is decrypted."""
+    """The handshake happens while receive() waits, and everything after it is decrypted."""
     async with MozTCPSocket() as tcp:
         context = client_context() if role == "client" else server_context()
         sock, recorder, peer = await connected(tcp, role, listener)
@@ -610,7 +610,7 @@ async def test_over_tls(role: str, version: ssl.TLSVersion, listener: socket.soc
 async def test_a_record_is_read_whole_however_little_of_it_is_wanted(
     version: ssl.TLSVersion, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a protocol that says first how long a message is."""
+    """As in a protocol that first gives the length of a message."""
     sizes = []
     receive = Transport.receive
 
@@ -676,7 +676,7 @@ async def test_bad_arguments(listener: socket.socket) -> None:
             await stream.aclose()
 
 
-# Under what others have built on AnyIO's streams
+# Beneath other libraries' wrappers of AnyIO streams
 
 
 async def test_typed_attributes(role: str, listener: socket.socket) -> None:
@@ -690,7 +690,7 @@ async def test_typed_attributes(role: str, listener: socket.socket) -> None:
 
 
 async def test_the_address_of_a_peer_that_has_reset(role: str, listener: socket.socket) -> None:
-    """Which the system has forgotten before anyone has read so."""
+    """The system forgets the address at the reset, before anyone has read."""
     async with MozTCPSocket() as tcp:
         sock, _, peer = await connected(tcp, role, listener)
         stream = sock.stream()
@@ -752,7 +752,7 @@ async def test_under_anyio_s_tls(role: str, listener: socket.socket) -> None:
 
 
 async def test_handlers_of_two_sockets_and_a_stream_between() -> None:
-    """One program may use both, each socket its way."""
+    """A program may use both, each on its own socket."""
     async with MozTCPSocket() as tcp:
         accepting = Accepting(tcp.listen(0, host="127.0.0.1"))
         sock = tcp.open("127.0.0.1", accepting.server.localPort)
@@ -770,7 +770,7 @@ async def test_handlers_of_two_sockets_and_a_stream_between() -> None:
 
 
 async def test_what_was_queued_before_the_first_receive(listener: socket.socket) -> None:
-    """In the time between the connection and the handshake's end, say: it is found, and not waited for."""
+    """Data that arrived before the handshake's end, for example, is found without waiting."""
     async with MozTCPSocket() as tcp:
         sock = tcp.open("127.0.0.1", port_of(listener))
         stream = sock.stream()
@@ -782,7 +782,7 @@ async def test_what_was_queued_before_the_first_receive(listener: socket.socket)
 
 
 async def test_what_a_cancelled_receive_had_read_belongs_to_tls(listener: socket.socket) -> None:
-    """Injected plaintext is not delivered later, as if it had come encrypted."""
+    """Injected plaintext must not be delivered later as if it had been encrypted."""
     async with MozTCPSocket() as tcp:
         sock, recorder, peer = await connected(tcp, "client", listener)
         with peer:

@@ -1,4 +1,4 @@
-"""``mozsocket.testing``: what it offers to the tests of others."""
+"""``mozsocket.testing``, the helpers for tests of other programs."""
 
 from __future__ import annotations
 
@@ -247,5 +247,5 @@ async def test_a_peer_resets() -> None:
         events = EventRecorder(sock)
         peer.reset()
         assert (await events.next()).name == "NetworkInterruptError"
-        peer.close()  # does no harm
+        peer.close()  # harmless
         peer.reset()

@@ -26,7 +26,7 @@ STARTING = pytest.mark.parametrize("upgrading", [False, True], ids=["from the st
 
 
 async def accepted(tcp: MozTCPSocket, *, upgrading: bool, **options: Any) -> tuple[Accepting, socket.socket]:
-    """A server of TLS, and a connection to it. An upgrade is up to the first that is accepted."""
+    """A TLS server and a connection to it. To upgrade, the first accepted socket must call upgradeToSecure()."""
     context = server_context()
     if not upgrading:
         options |= {"useSecureTransport": True, "ssl_context": context}
@@ -39,7 +39,7 @@ async def accepted(tcp: MozTCPSocket, *, upgrading: bool, **options: Any) -> tup
 
 
 def send_and_close(peer: RecordPeer, *, notify: bool) -> None:
-    """As one does who never reads, which `ssl` does in sending close_notify. Blocks."""
+    """Send and close without ever reading; `ssl` would read when it sends close_notify. Blocks."""
     records = [peer.record(MUCH[at : at + 16_000]) for at in range(0, len(MUCH), 16_000)]
     if notify:
         records.append(peer.record(alert(0, level=1), ALERT))
@@ -110,7 +110,7 @@ async def test_an_adopted_server(listener: socket.socket) -> None:
 
 @STARTING
 async def test_they_come_with_the_first_data(upgrading: bool, version: ssl.TLSVersion) -> None:
-    """And the client resumes with them."""
+    """The client can resume the session with them."""
     context = client_context(version=version)
     async with MozTCPSocket() as tcp:
         tls: dict[str, Any] = {"ssl_context": server_context(version=version)}
@@ -167,7 +167,7 @@ async def test_whatever_comes_first_they_go_before_it(first: str) -> None:
             assert peer.tls.session is not None
             sock.close()
         await recorder.first("close")
-    assert "error" not in recorder.types or first == "end"  # to which the peer owes its close_notify
+    assert "error" not in recorder.types or first == "end"  # after EOF, close_notify is still expected
 
 
 async def test_none_are_sent_before_there_is_something_to_say() -> None:
@@ -191,7 +191,7 @@ async def test_none_are_sent_before_there_is_something_to_say() -> None:
 
 
 async def test_a_client_that_sends_only_and_is_told_why_it_is_refused() -> None:
-    """What the tickets go before may be an alert too."""
+    """The tickets can also be sent before an alert."""
     async with MozTCPSocket() as tcp:
         accepting, sock = await accepted(tcp, upgrading=False)
         with await secure(sock, client_context(version=TLS13)) as peer:

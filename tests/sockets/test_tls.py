@@ -1,4 +1,4 @@
-"""TLS over a transport alone: over a socketpair or a relay that dribbles, with a blocking peer."""
+"""TLS over a transport alone: over a socketpair or a relay that splits data, with a blocking peer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ..records import RecordPeer, recorded
 pytestmark = pytest.mark.anyio
 
 MUCH = random.Random(1).randbytes(3_000_000)
-SOME = MUCH[:50_000]  # what a socketpair holds
+SOME = MUCH[:50_000]  # fits into a socketpair's buffer
 
 
 class Driven:
-    """One, over a transport, and what it takes to wait for it."""
+    """A TLS transport, and what is needed to wait for it."""
 
     def __init__(self, sock: socket.socket, role: str, *, plaintext: int = 0, standard_compatible: bool = True) -> None:
         configure(sock)
@@ -44,7 +44,7 @@ class Driven:
         self._received = anyio.Event()
 
     def look(self) -> bytes | None:
-        """Receive without waiting, and let who needs more of the peer look again."""
+        """Receive without waiting, and wake a task that waits for more data from the peer."""
         try:
             return self.tls.receive(1 << 16)
         finally:
@@ -112,7 +112,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @contextmanager
 def dribbling() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """The two ends of a relay that passes on what it is sent in pieces of any size, often of one byte."""
+    """The two ends of a relay that forwards data in pieces of any size, often of one byte."""
     with pair() as (ours, near), pair() as (far, peer):
 
         def relay(source: socket.socket, target: socket.socket, sizes: random.Random) -> None:
@@ -139,7 +139,7 @@ def their_context(role: str) -> ssl.SSLContext:
 
 
 def in_memory(role: str) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
-    """A peer's TLS, what it gets, and what it sends."""
+    """A peer's TLS object, its incoming buffer and its outgoing buffer."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = client_context() if role == "client" else server_context()
     name = "localhost" if role == "client" else None
@@ -148,7 +148,7 @@ def in_memory(role: str) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
 
 
 async def met(engine: Driven, peer: socket.socket, role: str) -> ssl.SSLSocket:
-    """The peer's socket, after the handshake of both."""
+    """Do the handshake of both sides, and return the peer's socket."""
     secured: list[ssl.SSLSocket] = []
 
     async def shake() -> None:
@@ -173,7 +173,7 @@ async def test_much_both_ways_at_once_through_a_relay_that_dribbles(role: str) -
 
         def talk() -> bytes:
             data = exchange(theirs, MUCH, len(MUCH))
-            theirs.unwrap()  # which waits for our end
+            theirs.unwrap()  # it waits for our end
             return data
 
         with await met(engine, peer, role) as theirs:
@@ -187,7 +187,7 @@ async def test_much_both_ways_at_once_through_a_relay_that_dribbles(role: str) -
 
 
 async def test_all_or_nothing_is_taken_and_nothing_is_encrypted_twice(role: str) -> None:
-    """However often it is offered."""
+    """This holds however often the data is offered."""
     chunks: list[bytes | memoryview] = [b"first", memoryview(MUCH)[: BATCH_SIZE - 5]]
     with pair() as (ours, peer):
         engine = Driven(ours, role)
@@ -346,7 +346,7 @@ async def test_a_step_of_the_handshake_gives_no_data_though_some_is_behind_it() 
 
 
 async def test_answers_that_are_not_taken_choke_it(role: str) -> None:
-    """Until they are."""
+    """Reading stops until the answers are sent."""
     with pair() as (ours, sock):
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 12)
         engine = Driven(ours, role)
@@ -387,7 +387,7 @@ async def test_an_answer_that_cannot_be_handed_over_is_no_matter_of_who_receives
         reset(peer)
         await engine.tls.watched.wait_readable()
         engine.tls.feed(b"no TLS")
-        with pytest.raises(ssl.SSLError):  # which is answered by an alert
+        with pytest.raises(ssl.SSLError):  # it is answered by an alert
             engine.look()
         assert engine.tls.blocked
         with pytest.raises(ConnectionError):

@@ -1,4 +1,7 @@
-"""Every way in which TLS fails, provoked by a blocking peer: what the program is told of it, and what the peer is."""
+"""Every way in which TLS can fail, provoked by a blocking peer: the errors that the program gets, and the alerts that
+the
+peer gets.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +52,12 @@ NOW = datetime.datetime.now(datetime.timezone.utc)
 DAY = datetime.timedelta(days=1)
 SUBJECT = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
 
-# Certificates that trustme does not make. Each is given as PEM: a key, the certificate, and those that vouch for it.
+# Certificates that trustme cannot create. Each is given as PEM: a key, the certificate, and its chain.
 
 
 @functools.cache
 def authority() -> tuple[x509.Name, ec.EllipticCurvePrivateKey]:
-    """The name and the key of what the contexts trust."""
+    """The name and the key of the trusted authority."""
     key = serialization.load_pem_private_key(AUTHORITY.private_key_pem.bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return x509.load_pem_x509_certificate(AUTHORITY.cert_pem.bytes()).subject, key
@@ -67,7 +70,7 @@ def issue(
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     by_itself: bool = False,
 ) -> bytes:
-    """For localhost, signed by the authority."""
+    """A certificate for localhost, signed by the authority unless stated otherwise."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     issuer, signer = (subject, key) if by_itself else authority()
@@ -98,13 +101,13 @@ def self_signed() -> bytes:
 
 @functools.cache
 def unknown_issuer() -> bytes:
-    """With an authority between, which is shown too."""
+    """A certificate of an intermediate authority, which is presented too."""
     return pem_of(trustme.CA().create_child_ca().issue_cert("localhost", "127.0.0.1"))
 
 
 @functools.cache
 def unknown_root() -> bytes:
-    """With the authority, which is shown though nobody trusts it."""
+    """A certificate whose authority is presented, but not trusted."""
     stranger = trustme.CA()
     return pem_of(stranger.issue_cert("localhost", "127.0.0.1")) + stranger.cert_pem.bytes()
 
@@ -134,13 +137,13 @@ def pem_of(leaf: trustme.LeafCert) -> bytes:
 
 
 def shown(pem: bytes) -> tuple[bytes, ...]:
-    """What one shows of it, in DER."""
+    """The presented certificates of a PEM file, in DER."""
     found = re.findall("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem.decode(), re.DOTALL)
     return tuple(map(ssl.PEM_cert_to_DER_cert, found))
 
 
 def showing(pem: bytes, context: ssl.SSLContext, path: Path) -> ssl.SSLContext:
-    """A context that shows it, however weak it is."""
+    """A context that presents the certificate, however weak it is."""
     file = path / "leaf.pem"
     file.write_bytes(pem)
     context.set_ciphers("DEFAULT@SECLEVEL=0")
@@ -164,12 +167,12 @@ async def failed(
     early: bool = False,
     **options: Any,
 ) -> tuple[TCPSocketError, ssl.SSLError]:
-    """What the program is told of a failure, which is also what it is told elsewhere, and what the peer is told.
+    """Fail a handshake. The error must be the same everywhere; it is returned, with the peer's error.
 
-    A client has TLS from the start. A server upgrades, as what it did not accept has no events.
+    A client uses TLS from the start. A server upgrades, as a connection that it does not accept has no events.
 
-    :param early: whether the client is done, and open, when it fails; so it is where the server looks at its
-        certificate last (TLS 1.3)
+    :param early: whether the client is finished, and open, when it fails; this is so where the server checks the
+        client's certificate last (TLS 1.3)
     """
     async with MozTCPSocket() as tcp:
         if role == "client":
@@ -179,7 +182,7 @@ async def failed(
         else:
             socket_, recorder, peer = await connected(tcp, role, listener)
             socket_.upgradeToSecure(ssl_context=ours)
-        # The peer is told by an alert. A reset would be no SSLError.
+        # The peer gets an alert. A reset would not be an SSLError.
         with pytest.raises(ssl.SSLError) as told, peer, await secure(peer, theirs, server_side=role == "client") as tls:
             await blocking(read_all, tls)
         await recorder.first("close")
@@ -203,7 +206,8 @@ def named(error: TCPSocketError) -> tuple[str, str, int]:
     return error.name, error.message, error.errorCode
 
 
-# What is wrong with the peer's certificate: a server's, a client's, then the name, the code, and the alert it gets.
+# Faults in the peer's certificate, a server's or a client's: the error name, the code, and the alert that the peer
+# gets.
 REFUSED = {
     "expired": (expired, expired, "SecurityExpiredCertificateError", 10, "CERTIFICATE_EXPIRED"),
     "not yet valid": (not_yet_valid, not_yet_valid, "SecurityExpiredCertificateError", 9, "BAD_CERTIFICATE"),
@@ -244,7 +248,7 @@ async def test_a_certificate_that_is_not_accepted(
     assert named(error) == (name, "SecurityCertificate", code)
     assert error.detail.startswith("the peer's certificate is not accepted: ")
     assert alert in str(told)
-    # OpenSSL keeps no certificate of a client that it refuses.
+    # OpenSSL does not keep the certificate of a client that it refuses.
     assert error.peer_certificates == (shown(pem) if role == "client" else ())
 
 
@@ -257,7 +261,7 @@ async def test_a_weak_signature(listener: socket.socket, tmp_path: Path) -> None
 
 
 def weakly_signed(path: Path) -> bytes:
-    """Signed with SHA-1, which only the command line still does."""
+    """A certificate signed with SHA-1, which only OpenSSL's command line still creates."""
     (path / "ca.key").write_bytes(AUTHORITY.private_key_pem.bytes())
     (path / "ca.pem").write_bytes(AUTHORITY.cert_pem.bytes())
     (path / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
@@ -293,7 +297,7 @@ def revocation_list(leaf: bytes) -> bytes:
 async def test_a_certificate_for_another_host(
     server_hostname: str | None, code: int, version: ssl.TLSVersion, listener: socket.socket
 ) -> None:
-    """By default it has to be for what was connected to, here an address."""
+    """By default it must be for the host that the socket connects to, here an address."""
     leaf = certificate("other.example", "127.0.0.2")
     theirs = server_context(leaf, version=version)
     error, _ = await failed("client", client_context(), theirs, listener, server_hostname=server_hostname)
@@ -301,10 +305,10 @@ async def test_a_certificate_for_another_host(
     assert error.peer_certificates == shown(pem_of(leaf))
 
 
-# What is said of our certificate, by an alert: the code, less 1000, is the alert's.
+# Alerts about our certificate. The code minus 1000 is the number of the alert.
 DISLIKED = {
     "expired": (expired, "SecurityExpiredCertificateError", 1045),
-    "not yet valid": (not_yet_valid, "SecurityBadCertificateError", 1042),  # so OpenSSL puts it
+    "not yet valid": (not_yet_valid, "SecurityBadCertificateError", 1042),  # OpenSSL's alert for it
     "of nobody": (unknown_issuer, "SecurityUntrustedCertificateIssuerError", 1048),
     "for servers only": (for_servers_only, "SecurityUnsupportedCertificateTypeError", 1043),
 }
@@ -343,7 +347,7 @@ async def test_a_client_without_a_certificate(role: str, version: ssl.TLSVersion
     elif version is TLS13:
         error, _ = await failed(role, client_context(), demanding, listener, early=True)
         assert named(error) == ("SecurityNoCertificateError", "SecurityProtocol", 1116)
-    else:  # which knows no alert for it
+    else:  # it has no alert for that
         error, _ = await failed(role, client_context(), demanding, listener)
         assert named(error) == ("SecurityError", "SecurityProtocol", 1040)
 
@@ -377,7 +381,7 @@ async def test_no_cipher_in_common(role: str, listener: socket.socket) -> None:
 async def test_a_server_logs_a_failed_handshake_and_serves_others(
     upgrading: bool, version: ssl.TLSVersion, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where TLS is there from the start, it has nothing to announce; an upgrade nobody listens to is logged too."""
+    """With TLS from the start there is no socket to report it on. A failed upgrade without a listener is logged too."""
     ours = server_context(version=version, ask_for_certificate=True)
     async with MozTCPSocket() as tcp:
         options: dict[str, Any] = {} if upgrading else {"useSecureTransport": True, "ssl_context": ours}
@@ -405,10 +409,10 @@ async def test_a_server_logs_a_failed_handshake_and_serves_others(
     assert "SecurityUntrustedCertificateIssuerError: the peer refused TLS: tlsv1 alert unknown ca" in second
 
 
-# Peers that do not speak TLS, or not well. What they see ends with the end of stream, never with a reset.
+# Peers that do not speak TLS, or not correctly. They always get EOF, never a reset.
 
 HTTP, WRONG_VERSION, TOO_LONG, UNEXPECTED = 156, 267, 198, 244
-RECORD_LAYER_FAILURE = 313  # what OpenSSL 3.6 says of a record that cannot be read, whatever is wrong with it
+RECORD_LAYER_FAILURE = 313  # OpenSSL 3.6's reason for any unreadable record
 NOISE = {
     "SMTP": (b"220 mail.example ESMTP\r\n", {"client": WRONG_VERSION, "server": WRONG_VERSION}),
     "HTTP": (b"GET / HTTP/1.0\r\n\r\n", {"client": HTTP, "server": HTTP}),
@@ -429,14 +433,14 @@ async def test_a_peer_that_does_not_speak_tls(
 
 
 async def test_noise_of_any_kind_is_an_error(role: str, listener: socket.socket) -> None:
-    for seed in range(5):  # none of which looks like the beginning of a record
+    for seed in range(5):  # none of these looks like the beginning of a record
         noise = random.Random(seed).randbytes(400)
         error, _ = await spoken_to(role, noise, listener)
         assert (error.name, error.message) == ("SecurityError", "SecurityProtocol")
 
 
 async def spoken_to(role: str, noise: bytes, listener: socket.socket) -> tuple[TCPSocketError, bytes]:
-    """What the program is told of a peer that sends so during the handshake, and all that the peer gets."""
+    """The error that the program gets when a peer sends noise in the handshake, and all bytes sent to the peer."""
     async with MozTCPSocket() as tcp:
         if role == "client":
             context = client_context()
@@ -456,12 +460,12 @@ async def spoken_to(role: str, noise: bytes, listener: socket.socket) -> tuple[T
 
 
 def alert(description: int, *, level: int = 2) -> bytes:
-    """RFC 8446, section 6, in a record of its own."""
+    """A record with an alert (RFC 8446, section 6)."""
     return bytes((21, 3, 3, 0, 2, level, description))
 
 
-# All of RFC 8446, section 6, and of OpenSSL. Only clients are told of them here: a server has nothing yet that could be
-# refused, and its own client tells it later.
+# All alerts of RFC 8446, section 6, and of OpenSSL. Only clients receive them here: during the handshake a server has
+# sent nothing yet that could be refused, and alerts from its client arrive later.
 ALERTS = {
     "unexpected message": (10, "SecurityError"),
     "bad record mac": (20, "SecurityError"),
@@ -510,7 +514,7 @@ async def test_an_alert_in_the_handshake(description: int, name: str, listener: 
 
 @pytest.mark.parametrize(("description", "name"), ALERTS.values(), ids=ALERTS.keys())
 async def test_an_alert_later(description: int, name: str, role: str, listener: socket.socket) -> None:
-    """In TLS 1.2, as in TLS 1.3 a user that has cancelled is no failure before the end."""
+    """This is TLS 1.2 only: in TLS 1.3 the alert user_canceled is no failure until EOF."""
     ours, theirs = client_context(version=TLS12), server_context(version=TLS12)
     if role == "server":
         ours, theirs = server_context(version=TLS12), client_context(version=TLS12)
@@ -534,7 +538,7 @@ async def test_an_alert_that_nobody_knows(listener: socket.socket) -> None:
 
 
 async def test_a_peer_that_ends_tls_in_the_handshake(listener: socket.socket) -> None:
-    """With close_notify: it refuses nothing, and cannot go on."""
+    """The peer sends close_notify: it refuses nothing, but the handshake cannot continue."""
     error, _ = await spoken_to("client", alert(0, level=1), listener)
     assert (error.name, error.message) == ("NetworkInterruptError", "Network")
     assert "_ssl.c" not in error.detail
@@ -573,7 +577,7 @@ async def test_a_client_that_ends_is_logged_without_a_connect(caplog: pytest.Log
     assert "NetworkInterruptError: the peer ended the connection without close_notify" in record.getMessage()
 
 
-# Later
+# After the handshake
 
 
 async def test_what_is_spoilt_on_its_way_to_us_is_refused(
@@ -600,7 +604,7 @@ async def test_what_is_spoilt_on_its_way_to_us_is_refused(
 async def test_what_is_spoilt_on_its_way_to_the_peer_is_refused(
     role: str, version: ssl.TLSVersion, listener: socket.socket
 ) -> None:
-    """What the peer sent before is delivered, and then its alert is an error."""
+    """The peer's earlier data is delivered, and then its alert is an error."""
     context = server_context(version=version) if role == "client" else client_context(version=version)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     name = None if role == "client" else "localhost"

@@ -1,4 +1,4 @@
-"""The transport, over socketpairs and over loopback."""
+"""The transport in plaintext, over socketpairs and over loopback."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Transport, socket.soc
 
 @pytest.fixture
 def unix() -> Iterator[tuple[Transport, socket.socket]]:
-    """The same over a UNIX socketpair, which once full stays so: TCP may yet move bytes to the peer's side."""
+    """The same over a UNIX socketpair. Once full it stays full, whereas TCP may still move bytes to the peer's side."""
     with unix_pair() as (ours, peer):
         peer.settimeout(PEER_TIMEOUT)
         configure(ours)
@@ -58,7 +58,7 @@ def tcp() -> Iterator[tuple[Transport, socket.socket]]:
 
 
 async def receive(transport: Transport, size: int = 1 << 16) -> bytes:
-    """Wait for what arrives next."""
+    """Wait for the next data."""
     with anyio.fail_after(PEER_TIMEOUT):
         while (data := transport.receive(size)) is None:
             await transport.watched.wait_readable()
@@ -66,9 +66,9 @@ async def receive(transport: Transport, size: int = 1 << 16) -> bytes:
 
 
 def fill(transport: Transport) -> int:
-    """Send until there is no room left.
+    """Send until no more is accepted.
 
-    :return: how many bytes it took
+    :return: the number of bytes sent
     """
     chunk = bytes(1 << 16)
     sent = 0
@@ -214,7 +214,7 @@ async def test_waiting_until_there_is_room(unix: tuple[Transport, socket.socket]
     assert room == [4]
 
 
-# The end
+# EOF
 
 
 async def test_the_peer_is_told_of_the_end_and_may_send_on(pair: tuple[Transport, socket.socket]) -> None:
@@ -224,7 +224,7 @@ async def test_the_peer_is_told_of_the_end_and_may_send_on(pair: tuple[Transport
     assert await blocking(read_all, peer) == b"last"
     peer.sendall(b"answer")
     assert await receive(transport) == b"answer"
-    transport.send_eof()  # twice does no harm
+    transport.send_eof()  # calling it twice is harmless
 
 
 async def test_telling_the_end_leaves_a_lost_connection_to_the_next_read(tcp: tuple[Transport, socket.socket]) -> None:
@@ -236,7 +236,7 @@ async def test_telling_the_end_leaves_a_lost_connection_to_the_next_read(tcp: tu
         transport.receive(10)
 
 
-# Closing; without the loops, as a socket that never ran is closed too
+# Closing; without the event loops, as a socket that never ran is closed too.
 
 
 def test_closing_what_nobody_waited_for_needs_no_event_loop() -> None:

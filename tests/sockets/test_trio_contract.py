@@ -1,4 +1,4 @@
-"""``socket.stream()`` against Trio's own checks of what a stream has to be, through the thinnest adapter."""
+"""``socket.stream()`` passes Trio's own checks of streams, with a thin adapter."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def anyio_backend() -> str:
 
 
 class TrioStream(trio.abc.HalfCloseableStream):
-    """Trio's names for AnyIO's methods, and Trio's exceptions for AnyIO's."""
+    """Adapts our stream to Trio's method names and exceptions."""
 
     def __init__(self, sock: TCPSocket) -> None:
         sock.onerror = lambda event: None
         self.sock = sock
         self.stream: Any = sock.stream()
-        self.waiting = False  # for room, which AnyIO's streams have no call for, and which counts as sending
+        self.waiting = False  # for writability: AnyIO's streams have no method for it, and it counts as sending
         self.closed = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -66,7 +66,7 @@ class TrioStream(trio.abc.HalfCloseableStream):
         await call(function, *args)
 
     def clog(self) -> None:
-        """Have little room in the operating system, which does not grow."""
+        """Make the operating system's buffers small and fixed."""
         raw = self.sock.extra(SocketAttribute.raw_socket)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)

@@ -1,4 +1,4 @@
-"""upgradeToSecure() in both roles, and what attackers put in front of TLS."""
+"""upgradeToSecure() in both roles, and attacks on the plaintext before TLS."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from ..peers import (
 
 pytestmark = pytest.mark.anyio
 
-BIG = bytes(range(256)) * 40_000  # 10 MB: more than the operating system takes
+BIG = bytes(range(256)) * 40_000  # 10 MB: more than the operating system buffers
 
 
 def contexts(role: str, version: ssl.TLSVersion | None = None) -> tuple[dict[str, Any], ssl.SSLContext]:
-    """The arguments of upgradeToSecure() in a role, and the context of its peer."""
+    """The arguments of upgradeToSecure() in a role, and the peer's context."""
     if role == "client":
         return {"ssl_context": client_context(version=version), "server_hostname": "localhost"}, server_context(
             version=version
@@ -96,7 +96,7 @@ async def test_upgrade_in_the_middle_of_a_blocked_send(
 
 
 async def test_nothing_sent_after_it_goes_out_unencrypted(role: str, listener: socket.socket) -> None:
-    """The peer never answers: not one byte of it is seen, and the program is told."""
+    """The peer never answers: it gets none of the data, and the program gets an error."""
     arguments, _ = contexts(role)
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await connected(tcp, role, listener, handshake_timeout=0.1)
@@ -115,7 +115,7 @@ async def test_nothing_sent_after_it_goes_out_unencrypted(role: str, listener: s
 
 
 async def test_plaintext_takes_what_time_it_takes(role: str, listener: socket.socket) -> None:
-    """It is the handshake behind it that is limited; here it may take no time at all."""
+    """Only the handshake after the plaintext is limited; here its limit is close to zero."""
     arguments, _ = contexts(role)
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await connected(tcp, role, listener, handshake_timeout=0)
@@ -202,7 +202,7 @@ async def test_closing_in_the_handshake(role: str, method: str, listener: socket
 
 
 async def test_cancelling_at_each_turn(role: str, listener: socket.socket) -> None:
-    """Wherever it is cancelled, nothing leaks and no event comes any more; some turn sees the handshake done."""
+    """Wherever it is cancelled, nothing leaks and no event follows; in some turn the handshake is done already."""
     arguments, theirs = contexts(role)
     for turns in range(0, 60, 3):
         async with MozTCPSocket() as tcp:
@@ -314,7 +314,7 @@ async def test_a_connection_without_a_host_needs_a_name_to_check() -> None:
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the system has no UNIX-domain sockets")
 async def test_the_path_of_a_unix_domain_socket_is_no_name_to_check(tmp_path: Path) -> None:
-    """Nor is that of the client, which may have any characters in it."""
+    """The path of the client, which may contain any characters, is not checked either."""
     path, client_path = str(tmp_path / "server"), str(tmp_path / "größer")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(path)
@@ -336,14 +336,14 @@ async def test_the_path_of_a_unix_domain_socket_is_no_name_to_check(tmp_path: Pa
             ours.close()
 
 
-# STARTTLS as programs do it
+# STARTTLS as programs use it
 
 
 class Starttls:
-    """The side of a server in a protocol of lines: "STARTTLS" is answered by "220", then by TLS."""
+    """The server's side of a protocol of lines: it answers "STARTTLS" with "220", then starts TLS."""
 
     def __init__(self, socket_: TCPSocket, *, keep_leftover: bool) -> None:
-        self.lines: list[tuple[bool, bytes]] = []  # with whether they came encrypted
+        self.lines: list[tuple[bool, bytes]] = []  # each line, and whether it was encrypted
         self._socket = socket_
         self._keep_leftover = keep_leftover
         self._rest = b""
@@ -395,7 +395,7 @@ async def test_an_early_client_hello_in_the_segment_of_the_plaintext() -> None:
 
 
 async def test_an_early_client_hello_that_came_as_text(listener: socket.socket) -> None:
-    """With binaryType="string" it is as much a str as what it came behind."""
+    """With binaryType="string" the hello arrives as a str, like the text before it."""
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await connected(tcp, "server", listener, binaryType="string")
         with peer:
@@ -411,7 +411,7 @@ async def test_an_early_client_hello_that_came_as_text(listener: socket.socket) 
 
 
 async def test_an_early_client_hello_that_waits_to_be_delivered(listener: socket.socket) -> None:
-    """It is received while the socket is suspended, before the call: it is TLS's."""
+    """Data received while the socket was suspended, before the upgrade, belongs to TLS."""
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await connected(tcp, "server", listener)
         with peer:
@@ -462,7 +462,7 @@ async def test_commands_injected_into_the_plaintext(inject: Callable[[socket.soc
 
 
 async def test_injected_commands_are_not_looked_at_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peer that has injected them is given time to read why TLS failed, which costs no other any."""
+    """The peer still has time to read why TLS failed, and that costs other connections nothing."""
     reads = 0
     receive = Transport.receive
 
@@ -482,7 +482,7 @@ async def test_injected_commands_are_not_looked_at_again_and_again(monkeypatch: 
 
 
 async def test_commands_that_the_program_throws_away() -> None:
-    """A server that forgets what was behind STARTTLS, as RFC 3207 has it, goes on with the honest client."""
+    """A server that discards what follows STARTTLS, as RFC 3207 requires, continues with the honest client."""
     async with MozTCPSocket() as tcp:
         peer, server = await serve_starttls(tcp, keep_leftover=False)
         await inject_in_the_segment(peer)
@@ -500,7 +500,7 @@ async def test_commands_injected_while_suspended(listener: socket.socket) -> Non
         socket_, recorder, peer = await connected(tcp, "server", listener)
         with peer:
             socket_.suspend()
-            peer.sendall(INJECTED * 20_000)  # more than the channel holds: the reader waits for room in it
+            peer.sendall(INJECTED * 20_000)  # more than the channel holds: the reader waits for space in it
             await all_blocked()
             socket_.upgradeToSecure(ssl_context=server_context())
             socket_.resume()
@@ -513,7 +513,7 @@ async def test_commands_injected_while_suspended(listener: socket.socket) -> Non
 async def test_an_upgrade_at_any_moment_while_the_channel_fills(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reader never holds anything that is neither delivered nor found by the upgrade."""
+    """The reader never holds data that is neither delivered nor found by the upgrade."""
     monkeypatch.setattr("mozsocket._limits.ALERT_PATIENCE", 0.01)
     for turns in range(50):
         async with MozTCPSocket() as tcp:
@@ -580,8 +580,8 @@ async def test_others_are_served_while_one_never_answers(caplog: pytest.LogCaptu
 
 
 async def test_the_context_is_that_of_the_call_alone() -> None:
-    """Of the connections of one server each may have another."""
-    wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # without a certificate
+    """Each connection of a server may use a different context."""
+    wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # it has no certificate
     async with MozTCPSocket() as tcp:
         accepting = Accepting(tcp.listen(0, host="127.0.0.1"))
         for number, context in enumerate((wrong, server_context()), 1):
