@@ -1,1 +1,1 @@
-"""Each moment, each order, and peers that stall: many cases, which wait."""
+"""Many cases of bad timing and bad peers: cancellation at every point, events in any order, peers that stall."""

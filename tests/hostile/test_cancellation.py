@@ -1,4 +1,4 @@
-"""A scope that is cancelled, at each point where the package suspends in turn: nothing leaks, hangs or follows."""
+"""Cancelling a scope at each point where the package suspends: nothing leaks or hangs, and no event follows."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from ..peers import PEER_TIMEOUT, blocking, listening, port_of, read_all, read_e
 
 pytestmark = pytest.mark.anyio
 
-MUCH = bytes(range(256)) * 40_000  # more than the system holds
+MUCH = bytes(range(256)) * 40_000  # more than the system buffers
 GREETING = b"hello"
 ANSWER = b"answer" * 10_000
 
 ENOUGH = 3
-"""Runs in a row that suspend less often than is asked for: how often they do depends on the pace of the peer's thread,
-so that one alone may be one that never had to wait.
+"""The number of runs in a row with fewer suspensions than requested after which all points were tried.
+
+How often a run suspends depends on the speed of the peer's thread, so one such run alone may be one that never had to
+wait.
 """
 
 
 class Suspensions:
-    """Counts those of the package, and calls a function when the one that is asked for begins.
+    """Counts the suspensions of the package, and calls a function when the requested one begins.
 
-    :ivar count: how many there were
+    :ivar count: the number of suspensions so far
     """
 
     FUNCTIONS: tuple[tuple[Any, str], ...] = (
@@ -70,9 +72,9 @@ class Suspensions:
 
 
 class Exchange:
-    """One connection: the peer greets, the program sends much, the peer answers, the program closes.
+    """One connection: the peer greets, the program sends much data, the peer answers, the program closes.
 
-    Linux may forget to reset a connection whose listener is closed just then. The peer notices, as it sends first.
+    Linux may fail to reset a connection whose listener is closed at that moment. The peer notices, as it sends first.
 
     :param role: the program's
     :param security: ``"plain"``, ``"tls"`` from the start, or ``"upgrade"``
@@ -89,7 +91,10 @@ class Exchange:
         self._peer: threading.Thread | None = None
 
     async def run(self, suspensions: Suspensions, number: int) -> bool:
-        """:return: whether it was cancelled"""
+        """Run it, and cancel it at the suspension of this number.
+
+        :return: whether it was cancelled
+        """
         seen: int | None = None
 
         def cancel() -> None:
@@ -105,7 +110,7 @@ class Exchange:
             assert self._count_events() == seen or seen is None
             assert self._socket is None or self._socket.readyState == "closed"
             assert len(anyio.get_running_tasks()) == tasks
-            socket.create_connection(listener.getsockname()).close()  # for a peer that waits in vain
+            socket.create_connection(listener.getsockname()).close()  # for a peer that still waits in accept()
             assert self._peer
             await blocking(self._peer.join, PEER_TIMEOUT)
             assert not self._peer.is_alive()
@@ -121,7 +126,7 @@ class Exchange:
     def _count_events(self) -> int:
         return len(self._recorder.events) if self._recorder else 0
 
-    # The program
+    # The program's side
 
     def _start(self, tcp: MozTCPSocket, listener: socket.socket) -> None:
         secure = self._security == "tls"
@@ -162,7 +167,7 @@ class Exchange:
 
         socket_.ondata = on_greeting
 
-    # Its peer
+    # The peer's side
 
     def _start_peer(self, connect: Callable[[], socket.socket]) -> None:
         self._peer = threading.Thread(target=self._answer, args=(connect,))
@@ -194,7 +199,7 @@ class Exchange:
 
 
 class StreamExchange(Exchange):
-    """The same by the socket's stream, in an asynchronous handler."""
+    """The same with the socket's stream, in an asynchronous handler."""
 
     def __init__(self, role: str, security: str) -> None:
         super().__init__(role, security)

@@ -1,4 +1,4 @@
-"""Streams whose users have given up: sends that were cancelled, and closings that wait for nobody."""
+"""Streams whose users give up: cancelled sends, and closing without waiting for the peer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from ..peers import (
     unused_port,
 )
 
-if sys.version_info < (3, 11):  # AnyIO depends on the backport
+if sys.version_info < (3, 11):  # a dependency of AnyIO
     from exceptiongroup import ExceptionGroup
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +56,7 @@ async def give_up(call: Callable[..., Coroutine[Any, Any, object]], *args: objec
         tasks.cancel_scope.cancel()
 
 
-# The next send waits for what is left of the one that was given up
+# The next send waits for the remainder of the cancelled one
 
 
 async def test_sends_that_are_given_up_do_not_pile_up(layer: str, role: str) -> None:
@@ -74,7 +74,7 @@ async def test_sends_that_are_given_up_do_not_pile_up(layer: str, role: str) -> 
 
 
 async def test_sends_that_time_out_one_after_another(role: str, listener: socket.socket) -> None:
-    """As those of a program that tries again."""
+    """As in a program that tries again."""
     async with MozTCPSocket() as tcp:
         sock, _, peer = await connected(tcp, role, listener, max_buffered_amount=1_000_000)
         with peer:
@@ -190,7 +190,7 @@ async def test_what_is_left_is_lost_with_the_connection(layer: str, role: str) -
         await recorder.first("close")
 
 
-# Beside handlers that send on the same socket
+# Together with handlers that send on the same socket
 
 
 async def test_a_send_waits_for_its_own_and_not_for_what_is_sent_behind_it(layer: str, role: str) -> None:
@@ -205,7 +205,7 @@ async def test_a_send_waits_for_its_own_and_not_for_what_is_sent_behind_it(layer
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(send)
             await all_blocked()
-            sock.send(5 * MUCH)  # more than the two systems hold, however they have grown
+            sock.send(5 * MUCH)  # more than the two systems buffer, even after these buffers have grown
             assert await blocking(read_exactly, peer, len(MUCH)) == MUCH
             with anyio.fail_after(PEER_TIMEOUT):
                 await sent.wait()
@@ -231,7 +231,7 @@ async def test_what_is_given_up_does_not_hold_up_the_handlers(role: str, listene
 
 
 def descriptor_of(sock: TCPSocket) -> tuple[int, str]:
-    """With what it is open on, as its number may soon be another's."""
+    """The number of the socket's descriptor and what it refers to, as the number may soon be reused."""
     number = sock.extra(SocketAttribute.raw_socket).fileno()
     return number, open_descriptors().get(number, "")
 
@@ -248,7 +248,7 @@ def is_open(descriptor: tuple[int, str]) -> bool:
 
 @pytest.mark.parametrize("sending", ["given up", "in progress"])
 async def test_closing_waits_for_no_peer_that_does_not_read(sending: str, layer: str, role: str) -> None:
-    """In clean-up code, where nothing can cancel it."""
+    """This is closing in clean-up code, where it is shielded from cancellation."""
     async with joined(layer, role, linger=LONG) as (sock, recorder, _):
         stream = sock.stream()
         descriptor = descriptor_of(sock)
@@ -282,7 +282,7 @@ async def test_closing_lasts_no_longer_than_linger(linger: float, layer: str, ro
         await all_blocked()
         began = time.monotonic()
         await stream.aclose()
-        assert linger - 0.05 <= time.monotonic() - began < PEER_TIMEOUT / 2  # uvloop's clock stands still in a turn
+        assert linger - 0.05 <= time.monotonic() - began < PEER_TIMEOUT / 2  # uvloop's clock stands still within a turn
         assert not is_open(descriptor)
         await recorder.first("close")
         assert "error" not in recorder.types
@@ -304,7 +304,7 @@ async def test_closing_lasts_no_longer_than_linger_before_a_handshake(role: str,
 
 @pytest.mark.parametrize("linger", [0, LONG])
 async def test_closing_sends_all_that_is_taken(linger: float, layer: str, role: str) -> None:
-    """And the end, however little time there is: the peer is not cut off."""
+    """EOF is sent as well, however short the time: the peer is not cut off."""
     async with joined(layer, role, linger=linger) as (sock, recorder, peer):
         sock.send(b"all of it")
         await sock.stream().aclose()
@@ -349,7 +349,7 @@ async def test_a_connection_that_was_lost_is_closed(layer: str, role: str) -> No
         await recorder.first("close")
 
 
-# The descriptor is closed when it returns
+# The descriptor is closed when aclose() returns
 
 STATES = ["idle", "receiving", "sending", "both", "given up", "ended"]
 
@@ -404,7 +404,7 @@ async def test_the_descriptor_is_closed_when_it_returns(state: str, way: str, la
     ):
         await begin(state, sock, tasks)
         if way == "given up" and state in ("idle", "receiving", "handshake"):
-            sock.send(MUCH)  # else it might be over before
+            sock.send(MUCH)  # otherwise it might end too early
         descriptor = descriptor_of(sock)
         await WAYS[way](sock.stream())
         assert not is_open(descriptor)
@@ -413,11 +413,13 @@ async def test_the_descriptor_is_closed_when_it_returns(state: str, way: str, la
 
 
 def open_sockets() -> set[int]:
-    """The descriptors of Internet sockets: the resolver, in a thread that goes on when it is given up, has others."""
+    """The descriptors of Internet sockets. The resolver's thread, which continues after a cancellation, has other
+    descriptors.
+    """
     found = set()
     for number, name in open_descriptors().items():
         if name.startswith("socket:"):
-            with suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:  # it may be gone by now
+            with suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:  # it may be closed already
                 if sock.family in (socket.AF_INET, socket.AF_INET6):
                     found.add(number)
     return found
@@ -430,7 +432,7 @@ def open_sockets() -> set[int]:
 async def test_no_descriptor_is_left_of_an_attempt(
     state: str, waiting: bool, way: str, clogged: int, listener: socket.socket
 ) -> None:
-    """To connect, or to shake hands."""
+    """The attempt is to connect, or to shake hands."""
     async with MozTCPSocket() as tcp, anyio.create_task_group() as tasks:
         before = open_sockets()
         port = port_of(listener) if state == "shaking hands" else clogged
@@ -446,7 +448,7 @@ async def test_no_descriptor_is_left_of_an_attempt(
         if waiting:
             tasks.start_soon(wait)
         if state != "at once":
-            while open_sockets() <= before:  # the resolver takes its time
+            while open_sockets() <= before:  # the resolver takes some time
                 await all_blocked()
         if state == "shaking hands":
             peer = await accept(listener)
@@ -500,7 +502,7 @@ async def test_closed_again_and_by_several(layer: str, role: str) -> None:
 
 
 async def test_within_a_handler_of_the_same_socket() -> None:
-    """Of a server, say, whose clients do not read: the handler ends, and with it the connection."""
+    """For example, in a server whose clients do not read: the handler ends, and its connection is closed."""
     closed = anyio.Event()
     recorders: list[EventRecorder] = []
 
@@ -528,7 +530,7 @@ async def test_within_a_handler_of_the_same_socket() -> None:
 @pytest.mark.parametrize("block", ["socket", "scope", "socket of a scope", "server"])
 @pytest.mark.parametrize("by", ["cancellation", "exception"])
 async def test_a_block_that_is_left_early_waits_for_no_peer(block: str, by: str, listener: socket.socket) -> None:
-    """Whatever was to be sent, and though it was closing already."""
+    """This holds whatever data was to be sent, even if the socket was closing already."""
     with (
         anyio.fail_after(PEER_TIMEOUT),
         suppress(KeyError, ExceptionGroup),

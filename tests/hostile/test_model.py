@@ -1,7 +1,7 @@
-"""Anything a program can do, in any order, with anything a peer can do, against a model of what is promised.
+"""Random sequences of what a program and a peer can do, checked against a model of what is guaranteed.
 
-The program is one TCPSocket, in a thread of its own with its event loop; the peer is a socket of the standard library.
-What must never happen is checked with each event and each call. What must happen in the end is waited for.
+The program is one TCPSocket, in a thread with its own event loop. The peer is a socket of the standard library. Each
+event and each call is checked against what must never happen. For what must happen in the end, the test waits.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mozsocket import InvalidStateError, MozTCPSocket, TCPSocketError
 from ..certificates import client_context, server_context
 from ..peers import PEER_TIMEOUT, listening, port_of, reset
 
-if sys.version_info < (3, 11):  # AnyIO depends on the backport
+if sys.version_info < (3, 11):  # a dependency of AnyIO
     from exceptiongroup import ExceptionGroup
 
 CONTEXTS = client_context(), server_context()
 PATTERN = os.urandom(1_000_003) * 3
 THRESHOLD = 65536
-NARROW, WIDE = 1 << 16, 1 << 20  # of what the system buffers
+NARROW, WIDE = 1 << 16, 1 << 20  # sizes of the system's buffers
 
 TYPES = ("open", "secure", "data", "drain", "end", "error", "close")
 SIZES = st.sampled_from([0, 1, 2, 100, 4095, 4096, 65535, 65536, 65537, 200_000, 1 << 20])
@@ -51,34 +51,37 @@ CALLS = st.one_of(
 
 
 def pattern(position: int, size: int) -> bytes:
-    """What is sent, by either side, from a position of its stream on."""
+    """The bytes that either side sends from a position of its stream on."""
     return PATTERN[position % 1_000_003 :][:size]
 
 
 class HandlerError(Exception):
-    """Raised by a handler, on purpose."""
+    """Raised by a handler on purpose."""
 
 
 class Peer:
-    """The other end. It does nothing by itself, so that it stalls unless it is told to read.
+    """The other end. It only acts when called, so it stalls unless it is made to read.
 
-    :ivar received: how many bytes it has received, decrypted, all of them the right ones
-    :ivar sent: how many bytes it has sent
-    :ivar sent_in_plaintext: those before TLS
-    :ivar ended: whether it has seen the program's end
-    :ivar lost: whether its connection is lost, or it has closed it itself
-    :ivar confused: whether it was lost as its OpenSSL bears no data any more after a close_notify of its own
+    :ivar received: the number of bytes received and decrypted, all of which were correct
+    :ivar sent: the number of bytes sent
+    :ivar sent_in_plaintext: the number of bytes sent before TLS
+    :ivar ended: whether the program's EOF has arrived
+    :ivar lost: whether the connection is lost, or was closed by the peer itself
+    :ivar confused: whether it was lost because its OpenSSL accepts no data after sending close_notify itself
     """
 
     def __init__(self, sock: socket.socket, plaintext: Callable[[], int | None], *, server_side: bool) -> None:
-        """:param plaintext: says how many bytes come to it before TLS; None while that is not known"""
+        """Set up the peer.
+
+        :param plaintext: returns the number of bytes that it receives before TLS; None while that is unknown
+        """
         sock.setblocking(False)
         self._sock = sock
         self._plaintext = plaintext
         self._server_side = server_side
         self._tls: ssl.SSLObject | None = None
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._unsent = b""  # of what TLS has made
+        self._unsent = b""  # TLS's output
         self.received = 0
         self.sent = self.sent_in_plaintext = 0
         self.ended = self.lost = self.half_closed = self.secure = self.confused = False
@@ -94,7 +97,7 @@ class Peer:
         self.work()
 
     def work(self) -> None:
-        """Go on with the handshake, and hand over what TLS has made."""
+        """Continue the handshake, and send TLS's output."""
         if self._tls is not None and not self.secure and not self.lost:
             try:
                 self._tls.do_handshake()
@@ -133,13 +136,13 @@ class Peer:
             self._flush()
 
     def talk_nonsense(self) -> None:
-        """Plaintext, whatever the other side expects."""
+        """Send plaintext, whatever the other side expects."""
         if not (self.half_closed or self.lost):
             count = self._give(b"nonsense " * 10)
             self.sent_in_plaintext += 0 if self.upgraded else count
 
     def read(self, size: int = 1 << 20) -> None:
-        """Take what is there."""
+        """Read what has arrived."""
         self.work()
         if self.lost or self.ended:
             return
@@ -151,7 +154,7 @@ class Peer:
             self.lose()
             return
         self.ended = not data
-        plaintext = self._plaintext()  # asked for now: nothing goes out encrypted before that is known
+        plaintext = self._plaintext()  # nothing is sent encrypted before this is known
         room = len(data) if plaintext is None else max(0, plaintext - self.received)
         self._receive(data[:room])
         self._incoming.write(data[room:])
@@ -182,7 +185,7 @@ class Peer:
     def end(self, *, orderly: bool = True) -> None:
         """Half-close.
 
-        :param orderly: with close_notify, if TLS is up
+        :param orderly: whether to send close_notify, if TLS is up
         """
         if self.half_closed or self.lost:
             return
@@ -192,7 +195,7 @@ class Peer:
                 self._tls.unwrap()
             self._flush()
             if self._unsent:
-                return  # later, or never
+                return  # it ends later, or never
         self.half_closed = True
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
@@ -208,9 +211,9 @@ class Peer:
 
 
 class Program:
-    """The socket under test, and what is to be expected of it. All of it happens in the event loop's thread.
+    """The socket under test and its expected behaviour. Everything here runs in the event loop's thread.
 
-    :ivar violations: what was not as promised
+    :ivar violations: what differed from the expected behaviour
     """
 
     def __init__(self, role: str, limit: int | None, *, secure: bool, half_open: bool, of_text: bool) -> None:
@@ -220,9 +223,9 @@ class Program:
         self._limit = limit
         self.socket: Any = None
         self.violations: list[str] = []
-        self.types: list[str] = []  # of the events so far, successive data counted once
+        self.types: list[str] = []  # the types of the events so far; successive data counts once
         self.delivered = 0  # bytes received
-        self.taken = 0  # bytes that send() has taken
+        self.taken = 0  # bytes that send() has accepted
         self.suspensions = 0
         self.upgraded = self._started_secure = secure
         self.plaintext_taken: int | None = 0 if secure else None
@@ -230,8 +233,8 @@ class Program:
         self.peer_sent_in_plaintext: Callable[[], int]
         self.drain_owed = False
         self.output_ended = False  # by the program
-        self.closed = False  # by the program, in order
-        self.aborted = False  # by the program, at once
+        self.closed = False  # by the program's close()
+        self.aborted = False  # by the program's closeImmediately()
         self.raised: list[HandlerError] = []
         self.cancelled = False
         self.may_fail = False
@@ -242,7 +245,7 @@ class Program:
         self.waiting = 0
         self._current: Any = None
         self._attached: dict[str, list[Callable[[Any], object]]] = {type_: [] for type_ in TYPES}
-        self._expected: list[Callable[[Any], object]] = []  # listeners still to be called with the current event
+        self._expected: list[Callable[[Any], object]] = []  # listeners yet to be called for the current event
 
     def require(self, condition: object, what: str) -> None:
         if not condition:
@@ -295,7 +298,7 @@ class Program:
                 self._expected.remove(listener)
 
     def _begin(self, event: Any) -> None:
-        """Called first with each event, by the handler, or by the first listener if there is none."""
+        """Check each event, called first by the handler, or by the first listener if there is no handler."""
         if event is self._current:
             return
         if not self.raised:
@@ -337,7 +340,7 @@ class Program:
 
     def _on_end(self, event: Any) -> None:
         self.require(self._half_open, "end of a socket that is not to be half open")
-        self.require(self.peer_ends or self.may_fail, "end, but the peer has not ended")  # who is lost ends too
+        self.require(self.peer_ends or self.may_fail, "end, but the peer has not ended")  # a lost one ends too
         self.require(self.types.count("end") == 1, "a second end")
         self.require(not self.suspensions, "end while suspended")
         self.require(self.socket.readyState == "open", "end, but it is not open")
@@ -455,7 +458,7 @@ class Program:
             self.upgraded = True
             self.plaintext_taken = self.taken
             self.delivered_in_plaintext = self.delivered
-            # What is on its way is part of TLS, where it is nonsense.
+            # Data in transit is then part of TLS, where it is invalid.
             self.may_fail = self.may_fail or self.delivered < self.peer_sent or self.peer_ends
 
     def _do_raise(self) -> None:
@@ -494,9 +497,9 @@ class Logged(logging.Handler):
 
 
 class Machine(RuleBasedStateMachine):
-    """One connection, from its opening to its end.
+    """One connection, from opening to end.
 
-    Which rules there are depends on the number of steps alone, as Hypothesis has to be able to repeat an example.
+    The choice of rules depends on the number of steps alone, as Hypothesis must be able to repeat an example.
     """
 
     def __init__(self, backend: str, options: dict[str, Any]) -> None:
@@ -523,14 +526,15 @@ class Machine(RuleBasedStateMachine):
     def connect(
         self, role: str, secure: bool, limit: int | None, half_open: bool, of_text: bool, is_narrow: bool
     ) -> None:
-        """
+        """Connect the program and the peer.
+
         :param of_text: whether ``binaryType`` is ``"string"``
-        :param is_narrow: whether the system takes so little that much has to wait in the program
+        :param is_narrow: whether the system's buffers are so small that much data waits in the program
         """
         self.program = Program(role, limit, secure=secure, half_open=half_open, of_text=of_text)
         options: dict[str, Any] = {"max_buffered_amount": limit, "linger": PEER_TIMEOUT, "useSecureTransport": secure}
         options |= {"allow_half_open": half_open, "binaryType": "string" if of_text else "arraybuffer"}
-        # What is accepted inherits it.
+        # Accepted sockets inherit it.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW if is_narrow else WIDE)
         self._main, self._stop = self._portal.start_task(self._run, options)
         if role == "client":
@@ -574,7 +578,7 @@ class Machine(RuleBasedStateMachine):
             await stop.wait()
 
     def eventually(self, reached: Callable[[], bool]) -> None:
-        """Have the peer read until something is so."""
+        """Have the peer read until a condition is true."""
         deadline = time.monotonic() + PEER_TIMEOUT
         while not reached():
             self.peer.read()
@@ -587,7 +591,7 @@ class Machine(RuleBasedStateMachine):
         if hasattr(self, "program"):
             assert not self.program.violations, self.program.violations
 
-    # The program
+    # The program's actions
 
     def _do(self, *call: Any) -> None:
         self._portal.call(self.program.do, *call)
@@ -634,7 +638,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(type_=st.sampled_from(TYPES), call=CALLS)
     def plan(self, type_: str, call: tuple[Any, ...]) -> None:
-        """Have a handler call something the next time."""
+        """Have a handler make a call the next time it runs."""
         self._portal.call(self.program.plans[type_].append, call)
 
     @rule(what=st.sampled_from(["opened", "secured", "drained", "closed"]))
@@ -650,7 +654,7 @@ class Machine(RuleBasedStateMachine):
 
         self._portal.call(cancel)
 
-    # The peer. What the program is to expect of it is noted before it happens.
+    # The peer's actions. What the program may then expect is recorded before each.
 
     def _expect(self, change: Callable[[Program], object]) -> None:
         self._portal.call(change, self.program)
@@ -708,7 +712,7 @@ class Machine(RuleBasedStateMachine):
         self._expect(lambda program: setattr(program, "may_fail", True))
         self.peer.talk_nonsense()
 
-    # What must be so in the end
+    # What must be true in the end
 
     def _goes_on(self) -> bool:
         program = self.program
@@ -781,7 +785,8 @@ class Machine(RuleBasedStateMachine):
         except ExceptionGroup as group:
             raised = list(group.exceptions)
         logged = [record.exc_info[1] for record in self._logged.records if record.exc_info]
-        # The first leaves the scope, or is logged at the end if the socket was accepted. Any more are logged at once.
+        # The first exception leaves the scope, or is logged at the end if the socket was accepted. Others are logged
+        # immediately.
         assert raised == (program.raised[:1] if program.role == "client" else [])
         assert sorted(map(id, raised + logged)) == sorted(map(id, program.raised))
 

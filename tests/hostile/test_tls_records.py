@@ -1,4 +1,4 @@
-"""Peers whose records are made by hand: floods of what is no data, and faults in the middle."""
+"""Peers that send hand-made TLS records: floods of records without data, and faults in the middle of a stream."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TLS12, TLS13 = VERSIONS.values()
 async def met(
     role: str, version: ssl.TLSVersion = TLS13, **options: Any
 ) -> AsyncIterator[tuple[TCPSocket, EventRecorder, RecordPeer]]:
-    """A socket of ours, its recorder, and such a peer, in TLS."""
+    """Our socket, its recorder, and such a peer, in TLS."""
     options["useSecureTransport"] = True
     with listening() as listener:
         async with MozTCPSocket() as tcp:
@@ -63,7 +63,7 @@ async def met(
 
 
 async def until_received(recorder: EventRecorder, size: int) -> int:
-    """Wait for so much data.
+    """Wait until this much data was received.
 
     :return: how many turns of the event loop it took
     """
@@ -75,7 +75,7 @@ async def until_received(recorder: EventRecorder, size: int) -> int:
     return turns
 
 
-# Records that are answered, to a peer that does not read
+# Records that need an answer, from a peer that does not read
 
 
 def key_update(peer: RecordPeer) -> bytes:
@@ -83,7 +83,7 @@ def key_update(peer: RecordPeer) -> bytes:
 
 
 def refused_renegotiation(peer: RecordPeer) -> bytes:
-    """A ClientHello, of which only the type is looked at."""
+    """A ClientHello. Only its type is examined."""
     return peer.record(b"\1\0\0\x20" + bytes(32), HANDSHAKE)
 
 
@@ -100,7 +100,7 @@ Make = Callable[[RecordPeer], bytes]
 async def close_by(
     role: str, version: ssl.TLSVersion, **options: Any
 ) -> AsyncIterator[tuple[TCPSocket, EventRecorder, RecordPeer]]:
-    """As :func:`met`, over a socketpair that holds little, and does so without timers."""
+    """Like :func:`met`, over a socketpair with small buffers and without TCP's timers."""
     pair = socket.socketpair()
     for sock in pair:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
@@ -120,9 +120,9 @@ async def close_by(
 
 
 async def send_until_held(sock: socket.socket, data: bytes) -> bytes:
-    """Send until nothing more is taken.
+    """Send until no more is accepted.
 
-    :return: the rest
+    :return: the remaining data
     """
     sock.setblocking(False)
     for _ in range(10):
@@ -137,11 +137,12 @@ async def send_until_held(sock: socket.socket, data: bytes) -> bytes:
 
 @answered
 async def test_who_does_not_read_the_answers_is_held(role: str, version: ssl.TLSVersion, make: Make) -> None:
-    """And goes on when it reads. None of it is of those records only, which would end it."""
+    """Receiving stops, and continues when the peer reads. Without data in between, such records end a connection."""
     async with close_by(role, version) as (ours, recorder, peer):
         rest = await send_until_held(peer.sock, b"".join(make(peer) + peer.record(b"x") for _ in range(8000)))
         assert rest
-        assert len(recorder.data) < 6000  # 64 KiB of answers are of some 2,500; the rest is in the operating system
+        # 64 KiB of answers belong to about 2,500 records; the others are in the operating system.
+        assert len(recorder.data) < 6000
         assert ours.readyState == "open"
         ours.send(b"hello")
 
@@ -156,7 +157,7 @@ async def test_who_does_not_read_the_answers_is_held(role: str, version: ssl.TLS
         peer.sock.close()
         await recorder.first("close")
     assert recorder.types.count("error") == 0
-    if version is TLS13:  # in TLS 1.2 OpenSSL takes a refusal for a failure
+    if version is TLS13:  # in TLS 1.2 OpenSSL treats a refusal as a failure
         assert peer.open(seen) == b"hello"
 
 
@@ -225,7 +226,7 @@ async def test_what_cannot_be_answered_after_our_end_holds_nothing_up(
     assert "error" not in recorder.types
 
 
-# Records without data, one after the other
+# Successive records without data
 
 
 @answered
@@ -261,7 +262,7 @@ async def test_some_records_without_data_are_none_too_many(role: str, version: s
     assert "error" not in recorder.types
 
 
-# The event loop belongs to others too: how often it turns while all of it is there at once
+# Sharing the event loop: the number of its turns while everything has arrived already
 
 
 def updates(peer: RecordPeer) -> bytes:
@@ -298,14 +299,14 @@ async def test_a_flood_is_taken_a_little_at_a_time(
         ours.extra(SocketAttribute.raw_socket).setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
         peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         peer.sock.settimeout(1)
-        peer.sock.sendall(make(peer))  # before the event loop goes on
+        peer.sock.sendall(make(peer))  # all is sent before the event loop continues
         assert await until_received(recorder, size) >= turns
         assert recorder.data == b"x" * size
         ours.closeImmediately()
 
 
 async def test_records_of_many_messages_are_taken_one_at_a_time() -> None:
-    """Once it is seen that there are such."""
+    """This starts once such a record was seen."""
     tickets = (b"\4\0\0\x0e" + bytes(8) + b"\0\0\1x\0\0") * 900
     async with met("client") as (ours, recorder, peer):
         peer.sock.settimeout(1)
@@ -326,7 +327,7 @@ async def test_much_is_taken_at_once(role: str, version: ssl.TLSVersion) -> None
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 6, 26, 27, 28, 1000])
 async def test_records_that_come_in_pieces(role: str, version: ssl.TLSVersion, size: int) -> None:
-    """Whether what arrives ends in a header or in what is behind it."""
+    """What arrives may end within a header or behind it."""
     async with met(role, version) as (ours, recorder, peer):
         records = b"".join(peer.record(b"%d," % i) for i in range(50)) + peer.record(b"x" * 5000)
         for at in range(0, len(records), size):
@@ -339,7 +340,7 @@ async def test_records_that_come_in_pieces(role: str, version: ssl.TLSVersion, s
         ours.closeImmediately()
 
 
-# Faults, with good records behind them
+# Faults, followed by valid records
 
 
 def tampered(peer: RecordPeer) -> bytes:
@@ -395,7 +396,7 @@ async def test_a_fault_in_the_middle(
 
 
 async def all_of(stream: ByteStream) -> bytes:
-    """Up to the loss of the connection."""
+    """Receive until the connection is lost."""
     received = b""
     with suppress(anyio.BrokenResourceError):
         while True:
