@@ -1,1 +1,1 @@
-"""What takes long, or holds much: many connections, hours in short, the benchmarks."""
+"""Tests that take long or use much: many connections, a short soak, the benchmarks."""

@@ -1,4 +1,4 @@
-"""The benchmarks: every scenario with every subject at a tiny size, and what is made of the figures."""
+"""The benchmarks: every scenario runs with every subject at a tiny size; and the evaluation of figures."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_scenarios(subject: str, backend: str, scenarios: list[str]) -> None:
     for line, scenario in zip(lines, [SCENARIOS[name] for name in scenarios], strict=True):
         figures = json.loads(line)
         assert list(figures) == [figure.name for figure in scenario.figures]
-        figures.pop("memory", None)  # of the process for so few connections: it may have shrunk meanwhile
+        figures.pop("memory", None)  # may be negative with so few connections, as the process can shrink
         assert all(value >= 0 for value in figures.values())
 
 
@@ -278,7 +278,7 @@ def test_the_summary_is_of_the_targets(results: Results) -> None:
 
 @pytest.fixture(scope="module")
 def fonts(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Matplotlib keeps the files of its fonts open."""
+    """Load Matplotlib's fonts once, as it keeps their files open."""
     plot(Results(figures={Key("bulk", "none", "node"): {"rate": [1.0]}}), tmp_path_factory.mktemp("plot") / "plot.svg")
 
 

@@ -1,4 +1,4 @@
-"""What parses or maps input, given anything: it accepts it, or says in its own way what is wrong."""
+"""Fuzzing of everything that parses or maps input: it accepts the input, or raises its documented error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mozsocket._options import identity
 
 from ..failures import SECURITY_NAMES
 
-if sys.version_info < (3, 11):  # AnyIO depends on the backport
+if sys.version_info < (3, 11):  # a dependency of AnyIO
     from exceptiongroup import ExceptionGroup
 
 NAMES = SECURITY_NAMES | {
@@ -115,7 +115,7 @@ PORTS = st.one_of(st.integers(-10, 70_000), st.floats(), st.text(max_size=5), st
 
 @pytest.fixture(scope="module")
 def no_resolver() -> Iterator[None]:
-    """Names are asked of nobody: numbers are addresses, anything else is not found."""
+    """Resolve no names: numeric addresses are accepted, anything else is not found."""
     real = stdlib_socket.getaddrinfo
 
     def getaddrinfo(host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
@@ -153,7 +153,7 @@ def test_any_host_is_connected_to_or_fails_in_words(backend: str, no_resolver: N
         with anyio.fail_after(60):
             async with MozTCPSocket() as tcp:
                 for host in hosts:
-                    socket = tcp.open(host, 9, connect_timeout=5)  # where nobody answers, as a rule
+                    socket = tcp.open(host, 9, connect_timeout=5)  # usually nothing answers there
                     socket.onerror = errors.append
                     socket.onopen = on_open
 
@@ -216,7 +216,7 @@ ARGUMENTS = st.lists(st.one_of(st.sampled_from(WORDS_OF_OURS), st.text(max_size=
 
 @pytest.fixture(scope="module")
 def no_event_loop() -> Iterator[None]:
-    """Whatever is to be run is not."""
+    """Run no event loop: whatever a command would run is skipped."""
     real = anyio.run
 
     def run(*args: Any, **options: Any) -> int:

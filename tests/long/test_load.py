@@ -1,7 +1,8 @@
-"""Many connections at once, many after another, and more data than fits anywhere.
+"""Many connections at once, many in sequence, and more data than memory may hold.
 
-The peers are processes of their own, made of the standard library alone, so that the memory measured is the package's.
-With ``--full-load`` there are 10,000 at once, 100,000 after another and 4 GiB, which takes some minutes on each loop.
+The peers are separate processes that use only the standard library, so that the memory measured is the package's.
+With ``--full-load`` there are 10,000 connections at once, 100,000 in sequence, and 4 GiB, which takes some minutes on
+each event loop.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ resource = pytest.importorskip("resource", reason="limits of descriptors are POS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 
-SPARE = 200  # descriptors that a process has besides
-GROWTH = 12_000_000  # bytes of memory that caches and the allocator may take
+SPARE = 200  # other descriptors that a process needs
+GROWTH = 12_000_000  # bytes of memory that caches and the allocator may add
 CHUNK = 1 << 16
 
 PEERS = """
@@ -128,7 +129,7 @@ globals()[sys.argv[1]]()
 
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether to bear the whole load."""
+    """Whether to run at full size."""
     return bool(request.config.getoption("full_load"))
 
 
@@ -141,7 +142,7 @@ def as_many_descriptors_as_allowed() -> Any:
 
 
 class Peer:
-    """A process of the standard library."""
+    """A peer process that uses only the standard library."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process: Any = process
@@ -166,7 +167,7 @@ async def peer(role: str, count: int) -> AsyncIterator[Peer]:
             process.stdin.close()
             await blocking(process.wait, PEER_TIMEOUT)
         finally:
-            process.kill()  # if it has not ended, the test has failed
+            process.kill()  # if it is still running, the test has failed
 
 
 async def test_many_at_once(full: bool, role: str, as_many_descriptors_as_allowed: int) -> None:
@@ -189,7 +190,7 @@ async def test_many_at_once(full: bool, role: str, as_many_descriptors_as_allowe
 
 
 async def open_crowd(tcp: MozTCPSocket, port: int, count: int) -> None:
-    """Open so many, have each say something else when all are there, and close each when it has come back."""
+    """Open ``count`` connections, send different data on each once all are open, and close each when it is echoed."""
     received = [b""] * count
     crowd: list[TCPSocket] = []
 
@@ -204,7 +205,7 @@ async def open_crowd(tcp: MozTCPSocket, port: int, count: int) -> None:
     for number in range(count):
         crowd.append(tcp.open("127.0.0.1", port))
         crowd[-1].ondata = on_data(number)
-        if number % 100 == 99:  # else the port's backlog overflows
+        if number % 100 == 99:  # otherwise the port's backlog overflows
             await crowd[-1].opened()
     for socket in crowd:
         await socket.opened()
@@ -315,7 +316,7 @@ async def test_a_sender_of_much_to_one_that_does_not_read(full: bool) -> None:
         await anyio.sleep(0.1)
         held = sent
         await anyio.sleep(0.1)
-        assert 0 < sent == held < size  # it waits
+        assert 0 < sent == held < size  # sending waits
         assert Footprint().memory <= before.memory + GROWTH
         await receiver.hears("go")
         await socket.closed()

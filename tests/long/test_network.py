@@ -1,7 +1,7 @@
-"""A network that loses, delays, reorders and doubles packets, or is cut off: between two namespaces of the system.
+"""Bad networks between two network namespaces: packets are lost, delayed, reordered and duplicated, or all dropped.
 
-Packets go through the test, by way of two TUN devices, so that the kernel needs no netem. That needs the rights of an
-administrator; where they are missing the tests are skipped.
+Packets pass through the test, by two TUN devices, so the kernel does not need netem. This requires root; otherwise the
+tests are skipped.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ SIZE = 300_000
 
 
 class BadNetwork:
-    """Two namespaces and what lies between them.
+    """Two namespaces and the network between them.
 
     :ivar namespaces: their names
-    :ivar is_cut: whether nothing goes through any more
+    :ivar is_cut: whether all packets are dropped
     """
 
     LOSS, DOUBLING = 0.02, 0.01
-    DELAY = 0.002, 0.012  # seconds; as it differs, packets overtake each other
+    DELAY = 0.002, 0.012  # seconds; the delay varies, so packets overtake each other
 
     def __init__(self) -> None:
         self.namespaces = tuple(f"mozsocket-{os.getpid()}-{side}" for side in "ab")
@@ -58,7 +58,7 @@ class BadNetwork:
         self._resources = ExitStack()
 
     def __enter__(self) -> BadNetwork:
-        with self._resources:  # in case that it cannot be built
+        with self._resources:  # so that everything is removed if the setup fails
             for number in range(2):
                 self._build(number)
             carrier = threading.Thread(target=self._carry)
@@ -84,7 +84,7 @@ class BadNetwork:
         self._devices.append(device)
 
     def _carry(self) -> None:
-        waiting: list[tuple[float, int, int, bytes]] = []  # when, which, where to, what
+        waiting: list[tuple[float, int, int, bytes]] = []  # when, order, destination, packet
         count = 0
         while not self._ended:
             readable, _, _ = select.select(self._devices, [], [], 0.001 if waiting else 0.05)
@@ -107,7 +107,7 @@ class BadNetwork:
 
     @contextmanager
     def runs(self, side: int, *command: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
-        """A Python in one of the namespaces."""
+        """A Python process in one of the namespaces."""
         arguments = ["ip", "netns", "exec", self.namespaces[side], sys.executable, *map(str, command)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(arguments, **{**pipes, **options}) as process:
@@ -250,7 +250,7 @@ anyio.run(main, backend="asyncio" if uvloop else backend, backend_options={"use_
 
 
 def test_a_connection_that_is_half_open(network: BadNetwork, files: Path, backend: str) -> None:
-    """The peer is gone without a word: what is sent is not acknowledged, and the system's own limit ends it."""
+    """The peer has vanished: data is never acknowledged, and the system's own limit ends the connection."""
     with network.runs(1, "-c", PEERS, "server", ADDRESSES[1], 0, files, False) as server:
         assert server.stdout is not None
         port = server.stdout.readline().strip()
@@ -316,7 +316,7 @@ anyio.run(main, backend="trio" if backend == "trio" else "asyncio", backend_opti
 
 @pytest.fixture
 def interface() -> Iterator[tuple[str, str]]:
-    """A namespace, and an interface in it that has a link-local address, with a dot in its name as a VLAN has."""
+    """A namespace, and an interface in it with a link-local address. Its name contains a dot, as a VLAN's does."""
     if shutil.which("ip") is None:
         pytest.skip("no `ip` (iproute2)")
     namespace, name = f"mozsocket-{os.getpid()}-local", "moz.7"

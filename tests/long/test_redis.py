@@ -1,4 +1,4 @@
-"""Much through a real server."""
+"""Bulk transfer through a real server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..services import redis
 
 @pytest.mark.anyio
 async def test_a_gibibyte_of_values_through_redis() -> None:
-    """Pipelined: while the first answers come, the last commands are still on their way."""
+    """Commands are pipelined: the first answers arrive while the last commands are still being sent."""
     size, count, rounds = 1 << 20, 128, 8
     with redis() as port:
         async with TCPSocket("127.0.0.1", port) as sock:
@@ -30,6 +30,6 @@ async def test_a_gibibyte_of_values_through_redis() -> None:
                         await sock.drained()
                 for reply, value in zip(replies, values, strict=True):
                     got = await reply.get()
-                    assert hashlib.md5(got).digest() == hashlib.md5(value).digest()  # noqa: S324  (to compare by)
+                    assert hashlib.md5(got).digest() == hashlib.md5(value).digest()  # noqa: S324  (only for comparison)
             client.command("FLUSHALL")
             assert await client.command("DBSIZE").get() == 0

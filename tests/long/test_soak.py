@@ -1,4 +1,4 @@
-"""The soak itself: it goes on, and notices what is wrong."""
+"""The soak runs, and detects faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak, "WORKERS", 8)  # of which each takes a thread
+    monkeypatch.setattr(soak, "WORKERS", 8)  # each takes a thread
 
 
 async def test_it_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
