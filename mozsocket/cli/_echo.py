@@ -48,7 +48,8 @@ class EchoService:
             return False
         self._server.close()
         if self._connections and self._grace:
-            note(f"{len(self._connections)} open, closed in {self._grace:g} s; Ctrl-C again closes at once")
+            count = len(self._connections)
+            note(f"connections still open: {count}; they are closed in {self._grace:g} s, or now by another Ctrl-C")
         return True
 
     def _on_connect(self, event: TCPServerSocketEvent[bytes | str]) -> None:
