@@ -21,7 +21,11 @@ HERE = Path(__file__).parent
 
 @click.command()
 @click.option(
-    "--scenario", "scenarios", multiple=True, type=click.Choice(tuple(SCENARIOS)), help="Only this; repeatable."
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice(tuple(SCENARIOS)),
+    help="Only this scenario; repeatable.",
 )
 @click.option(
     "--backend", "backends", multiple=True, type=click.Choice(BACKENDS), help="Only this event loop; repeatable."

@@ -68,7 +68,7 @@ def _take_command(data: bytes, begin: int) -> tuple[list[bytes], int]:
         if mark != END:
             if END.startswith(mark):
                 raise _IncompleteError
-            raise ValueError("a string that is longer than was said")
+            raise ValueError("a string longer than its length says")
         command.append(data[begin:end])
         begin = end + 2
     return command, begin
@@ -78,14 +78,14 @@ def _take_number(data: bytes, begin: int, kind: bytes) -> tuple[int, int]:
     """Parse a line with a number at ``begin``: the number, and the index behind the line."""
     if not data.startswith(kind, begin):
         if begin < len(data):
-            raise ValueError("neither an array nor a bulk string where one must be")
+            raise ValueError("neither an array nor a bulk string where one is expected")
         raise _IncompleteError
     end = data.find(END, begin)
     if end < 0:
         raise _IncompleteError
     digits = data[begin + 1 : end]
     if not digits.isdigit():
-        raise ValueError("a length that is no number")
+        raise ValueError("a length that is not a number")
     return int(digits), end + 2
 
 

@@ -155,9 +155,9 @@ def test_redis_has_one_store_for_all_connections() -> None:
         (b"PING\r\n", "neither an array nor a bulk string"),
         (b"*1\r\n+PING\r\n", "neither an array nor a bulk string"),
         (b"*0\r\n", "an empty command"),
-        (b"*-1\r\n", "a length that is no number"),
-        (b"*1\r\n$\r\n", "a length that is no number"),
-        (b"*1\r\n$3\r\nPING\r\n", "a string that is longer than was said"),
+        (b"*-1\r\n", "a length that is not a number"),
+        (b"*1\r\n$\r\n", "a length that is not a number"),
+        (b"*1\r\n$3\r\nPING\r\n", "a string longer than its length says"),
     ],
 )
 @pytest.mark.parametrize("before", [b"", resp(b"PING")])

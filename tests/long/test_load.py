@@ -173,7 +173,7 @@ async def peer(role: str, count: int) -> AsyncIterator[Peer]:
 async def test_many_at_once(full: bool, role: str, as_many_descriptors_as_allowed: int) -> None:
     count = 10_000 if full else 1_000
     if as_many_descriptors_as_allowed < count + SPARE:
-        pytest.skip(f"only {as_many_descriptors_as_allowed} descriptors are allowed")
+        pytest.skip(f"the limit of descriptors is too low: {as_many_descriptors_as_allowed}")
     async with MozTCPSocket() as tcp:
         if role == "server":
             server = tcp.listen(0, host="127.0.0.1")
