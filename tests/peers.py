@@ -99,7 +99,7 @@ def wait_until_it_listens(port: int, *, while_running: subprocess.Popen[bytes] |
             threading.Event().wait(0.02)
         else:
             if ended:  # such as when the port is taken
-                raise ConnectionError(f"it has ended, and something else listens on port {port}")
+                raise ConnectionError(f"the program has ended, and another listens on port {port}")
             return
 
 

@@ -180,7 +180,9 @@ class EchoClient:
                 self._socket.resume()
                 await anyio.sleep(random.random() / 10)
             await self._socket.closed()
-        self._ledger.require(self._received == len(self._data), f"{self._received} of {len(self._data)} bytes are back")
+        self._ledger.require(
+            self._received == len(self._data), f"{self._received} of {len(self._data)} bytes came back"
+        )
 
 
 class Soak:

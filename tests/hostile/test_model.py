@@ -324,7 +324,7 @@ class Program:
         self.require(self.delivered_in_plaintext == sent, f"secure after {sent} bytes of plaintext")
 
     def _on_data(self, event: Any) -> None:
-        self.require(event.data, "data without data")
+        self.require(event.data, "an empty data event")
         sent = pattern(self.delivered, len(event.data))
         expected = sent.decode("latin-1") if self._of_text else sent
         self.require(event.data == expected, f"wrong data at {self.delivered}")
@@ -380,13 +380,15 @@ class Program:
             self.require(state != "open" or self.output_ended, "send() is refused")
             return
         except BufferError:
-            self.require(self._limit is not None and before + size > self._limit, "send() has no room")
-            self.require(self.socket.bufferedAmount == before, "send() took what it refused")
+            self.require(
+                self._limit is not None and before + size > self._limit, "send() raised BufferError below the limit"
+            )
+            self.require(self.socket.bufferedAmount == before, "send() buffered data that it refused")
             self.drain_owed = self.drain_owed or before > 0
             return
         except ValueError:
             self.require(no_text, "send() is refused for its data")
-            self.require(self.socket.bufferedAmount == before, "send() took what it refused")
+            self.require(self.socket.bufferedAmount == before, "send() buffered data that it refused")
             return
         self.require(not no_text, "send() is not refused for its data")
         self.require(state == "open" and not self.output_ended, "send() is not refused")

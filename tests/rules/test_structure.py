@@ -36,9 +36,9 @@ LAYERS = [
     "_raised.py",  # cancellations, and exceptions of the program
     "_tasks.py",  # task groups and signals
     "_buffers.py",  # data to send, and received data in an AnyIO channel
-    "_readiness.py",  # waiting for sockets with tasks; only this module
+    "_readiness.py",  # waiting for sockets, with a task for each
     "_turn.py",  # data that is sent while handlers run
-    "_poller.py",  # and this one wait: with one task for many sockets
+    "_poller.py",  # waiting for sockets, with one task for many
     "_connect.py",  # from a host and a port to a connected socket
     "_transport.py",  # bytes over a socket
     "_tls.py",  # bytes over TLS over a socket

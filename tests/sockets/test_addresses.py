@@ -45,7 +45,7 @@ def on_a_link() -> Iterator[str]:
         return
     name = f"moz{os.getpid() % 100_000}"
     if shutil.which("ip") is None or subprocess.call(["ip", "link", "add", name, "type", "dummy"]):
-        pytest.skip("no address of a link, and none may be made")
+        pytest.skip("there is no link-local address, and creating one is not permitted")
     try:
         subprocess.check_call(["ip", "link", "set", name, "up"])
         subprocess.check_call(["ip", "addr", "add", "fe80::77/64", "dev", name, "nodad"])

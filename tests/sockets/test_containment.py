@@ -184,7 +184,7 @@ async def test_what_a_handler_raises_leaves_a_scope_in_a_group(
     make: Callable[[BaseException], Any], kind: type[BaseException], listener: socket.socket, anyio_backend_name: str
 ) -> None:
     if kind is UnshownError and anyio_backend_name == "trio":
-        pytest.skip("Trio itself shows what a task of a nursery raises")
+        pytest.skip("Trio itself prints the exceptions of a nursery's tasks")
     error = kind()
     with left_by(error, in_group=True):
         async with MozTCPSocket() as tcp:
@@ -198,7 +198,7 @@ async def test_what_the_body_raises_leaves_as_itself(
     block: str, kind: type[BaseException], listener: socket.socket, anyio_backend_name: str
 ) -> None:
     if kind is UnshownError and block in ("scope", "inner") and anyio_backend_name == "trio":
-        pytest.skip("Trio itself shows what leaves the block of a nursery")
+        pytest.skip("Trio itself prints the exceptions that leave a nursery's block")
     error = kind()
     with left_by(error, in_group=block in ("scope", "inner")):
         if block == "socket":
@@ -573,7 +573,7 @@ async def test_after_a_call_from_elsewhere_nothing_is_half_done(
     if where == "callback" and anyio_backend_name == "trio":
         pytest.skip("Trio has no callbacks")
     if where == "thread" and name == "send":
-        pytest.skip("nothing but a RuntimeError can be told of it, and that only where a task has to start")
+        pytest.skip("this call can only raise RuntimeError, and only when it must start a task")
 
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0, host="127.0.0.1")

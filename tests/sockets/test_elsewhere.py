@@ -35,7 +35,7 @@ def elsewhere(request: pytest.FixtureRequest, anyio_backend_name: str) -> Callab
     :return: what the function returned, or the exception it raised
     """
     if request.param == "callback" and anyio_backend_name != "asyncio":
-        pytest.skip("only asyncio calls back in no task")
+        pytest.skip("only asyncio has callbacks outside tasks")
 
     async def call(function: Callable[[], Any]) -> Any:
         results: list[Any] = []

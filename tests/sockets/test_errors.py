@@ -404,7 +404,7 @@ def test_the_numbers_of_reasons_are_those_of_openssl() -> None:
 
     mnemonics = getattr(_ssl, "err_codes_to_names", None)
     if mnemonics is None:
-        pytest.skip("this Python does not tell them")
+        pytest.skip("this Python does not list them")
     library = next(number for (number, _), reason in mnemonics.items() if reason == "NO_SHARED_CIPHER")
     known = {reason: number for (of, number), reason in mnemonics.items() if of == library}
     found = {reason: number for reason, (number, _) in _REASONS.items() if reason in known}

@@ -189,7 +189,7 @@ async def test_more_clients_than_there_are_descriptors(backend: str) -> None:
 def hanging_resolver(monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[None]:
     """A resolver that answers only when the test is over."""
     if backend == "uvloop":
-        pytest.skip("uvloop asks libuv, which asks the system")
+        pytest.skip("uvloop resolves names with libuv, not with socket.getaddrinfo()")
     real = stdlib_socket.getaddrinfo
     over = threading.Event()
 

@@ -335,7 +335,7 @@ except KeyboardInterrupt:
 async def test_ctrl_c_ends_the_program_at_once(main: str, anyio_backend: tuple[str, dict[str, Any]]) -> None:
     backend, options = anyio_backend
     if backend == "asyncio" and sys.version_info < (3, 11):
-        pytest.skip("there anyio.run() ends with CancelledError, whatever it runs")
+        pytest.skip("anyio.run() then always ends with CancelledError")
     program = PROGRAM.format(main=main, backend=backend, options=options)
 
     def run() -> tuple[int, bytes]:

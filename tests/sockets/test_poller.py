@@ -747,7 +747,7 @@ async def test_one_that_fails_takes_its_owner_down(owner: Callable[[], Any], mon
 
 async def test_one_whose_task_alone_is_cancelled_takes_its_scope_down(anyio_backend_name: str) -> None:
     if anyio_backend_name == "trio":
-        pytest.skip("Trio cancels no tasks")
+        pytest.skip("Trio cannot cancel a single task")
     import asyncio
 
     with anyio.fail_after(PEER_TIMEOUT):
