@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import gc
 import os
+import resource
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NamedTuple
@@ -182,19 +182,20 @@ async def load_figures(subject: AnySubject, scale: float, *, connections: int) -
         await clients.open(connections)
         await clients.drive(times(300 / connections, 1))
         gc.collect()
-        before = processor_time(subject)
+        before = processor_times(subject)
         taken = await clients.drive(rounds)
-        spent = processor_time(subject) - before
+        after = processor_times(subject)
     trips = connections * rounds
-    return {"rate": trips / taken / 1e3, "processor": 1e6 * spent / trips}
+    user, system = (1e6 * (end - begin) / trips for begin, end in zip(before, after, strict=True))
+    return {"rate": trips / taken / 1e3, "processor": user + system, "user": user}
 
 
 async def visit_cost(subject: AnySubject, clients: Clients, at_once: int, repeats: int) -> float:
     """The server's processor time, in µs, for one connection: accept it, echo one message, close."""
     gc.collect()
-    before = processor_time(subject)
+    before = sum(processor_times(subject))
     await clients.visit(at_once, repeats)
-    return 1e6 * (processor_time(subject) - before) / (at_once * repeats)
+    return 1e6 * (sum(processor_times(subject)) - before) / (at_once * repeats)
 
 
 async def visit_figures(subject: AnySubject, scale: float) -> dict[str, float]:
@@ -214,12 +215,13 @@ async def growth_figures(subject: AnySubject, scale: float) -> dict[str, float]:
         return {str(count): await cost(min(count, largest)) for count in GROWTH}
 
 
-def processor_time(subject: AnySubject) -> float:
-    """The processor time, in seconds, that the process of the subject's servers has used so far."""
+def processor_times(subject: AnySubject) -> tuple[float, float]:
+    """The processor time, in seconds, of the subject's servers so far: in their own code, and in the kernel."""
     if subject.pid == os.getpid():
-        return time.process_time()  # psutil counts in steps of 10 ms
+        used = resource.getrusage(resource.RUSAGE_SELF)  # psutil counts in steps of 10 ms
+        return used.ru_utime, used.ru_stime
     spent = psutil.Process(subject.pid).cpu_times()
-    return float(spent.user + spent.system)
+    return float(spent.user), float(spent.system)
 
 
 async def redis_figures(subject: AnySubject, scale: float, *, count: int, pipelined: int) -> dict[str, float]:
@@ -243,7 +245,7 @@ GROWTH = (1, 10, 100, 1000, 10_000)
 RATE = (Figure("rate", "MB/s"),)
 TRIPS = (Figure("rate", "thousand round trips/s"),)
 PROCESSOR = Figure("processor", "µs of the server's processor time", False)
-LOAD = (*TRIPS, PROCESSOR)
+LOAD = (*TRIPS, PROCESSOR, Figure("user", "µs of it outside the kernel", False))
 REQUESTS = (Figure("rate", "thousand requests/s"),)
 
 SCENARIOS = {
