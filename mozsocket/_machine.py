@@ -59,13 +59,6 @@ class ReadyState(str, Enum):
 
     __str__ = str.__str__
 
-    def precedes(self, other: ReadyState) -> bool:
-        """Whether a socket in this state can go on to the other."""
-        return _ORDER.index(self) < _ORDER.index(other)
-
-
-_ORDER = tuple(ReadyState)
-
 
 class Opening(IntEnum):
     """The stages before a connection is open, in this order; those that the options do not ask for are skipped."""
@@ -191,6 +184,7 @@ class Incoming(Protocol):
     def make_room(self) -> None: ...
 
 
+_CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 _PEER_SIDE_OPEN = PeerSide.OPEN
 _ENDS = (Action.SEND_END, Action.LINGER)
@@ -255,12 +249,8 @@ class Machine:
         self._drain_lost = False  # whether a drain was owed, and cannot come any more
         self._last_delivered: PendingEvent | None = None  # of error and close; None before both
 
-    def _go_on(self, ready: ReadyState) -> None:
-        if self.ready.precedes(ready):
-            self.ready = ready
-
     def _begin_closing(self, by: ClosedBy) -> None:
-        if self.ready.precedes(ReadyState.CLOSING):
+        if self.ready is _OPEN or self.ready is _CONNECTING:
             self.ready = ReadyState.CLOSING
             self.closed_by = by
 
@@ -269,7 +259,8 @@ class Machine:
     def open(self) -> None:
         """The connection is established. A connection made by others is open before anything runs."""
         self.opened = True
-        self._go_on(_OPEN)
+        if self.ready is _CONNECTING:
+            self.ready = _OPEN
 
     def announce(self) -> None:
         """Have ``open`` delivered."""
@@ -352,7 +343,7 @@ class Machine:
         """No event is delivered any more, such as when the owner is cancelled."""
         self.outgoing.drop()
         self._begin_closing(ClosedBy.OWNER)
-        self._go_on(ReadyState.CLOSED)
+        self.ready = ReadyState.CLOSED
 
     def suspend(self) -> None:
         self.suspensions += 1
@@ -404,7 +395,7 @@ class Machine:
             self.peer_side = PeerSide.END_DELIVERED
             self._begin_closing(ClosedBy.PEER)
         elif pending is not PendingEvent.DATA:
-            self._go_on(ReadyState.CLOSED)
+            self.ready = ReadyState.CLOSED
             self._last_delivered = pending
 
     def takes_data(self) -> bool:

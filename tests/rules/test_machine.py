@@ -479,11 +479,8 @@ def test_ready_state_never_goes_back(first: str, second: str) -> None:
 
 
 def test_order_of_ready_states() -> None:
-    """The ready states are ordered, and each equals its name."""
+    """The ready states are in this order, and each equals its name."""
     assert list(STATES) == ["connecting", "open", "closing", "closed"]
-    assert [(a, b) for a, b in product(STATES, repeat=2) if a.precedes(b)] == [
-        (a, b) for i, a in enumerate(STATES) for b in STATES[i + 1 :]
-    ]
     assert f"{OPEN}" == str(OPEN) == "open"
 
 
@@ -1021,7 +1018,7 @@ class Run:
         assert machine.reads() is expected.reads()
         assert machine.is_streaming() is expected.is_streaming()
         assert machine.ready is expected.ready
-        assert self.seen is machine.ready or self.seen.precedes(machine.ready)
+        assert self.seen is machine.ready or STATES.index(self.seen) < STATES.index(machine.ready)
         self.seen = machine.ready
 
     def check_asking(self) -> None:

@@ -297,12 +297,6 @@ def test_the_states_are_named_as_mdn_names_them_in_order() -> None:
     assert list(ReadyState) == STATES
 
 
-def test_a_state_only_goes_on() -> None:
-    for i, state in enumerate(ReadyState):
-        later = [other for other in ReadyState if state.precedes(other)]
-        assert later == STATES[i + 1 :]
-
-
 @pytest.mark.parametrize("name", STATES)
 def test_a_state_is_its_name(name: str) -> None:
     state = ReadyState(name)
