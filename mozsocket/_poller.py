@@ -1,12 +1,14 @@
-"""One task waits for many sockets, by epoll: each is registered once, and no task is switched to for a message.
+"""One task that waits for all the sockets of an owner, by epoll: each is registered once.
 
 AnyIO's ``wait_readable()`` registers a descriptor with the event loop at each wait, and wakes one task for one socket.
-Here the task of an owner awaits the descriptor of an epoll of its own instead, which has all the sockets of that owner,
-and then calls the watcher of each socket that is ready. That works on every event loop, and under load a wake-up serves
-many sockets.
+Here each owner has an epoll, in which all its sockets are registered, and one task. The task awaits the descriptor of
+the epoll, then calls the watcher (a connection, a listening socket) of each socket that is ready. That works on every
+event loop. A message costs no task switch, and under load one wake-up serves many sockets.
 
-What is called may take its time, so other tasks run after so much work (:data:`WORK_PER_TURN`). An epoll reports a
-socket again as long as it is ready: nothing has to be remembered of what was left.
+The watchers may take long, so the task lets others run after a limited amount of work (:data:`WORK_PER_TURN`). It need
+not remember the sockets that it did not get to: the epoll reports a socket again as long as it is ready.
+
+:mod:`._readiness` defines what a watcher and a registration are, and waits by tasks where the system has no epoll.
 """
 
 from __future__ import annotations
@@ -33,42 +35,42 @@ __all__ = ("Poller", "way_to_wait")
 T = TypeVar("T")
 
 VARIABLE = "MOZSOCKET_WAITING"
-"""The environment variable that chooses how sockets are waited for, to look for errors: ``epoll`` or ``tasks``."""
+"""The environment variable that chooses how to wait for sockets, for debugging: ``epoll`` or ``tasks``."""
 
 WORK_PER_TURN = 128
-"""Sockets that are seen to before other tasks run, each once or more often; a message takes some microseconds."""
+"""How many calls of watchers are made before other tasks run. A call with one message takes some microseconds."""
 
 WORK_OF_LARGE_READ = WORK_PER_TURN // 2
-"""As how many of these one counts that had as much as is read at once, which takes some tens of microseconds."""
+"""How many more calls a read of the largest size counts as: it takes some tens of microseconds."""
 
 BATCH = 64
-"""Sockets that the epoll tells of at once. Those that come in a later batch may be closed by then."""
+"""The most sockets that the epoll reports at once. Those left for a later batch may be closed by then."""
 
 _MAX_STALE_TIMERS = 64
-"""How many entries for times that do not matter any more may be kept, beside as many as do."""
+"""How many stale timers are always kept. Beyond that, they are dropped when they are more than half of all timers."""
 
-# For what is called often.
+# Looked up once: these are used for each message.
 _IN: int = getattr(select, "EPOLLIN", 0)
 _OUT: int = getattr(select, "EPOLLOUT", 0)
 _ENDED: int = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 _IN_OR_ENDED = _IN | _ENDED
 _OUT_OR_ENDED = _OUT | _ENDED
-_ONLY_ONCE: int = getattr(select, "EPOLLET", 0)  # a connection's end, which an epoll tells in any case
+_ONLY_ONCE: int = getattr(select, "EPOLLET", 0)  # for hang-ups and errors alone, which epoll reports in any case
 _NOTHING = ReadResult.NOTHING
 _MORE = ReadResult.MORE
 _PENDING = ReadResult.PENDING
 
 
 class Polled:
-    """A socket that a poller waits for.
+    """The :class:`Registration` of one socket with a poller.
 
-    :ivar fd: its descriptor
-    :ivar watcher: what is told of it
-    :ivar reading: whether the watcher is told what can be read
-    :ivar writing: whether it is told when there is room
-    :ivar deadline: when it is told that its time is over
-    :ivar is_queued: whether the poller will call :meth:`handle_requests`
-    :ivar timed_at: for when the poller has an entry; infinite if for never
+    :ivar fd: the descriptor of the socket
+    :ivar watcher: what is notified of its events; None before :meth:`begin` and after :meth:`detach`
+    :ivar reading: whether the watcher is notified when the socket can be read
+    :ivar writing: whether the watcher is notified when the socket can be written
+    :ivar deadline: when the watcher's time limit is over, by the event loop's clock; infinite if it has none
+    :ivar is_queued: whether the poller is going to call :meth:`handle_requests`
+    :ivar timed_at: the time of its timer in the poller; infinite if it has none
     """
 
     __slots__ = (
@@ -87,7 +89,7 @@ class Polled:
 
     def __init__(self, fd: int, poller: Poller) -> None:
         self._poller = poller
-        self._mask: int | None = None  # what the epoll has; None while it has not the socket
+        self._mask: int | None = None  # the event mask in the epoll; None while the socket is not registered there
         self.fd = fd
         self.watcher: Watcher | None = None
         self.reading = True
@@ -101,10 +103,11 @@ class Polled:
         self._poller.add(self, self._mask)
 
     async def run(self) -> None:
-        """There is nothing to be run."""
+        """Do nothing: the task of the poller serves all sockets."""
 
     @property
     def _wanted(self) -> int:
+        """The event mask that the epoll should have."""
         return (_IN if self.reading else 0) | (_OUT if self.writing else 0) or _ONLY_ONCE
 
     def read(self, wanted: bool) -> None:
@@ -118,35 +121,35 @@ class Polled:
             self._poller.change(self)
 
     def has_room(self) -> None:
-        """There is enough."""
+        """Stop waiting for room: there is enough."""
         if self.writing:
             self.writing = False
             self._poller.change(self)
 
     def apply(self, epoll: select.epoll) -> None:
-        """Have the epoll tell what is wanted now."""
+        """Give the epoll the event mask that is wanted now."""
         wanted = self._wanted
         if self._mask is not None and wanted != self._mask:
             self._mask = wanted
             try:
                 epoll.modify(self.fd, wanted)
-            except OSError:  # the program has closed it, which reading tells
+            except OSError:  # the program has closed the descriptor, so reading from it raises an error
                 self.wake()
 
     def handle_other_events(self, watcher: Watcher, mask: int) -> ReadResult:
-        """Tell the watcher of what the epoll tells: of anything but that there is something to read."""
+        """Notify the watcher of what the epoll has reported. The poller itself handles the usual case: data alone."""
         found = _NOTHING
         if self.reading:
             if mask & _IN_OR_ENDED:
                 found = watcher.on_readable()
-        elif mask & _ENDED:  # and not what was there before it read no more, of which the epoll is yet to know
+        elif mask & _ENDED:  # data alone counts for nothing: it was reported before the epoll got the new mask
             watcher.on_hung_up()
         if mask & _OUT_OR_ENDED and self.writing and not watcher.on_writable():
             self.has_room()
         return found
 
     def handle_requests(self) -> ReadResult:
-        """Do what is due beside what the epoll tells of."""
+        """Make the calls that :meth:`write` and :meth:`wake` have asked for."""
         watcher = self.watcher
         assert watcher is not None
         if self._write_requested:
@@ -185,10 +188,10 @@ class Polled:
 
 
 class Poller:
-    """Waits for the sockets of one owner, in one task, which runs while there are any.
+    """Waits for the sockets of one owner, in one task. The task runs as long as there are sockets.
 
-    :param start: what starts a task of the owner's
-    :param fail: called if the poller fails, or its task alone is cancelled: nobody waits for the sockets then
+    :param start: starts a task of the owner
+    :param fail: called if the poller fails, or if its task alone is cancelled: nothing waits for the sockets any more
     """
 
     __slots__ = (
@@ -210,28 +213,28 @@ class Poller:
     )
 
     takes_tasks = False
-    """Its own is enough."""
+    """No watcher needs a task of its own: that of the poller serves all."""
 
     def __init__(
         self, start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object], fail: Callable[[], object]
     ) -> None:
         self._start = start
         self._fail = fail
-        self._epoll: select.epoll | None = None  # from the first socket on, while the task runs
-        self._registrations: dict[int, Polled] = {}  # by the descriptor
-        self._queued: list[Polled] = []  # those to be seen to, whatever the epoll tells
-        self._changed: list[Polled] = []  # those of which the epoll is to tell something else, after this batch
-        self._skipped: set[int] = set()  # the descriptors of which what the epoll tells now counts for nothing
-        self._timers: list[tuple[float, int, Polled]] = []  # a heap; an entry may be too early, which is seen then
-        self._dead_timers = 0  # how many entries are of sockets that have ended
-        self._count = count()  # orders entries of the same time
+        self._epoll: select.epoll | None = None  # made for the first socket, closed when the task ends
+        self._registrations: dict[int, Polled] = {}  # by descriptor
+        self._queued: list[Polled] = []  # those that have asked for a call, whatever the epoll reports
+        self._changed: list[Polled] = []  # those with a new event mask, for the epoll to get after this batch
+        self._skipped: set[int] = set()  # the descriptors whose reports in this batch are ignored
+        self._timers: list[tuple[float, int, Polled]] = []  # a heap; a timer that is too early is then set again
+        self._dead_timers = 0  # the number of stale timers in the heap
+        self._count = count()  # orders timers of the same time
         self._runs = False  # whether the task has been started
-        self._has_failed = False  # so that it is never started again: its owner ends
-        self._is_handling = False  # whether it calls the watchers just now
-        self._waits = False  # whether it waits, and has to be woken
-        self._cancelled: Callable[[], int] | None = None  # how often the task was, on asyncio
+        self._has_failed = False  # whether the task has failed: it is never started again, as its owner ends
+        self._is_handling = False  # whether watchers are being called now
+        self._waits = False  # whether the task awaits the epoll, and so has to be woken
+        self._cancelled: Callable[[], int] | None = None  # counts the task's cancellations; None if not on asyncio
 
-    # What the registrations tell
+    # Called by the registrations
 
     def register(self, watched: Watched) -> Registration:
         return Polled(watched.socket.fileno(), self)
@@ -244,14 +247,14 @@ class Poller:
         self._ensure_task()
 
     def change(self, polled: Polled) -> None:
-        """It wants to be told something else."""
+        """Have the epoll get another event mask, now or after the current batch."""
         if self._is_handling:
-            self._changed.append(polled)  # as it may change again, or end, before the epoll is asked
+            self._changed.append(polled)  # it may change again, or end, before the epoll is polled
         elif self._epoll is not None:
             polled.apply(self._epoll)
 
     def queue(self, polled: Polled) -> None:
-        """It is to be seen to soon."""
+        """Have :meth:`Polled.handle_requests` called soon."""
         if not (polled.is_queued or self._has_failed):
             polled.is_queued = True
             self._queued.append(polled)
@@ -259,7 +262,7 @@ class Poller:
             self._wake()
 
     def time(self, polled: Polled) -> None:
-        """It has a deadline that is earlier than its entry, if it has one."""
+        """Set a timer for a deadline that is earlier than the socket's timer so far."""
         if polled.timed_at != math.inf:
             self._dead_timers += 1
         polled.timed_at = polled.deadline
@@ -268,13 +271,16 @@ class Poller:
             self._wake()
 
     def remove(self, polled: Polled) -> None:
-        """Its descriptor is about to be closed. A forked child may have it too: then the epoll would go on telling."""
+        """Unregister a socket that is about to be closed.
+
+        To close it is not enough: a forked child may have the descriptor too, and the epoll would go on reporting it.
+        """
         if self._registrations.get(polled.fd) is polled and self._epoll is not None:
             del self._registrations[polled.fd]
             with suppress(OSError):  # the program may have closed it
                 self._epoll.unregister(polled.fd)
         if self._is_handling:
-            self._skipped.add(polled.fd)  # which may be another's before the batch is over
+            self._skipped.add(polled.fd)  # another socket may get this number before the batch is over
         if polled.timed_at != math.inf:
             self._forget_timer(polled)
 
@@ -330,7 +336,7 @@ class Poller:
             before = 0 if own is None else own.count()
             was_busy = self._handle_all()
             if own is not None and own.count() != before:
-                await pass_over(own, before)  # it was a handler, which its connection has been told
+                await pass_over(own, before)  # a handler has cancelled this task, which closes its connection only
             elif was_busy:
                 eagerness.found()
                 await anyio.lowlevel.checkpoint()
@@ -348,14 +354,14 @@ class Poller:
             else:
                 await anyio.wait_readable(epoll)
         except anyio.ClosedResourceError:
-            pass  # it was woken, as there is something else to see to
+            pass  # woken by _wake()
         finally:
             self._waits = False
 
     def _handle_all(self) -> bool:
-        """See to what is ready, for a while.
+        """Call the watchers that have something to do, up to the amount of work for one turn.
 
-        :return: whether anything was
+        :return: whether there were any
         """
         work = WORK_PER_TURN
         self._is_handling = True
@@ -384,7 +390,10 @@ class Poller:
         return work < WORK_PER_TURN
 
     def _handle_ready(self, found: list[tuple[int, int]]) -> int:
-        """:return: how much work that was"""
+        """Call the watchers of the sockets that the epoll has reported.
+
+        :return: how much work that was
+        """
         work = len(found)
         registrations, skipped, cancelled = self._registrations, self._skipped, self._cancelled
         before = 0 if cancelled is None else cancelled()
@@ -393,7 +402,7 @@ class Poller:
                 continue
             polled = registrations[fd]
             watcher = polled.watcher
-            assert watcher is not None  # nothing is registered by then whose watcher is gone
+            assert watcher is not None  # a watcher is detached only after its socket was unregistered
             try:
                 if mask == _IN and polled.reading:
                     result = watcher.on_readable()
@@ -411,7 +420,10 @@ class Poller:
         return work
 
     def _handle_queued(self, queued: list[Polled]) -> int:
-        """:return: how much work that was"""
+        """Call the watchers that have asked for it. A large read makes the next batch skip that socket.
+
+        :return: how much work that was
+        """
         work = len(queued)
         had_much = set()
         for polled in queued:
@@ -424,7 +436,10 @@ class Poller:
         return work
 
     def _handle_timers(self) -> int:
-        """:return: how many were over"""
+        """Call the watchers whose deadline has passed.
+
+        :return: how many there were
+        """
         over, now = 0, anyio.current_time()
         while self._timers and self._timers[0][0] <= now:
             at, _, polled = heappop(self._timers)
@@ -443,7 +458,7 @@ class Poller:
         return over
 
     def _call(self, watcher: Watcher, function: Callable[[], T]) -> T | None:
-        """Call one of a watcher's, whose trouble is no trouble of others."""
+        """Call a function of a watcher. What it raises, or cancels, concerns that watcher alone."""
         cancelled = self._cancelled
         before = 0 if cancelled is None else cancelled()
         try:
@@ -463,9 +478,7 @@ class Poller:
 
 
 def _work_of_large_read(polled: Polled, result: ReadResult) -> int:
-    """How much work it counts as that a socket had as much as is read at once; what the epoll does not tell of is left
-    for the next turn.
-    """
+    """How much more work a large read counts as. Data that the epoll does not know of is left for the next turn."""
     if result is _PENDING:
         polled.wake()
         return WORK_PER_TURN
@@ -475,11 +488,11 @@ def _work_of_large_read(polled: Polled, result: ReadResult) -> int:
 def way_to_wait(
     start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object], fail: Callable[[], object]
 ) -> Waiting:
-    """How the sockets of an owner are waited for: by a poller, where there is epoll.
+    """The way to wait for the sockets of an owner: a poller where the system has epoll, else tasks.
 
-    :param start: as of :class:`Poller`
+    :param start: as for :class:`Poller`
     :param fail: likewise
-    :raises ValueError: if the environment asks for what there is not
+    :raises ValueError: if :data:`VARIABLE` has another value, or asks for epoll and the system has none
     """
     chosen = os.environ.get(VARIABLE) or ("epoll" if hasattr(select, "epoll") else "tasks")
     if chosen == "epoll" and hasattr(select, "epoll"):

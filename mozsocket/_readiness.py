@@ -1,9 +1,11 @@
-"""The seam for waiting: how the package learns that a socket can be read or written.
+"""How the package learns that a socket can be read or written: whatever waits for a socket does so by this module.
 
-:func:`wait_writable` is for a socket that is connecting, :class:`Watched` for a task that waits by itself, as that of a
-stream or a test does, and :class:`Registration` for a :class:`Watcher` that is to be told, as a connection or a
-listening socket is. Of the last there are two kinds: :class:`TaskRegistration` has tasks that wait by AnyIO, and works
-everywhere; that of :mod:`._poller` has one task for many sockets, where the system has epoll.
+- :func:`wait_writable` is for a socket that is connecting.
+- :class:`Watched` is for a task that waits for a socket itself, such as the caller of a stream.
+- :class:`Registration` is for a :class:`Watcher`, a connection or a listening socket, whose methods are called.
+
+There are two kinds of registrations. :class:`TaskRegistration` has tasks that wait by AnyIO, and works everywhere. That
+of :mod:`._poller` has one task for all the sockets of an owner, and needs a system with epoll.
 """
 
 from __future__ import annotations
@@ -38,19 +40,19 @@ __all__ = (
 )
 
 WATCH_AFTER = 0.1
-"""Seconds that nothing is read before a connection is watched for its end: it may be lost meanwhile."""
+"""Seconds after which a connection that is not being read, as its inbox is full, is watched for its loss."""
 
 
 def wait_writable(sock: socket.socket) -> Awaitable[None]:
-    """Wait until a socket that is connecting is connected, or has failed to."""
+    """Wait until a socket that is connecting is connected, or has failed to connect."""
     return anyio.wait_writable(sock)
 
 
 class Watched:
-    """A socket that tasks wait for, owned: :meth:`close` closes it.
+    """The owner of a socket, by which tasks wait for it; :meth:`close` wakes them and closes the socket.
 
     :ivar socket: the socket
-    :ivar closed: whether it has been closed
+    :ivar closed: whether :meth:`close` was called
     """
 
     __slots__ = ("_leaving", "_waiting", "closed", "socket")
@@ -59,26 +61,26 @@ class Watched:
         self.socket = sock
         self.closed = False
         self._waiting = 0  # how many tasks wait
-        self._leaving = 0  # how many of them are woken, and yet to run
+        self._leaving = 0  # how many of them were woken by interrupt() and have not run yet
 
     def wait_readable(self) -> Coroutine[Any, Any, None]:
-        """Wait until there may be something to read, or :meth:`interrupt`.
+        """Wait until there may be something to read, or :meth:`interrupt` is called.
 
-        :raises anyio.ClosedResourceError: if it is closed meanwhile
+        :raises anyio.ClosedResourceError: if the socket is closed meanwhile
         """
         return self._wait(anyio.wait_readable)
 
     def wait_writable(self) -> Coroutine[Any, Any, None]:
-        """Wait until something may be sent, or :meth:`interrupt`.
+        """Wait until something may be sent, or :meth:`interrupt` is called.
 
-        :raises anyio.ClosedResourceError: if it is closed meanwhile
+        :raises anyio.ClosedResourceError: if the socket is closed meanwhile
         """
         return self._wait(anyio.wait_writable)
 
     async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
         if self._leaving:
             await self._wait_for_those_leaving()
-            return  # as meanwhile there may have been an interrupt()
+            return  # the caller has to check again: that wait is not woken by interrupt()
         self._waiting += 1
         try:
             await wait(self.socket)
@@ -89,13 +91,17 @@ class Watched:
             self._waited()
 
     def interrupt(self) -> None:
-        """Wake who waits, to look again at what to wait for."""
+        """Wake the tasks that wait, to have them check again what to wait for."""
         if self._waiting and not self.closed:
             self._leaving = self._waiting
             anyio.notify_closing(self.socket)
 
     async def _wait_for_those_leaving(self) -> None:
-        """On asyncio, who has been woken gives up waiting for the socket, and would do so for who waits by then."""
+        """Wait until the tasks that were woken have run.
+
+        On asyncio a woken task unregisters the descriptor when it runs, and so would stop the wait of any other task
+        that has registered it by then.
+        """
         while self._leaving:
             await anyio.lowlevel.checkpoint()
         if self.closed:
@@ -109,22 +115,23 @@ class Watched:
             self.socket.close()
 
     async def wait_hung_up(self) -> None:
-        """Wait until nothing more can come than what the operating system has: the connection is lost, or both sides
-        have ended it. Where no epoll tells that while there is something to read, for good.
+        """Wait until the connection is lost or both sides have ended it: nothing more arrives then.
+
+        Without epoll that cannot be noticed while data is unread: then this waits forever.
         """
         try:
-            poll = select.epoll()  # with nothing asked for, which it tells in any case
-        except (AttributeError, OSError):  # there is none, or no descriptor for it
+            poll = select.epoll()  # it reports hang-ups and errors in any case, so nothing is asked for
+        except (AttributeError, OSError):  # the system has none, or no descriptor for it
             await anyio.sleep_forever()
         with poll:
             poll.register(self.socket, 0)
             await anyio.wait_readable(poll)
 
     def close(self) -> None:
-        """Close the socket, and wake who waits for it.
+        """Close the socket, and wake the tasks that wait for it.
 
-        Its number must not be another's before they have woken, as they then give up waiting for that number. So it
-        is the last of them that closes it.
+        When they run they unregister the descriptor by its number, which must not belong to another socket by then. So
+        the last of them closes the socket.
         """
         if not self.closed:
             self.closed = True
@@ -134,84 +141,85 @@ class Watched:
                 self.socket.close()
 
     async def wait_closed(self) -> None:
-        """After :meth:`close`, wait until those who waited for it have woken, and so it is closed."""
+        """Wait, after :meth:`close`, until the tasks that waited for the socket have run, and so it is closed."""
         while self._waiting:
             await anyio.lowlevel.checkpoint()
 
 
 class ReadResult(Enum):
-    """What there was to read."""
+    """What :meth:`Watcher.on_readable` has read."""
 
     NOTHING = 1
     SOME = 2
     MORE = 3
-    """And there may be more, which the operating system tells."""
+    """Data, and there may be more: the operating system reports it."""
     PENDING = 4
-    """And there is more, of which the operating system knows nothing: it is decrypted already, or on the way to it."""
+    """Data, and there is more that the operating system does not report, as it was read but not decrypted or delivered
+    yet."""
 
 
 class Watcher(Protocol):
-    """What is told of a socket. Its methods are called in a task, one at a time."""
+    """What is notified of the events of a socket. Its methods are called in a task, one at a time."""
 
     def on_readable(self) -> ReadResult:
-        """There may be something to read."""
+        """Read: there may be something."""
 
     def on_writable(self) -> bool:
-        """There may be room for more.
+        """Send: there may be room.
 
-        :return: whether there is not enough
+        :return: whether it has to be called again when there is more room
         """
 
     def on_hung_up(self) -> None:
-        """While nothing is to be read: the connection is lost, or both sides have ended it."""
+        """Notice, while it does not read, that the connection is lost or both sides have ended it."""
 
     def on_woken(self) -> bool:
-        """After :meth:`Registration.wake`, and by tasks whenever nothing is to be read any more.
+        """Check what there is to do: :meth:`Registration.wake` was called or, with tasks, reading has stopped.
 
-        :return: whether the end is watched for while nothing is read
+        :return: whether :meth:`on_hung_up` is wanted while reading is stopped
         """
 
     def on_time(self) -> None:
-        """The time that :meth:`Registration.limit` has set is over, or was."""
+        """Check the time limits: the deadline has passed. It may have been changed since."""
 
     def on_stopped(self) -> None:
-        """Nobody waits for its socket any more, as the owner was cancelled."""
+        """Notice that nothing waits for the socket any more, as the owner was cancelled."""
 
     def on_cancelled(self) -> None:
-        """One of the others, by a handler of the program's, has cancelled the task that called it, which is many's."""
+        """Notice that one of the methods above has run a handler that has cancelled the task, which others share."""
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
-        """Called with what one of the others has raised."""
+        """Take an exception that one of the methods above has raised."""
 
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         """Start a task of the watcher's own."""
 
 
 class Registration(Protocol):
-    """Tells a watcher of a socket, from :meth:`begin` to :meth:`end`."""
+    """Notifies a watcher of the events of one socket, from :meth:`begin` to :meth:`end`."""
 
     @property
     def reading(self) -> bool:
-        """Whether the watcher is told what can be read."""
+        """Whether the watcher is notified when the socket can be read."""
         ...
 
     def begin(self, watcher: Watcher) -> None:
-        """Begin to tell it."""
+        """Begin to notify a watcher."""
 
     async def run(self) -> None:
-        """What takes a task, until the socket is closed; returns at once if nothing does."""
+        """Wait in a task of the watcher's until the socket is closed. Return immediately if no task is needed."""
 
     def read(self, wanted: bool) -> None:
-        """Have the watcher told what can be read, or not."""
+        """Start or stop notifying the watcher when the socket can be read."""
 
     def write(self) -> None:
         """Have :meth:`Watcher.on_writable` called soon."""
 
     def await_room(self) -> None:
-        """Have :meth:`Watcher.on_writable` called when there is room, of which there is none."""
+        """Have :meth:`Watcher.on_writable` called when the socket can be written; now it cannot."""
 
     def wake(self) -> None:
-        """Have the watcher look again, soon, at what there is to do."""
+        """Have :meth:`Watcher.on_woken` called soon."""
 
     def limit(self, deadline: float) -> None:
         """Have :meth:`Watcher.on_time` called.
@@ -220,10 +228,10 @@ class Registration(Protocol):
         """
 
     def end(self) -> None:
-        """Tell nothing more of the socket, which is about to be closed. :meth:`wake` still works."""
+        """Stop waiting for the socket, which is about to be closed. :meth:`wake` still works."""
 
     def detach(self) -> None:
-        """Refer to the watcher no more: it is over."""
+        """Drop the reference to the watcher, which is over."""
 
 
 class Waiting(Protocol):
@@ -231,17 +239,16 @@ class Waiting(Protocol):
 
     @property
     def takes_tasks(self) -> bool:
-        """Whether each watcher has to give a task to :meth:`Registration.run`."""
+        """Whether each watcher has to provide a task for :meth:`Registration.run`."""
         ...
 
     def register(self, watched: Watched) -> Registration: ...
 
 
 class TaskRegistration:
-    """Waits by tasks: :meth:`run` is the reader; another is the writer, for what the operating system would not take at
-    once.
+    """A registration that waits by tasks: the reader is :meth:`run`; the writer is started when it is first needed.
 
-    :ivar reading: whether the watcher is told what can be read
+    :ivar reading: whether the watcher is notified when the socket can be read
     """
 
     __slots__ = (
@@ -261,13 +268,13 @@ class TaskRegistration:
         self._watched = watched
         self._watcher: Watcher | None = None
         self.reading = True
-        self._is_waiting = False  # whether the reader waits for something to read
-        self._news: anyio.Event | None = None  # what it waits for else
+        self._is_waiting = False  # whether the reader waits until the socket can be read
+        self._news: anyio.Event | None = None  # what the reader waits for while reading is stopped
         self._deadline = math.inf
-        self._scope: anyio.CancelScope | None = None  # while there is a deadline
-        self._begins_anew = False  # whether there is to be one, or none
-        self._write_requested: Signal | None = None  # made with the writer
-        self._awaits_room = False  # whether that waits for room
+        self._scope: anyio.CancelScope | None = None  # that of the reader; None without a deadline
+        self._begins_anew = False  # whether the reader has to enter such a scope, or leave it
+        self._write_requested: Signal | None = None  # wakes the writer; None before it was started
+        self._awaits_room = False  # whether the writer waits until the socket can be written
 
     def begin(self, watcher: Watcher) -> None:
         self._watcher = watcher
@@ -304,7 +311,7 @@ class TaskRegistration:
         assert watcher is not None
         while not self._watched.closed:
             self._begins_anew = False
-            if self._deadline == math.inf:  # as a rule: a scope takes memory
+            if self._deadline == math.inf:  # the usual case: a scope takes memory
                 await self._read(watcher)
                 continue
             with anyio.CancelScope(deadline=self._deadline) as self._scope:
@@ -363,20 +370,20 @@ class TaskRegistration:
             self.await_room()
 
     def await_room(self) -> None:
-        """The writer tries once more at its next turn, as there may be room by then."""
+        """Wake the writer, which tries again before it waits: there may be room by then."""
         if self._watcher is None:
             return
         if self._write_requested is None:
-            due = Signal()
-            self._watcher.spawn("writer", self._run_writer, due, self._watcher)
-            self._write_requested = due
+            requested = Signal()
+            self._watcher.spawn("writer", self._run_writer, requested, self._watcher)
+            self._write_requested = requested
         self._write_requested.set()
 
-    async def _run_writer(self, due: Signal, watcher: Watcher) -> None:
+    async def _run_writer(self, requested: Signal, watcher: Watcher) -> None:
         while not self._watched.closed:
-            await due.wait()
+            await requested.wait()
             while watcher.on_writable():
-                await anyio.lowlevel.checkpoint()  # as for reading: there may be room by then, see Eagerness
+                await anyio.lowlevel.checkpoint()  # as in Eagerness: there may be room after one turn of the event loop
                 if watcher.on_writable():
                     self._awaits_room = True
                     try:
@@ -388,7 +395,7 @@ class TaskRegistration:
 
 
 class _ByTasks:
-    """The portable way: each socket is waited for by tasks of its own."""
+    """The portable way to wait: each socket has tasks of its own."""
 
     takes_tasks = True
 

@@ -1,8 +1,8 @@
-"""Bytes in and out of a non-blocking stream socket.
+"""Transports: bytes in and out of a non-blocking stream socket.
 
-The operating system moves the bytes, and nothing lies between. What would block gives None or 0 instead of an
-exception's cost to every caller, so that the callers read straight on. Nothing here waits: that is for the callers, by
-what :attr:`Transport.watched` offers.
+:class:`Transport` passes bytes to and from the operating system as they are; :mod:`._tls` has one that encrypts them.
+Both have the methods of :class:`ByteTransport`. None of them waits: a call that would block returns None or 0 instead
+of raising an exception, and the caller waits by :attr:`Transport.watched`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEEP_IDLE: int | None = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KE
 
 
 def configure(sock: socket.socket, keep_alive: int | None = None) -> None:
-    """Make a connected socket as ours are: never blocking, and nothing held back to be sent with later bytes.
+    """Configure a connected socket: it never blocks, and TCP sends small writes without delay (``TCP_NODELAY``).
 
     :param keep_alive: seconds of silence before TCP probes the peer; None for never
     """
@@ -38,7 +38,7 @@ def configure(sock: socket.socket, keep_alive: int | None = None) -> None:
         _keep_alive(sock, keep_alive)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError:  # it is not of TCP; or, on macOS, the peer has reset it already, which the first read will tell
+    except OSError:  # it is not a TCP socket; or, on macOS, the peer has reset it: the first read will raise that
         pass
 
 
@@ -47,21 +47,22 @@ def _keep_alive(sock: socket.socket, seconds: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if _KEEP_IDLE is not None:
             sock.setsockopt(socket.IPPROTO_TCP, _KEEP_IDLE, seconds)
-    except OSError:  # it is not of TCP, or reset already
+    except OSError:  # it is not a TCP socket, or the peer has reset it
         pass
 
 
 _NO_LINGER = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # struct linger: on, for 0 seconds
 
-_TCP_INFO = struct.Struct("68xI48xQQ")  # of linux/tcp.h: a round trip's time, bytes acknowledged, bytes received
+_TCP_INFO = struct.Struct("68xI48xQQ")  # in linux/tcp.h: tcpi_rtt, tcpi_bytes_acked, tcpi_bytes_received
 
 
 def has_ended(sock: socket.socket) -> bool:
-    """Of a socket that has no peer: whether it had one, that has reset the connection or ended it. What is to be read
-    then, and the error, which the system tells once, are left to be read.
+    """Whether a socket that has no peer had one before, which has ended or reset the connection.
 
-    Linux tells whether anything was ever exchanged. Elsewhere it is told by that it can be read from; but so can one be
-    that was refused and not asked yet. False where the system has no poll() either.
+    Nothing is consumed: neither unread data nor the error, which the system reports only once.
+
+    On Linux it is whether anything was ever exchanged. Elsewhere it is whether the socket is readable, which is also
+    true of one whose connection attempt was refused, until that error is read. Without poll() (Windows) it is False.
     """
     if sys.platform == "linux" and sock.family in (socket.AF_INET, socket.AF_INET6):
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
@@ -74,53 +75,55 @@ def has_ended(sock: socket.socket) -> bool:
 
 
 class ByteTransport(Protocol):
-    """What a connection is made on: a :class:`Transport`, or TLS over one.
+    """What carries the bytes of a connection: a :class:`Transport`, or TLS over one.
 
-    A method that has not done all it was asked for is to be called again, when there is hope. What there is to wait
-    for, the properties tell: room for what was not taken while :attr:`blocked`, else more of the peer's; and before
-    :meth:`receive`, more of the peer's, unless :attr:`pending` or :attr:`choked`.
+    No method waits. One that has not done all it was asked to do has to be called again later:
+
+    - ``send()``, ``flush()`` and ``send_eof()`` when the socket can be written if :attr:`blocked`, else after the next
+      ``receive()``;
+    - ``receive()`` when the socket can be read; immediately if :attr:`pending`; after ``flush()`` if :attr:`choked`.
     """
 
     @property
     def read_size(self) -> int:
-        """How many bytes are best read at once."""
+        """The best number of bytes to read at once."""
         ...
 
     @property
     def send_limit(self) -> int:
-        """How many bytes it takes at once."""
+        """The most bytes that one call of :meth:`send` may be given."""
         ...
 
     @property
     def watched(self) -> Watched:
-        """The socket below, to wait for."""
+        """The socket below, to wait for it."""
         ...
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the socket has been closed."""
         ...
 
     @property
     def pending(self) -> bool:
-        """Whether :meth:`receive` may have something though nothing more arrives: data, an end, an error, or a step of
-        a handshake."""
+        """Whether :meth:`receive` may have something to return or to do (data, EOF, an error, a step of a handshake)
+        even if nothing more arrives."""
         ...
 
     @property
     def choked(self) -> bool:
-        """Whether nothing is received before :meth:`flush` has handed over what the peer is answered."""
+        """Whether nothing can be received before :meth:`flush` has handed over TLS's answers to the peer."""
         ...
 
     @property
     def blocked(self) -> bool:
-        """Whether what was not handed over waits for room in the operating system. Else it is for the peer to send
-        something first."""
+        """Whether the bytes that were not handed over wait for room in the operating system. Otherwise they wait for
+        something from the peer."""
         ...
 
     @property
     def local(self) -> Any:
-        """The address of this end; None if it is closed."""
+        """The socket's own address; None if it is closed."""
         ...
 
     @property
@@ -129,8 +132,9 @@ class ByteTransport(Protocol):
         ...
 
     def receive(self, size: int) -> bytes | None:
-        """What has arrived; ``b""`` at the peer's end, None if nothing is there yet.
+        """Read what has arrived.
 
+        :return: at most ``size`` bytes; ``b""`` at EOF; None if nothing has arrived yet
         :raises OSError: if the connection was lost
         """
         ...
@@ -144,7 +148,7 @@ class ByteTransport(Protocol):
         ...
 
     def flush(self) -> bool:
-        """Hand over what there is to send besides.
+        """Hand over what the transport itself has to send, such as answers of TLS.
 
         :return: whether nothing of it is left
         :raises OSError: if the connection was lost
@@ -152,71 +156,73 @@ class ByteTransport(Protocol):
         ...
 
     def send_eof(self) -> bool:
-        """Tell the peer that no more will come.
+        """End our direction of the connection.
 
         :return: whether that is done
         """
         ...
 
     def close(self, *, tell: bool = True) -> None:
-        """Close it, and wake who waits for it.
+        """Close the socket, and wake the tasks that wait for it.
 
-        :param tell: whether the peer is to be told even while another process, such as a child, has the socket too
+        :param tell: whether the connection ends for the peer too, even while another process, such as a child, has the
+            socket open
         """
         ...
 
     def reset(self) -> None:
-        """Close it so that the peer learns that the connection was cut off."""
+        """Close the socket so that the peer finds the connection cut off."""
         ...
 
 
 class Transport:
-    """A connected socket, for bytes.
+    """A transport that passes bytes to and from a connected socket as they are.
 
     :ivar watched: the socket, to wait for it
-    :ivar socket: the same, itself
+    :ivar socket: the socket itself
     """
 
     __slots__ = ("_eof_sent", "_lost", "_peer_ended", "socket", "watched")
 
     read_size = 122_880
-    """How many bytes are best read at once: what :func:`malloc` need not map (measured)."""
+    """The best number of bytes to read at once: more would have :func:`malloc` map memory for each read (measured)."""
 
     send_limit = sys.maxsize
-    """How many bytes it takes at once."""
+    """One call of :meth:`send` takes any number of bytes."""
 
     pending = False
-    """What is to be received, the operating system has: it tells of it."""
+    """Unread data is in the operating system, which reports it."""
 
     choked = False
-    """Nothing that is to be received waits for what is to be sent."""
+    """Receiving never depends on sending."""
 
     blocked = True
-    """What was not taken waits for room."""
+    """Bytes that were not taken always wait for room."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.watched = Watched(sock)
         self.socket = sock
-        self._eof_sent = False  # whether the peer has been told that no more will come
+        self._eof_sent = False
         self._peer_ended = False
-        self._lost: tuple[Any, ...] | None = None  # the arguments of what said that there is no connection any more
+        self._lost: tuple[Any, ...] | None = None  # the arguments of the OSError by which the connection was lost
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the socket has been closed."""
         return self.watched.closed
 
     @property
     def local(self) -> Any:
-        """The address of this end; None if it is closed."""
+        """The socket's own address; None if it is closed."""
         try:
             return self.socket.getsockname()
         except OSError:
             return None
 
     def receive(self, size: int) -> bytes | None:
-        """What has arrived, at most ``size`` bytes; ``b""`` at the peer's end, None if nothing is there yet.
+        """Read what has arrived.
 
+        :return: at most ``size`` bytes; ``b""`` at EOF; None if nothing has arrived yet
         :raises OSError: if the connection was lost
         """
         try:
@@ -251,7 +257,7 @@ class Transport:
             raise
 
     def send_one(self, chunk: Chunk) -> int:
-        """The same of one chunk."""
+        """Hand one chunk to the operating system, as :meth:`send` does."""
         try:
             return self.socket.send(chunk)
         except (BlockingIOError, InterruptedError):
@@ -261,22 +267,25 @@ class Transport:
             raise
 
     def _note_loss(self, exc: OSError) -> None:
-        """Whoever is told first is the only one whom the system tells: after that, reading gives ``b""`` as if the peer
-        had ended. If it really had before it was lost, the error is EPIPE (Linux).
+        """Keep the error that sending has raised, for :meth:`receive` to raise it again.
+
+        The system reports it only once: after that, reading returns ``b""`` as at EOF. If the peer had really ended its
+        direction before the connection was lost, the error is EPIPE (Linux), and EOF is right.
         """
         if exc.errno != errno.EPIPE:
             self._lost = exc.args
 
     def flush(self) -> bool:
-        """Hand over what the transport has to send besides: nothing.
+        """Do nothing: the transport itself has nothing to send.
 
-        :return: whether nothing of it is left
+        :return: True
         """
         return True
 
     def expect(self, count: int) -> None:
-        """Have waiting last until so many bytes have arrived, or the end, where the system can (not Windows). Waking up
-        for fewer costs far more than the bytes do.
+        """Report the socket as readable only once so many bytes, or EOF, have arrived, where the system can.
+
+        A wake-up for fewer bytes costs far more than the bytes do. Windows cannot.
         """
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
@@ -284,9 +293,9 @@ class Transport:
             pass
 
     def send_eof(self) -> bool:
-        """Tell the peer that no more will come (FIN).
+        """End our direction of the connection (FIN).
 
-        :return: whether that is done
+        :return: True: it is done
         """
         self._eof_sent = True
         self._shutdown(socket.SHUT_WR)
@@ -296,25 +305,27 @@ class Transport:
         try:
             self.socket.shutdown(how)
         except OSError:
-            pass  # the connection is lost already, which the next read tells
+            pass  # the connection is lost already: the next read raises that
 
     def close(self, *, tell: bool = True) -> None:
-        """Close the socket, and wake who waits for it.
+        """Close the socket, and wake the tasks that wait for it.
 
-        :param tell: whether the peer is to be told even while another process, such as a child, has the socket too
+        :param tell: whether the connection ends for the peer too, even while another process, such as a child, has the
+            socket open
         """
         if tell and not (self.closed or (self._eof_sent and self._peer_ended)):
             self._shutdown(socket.SHUT_RDWR)
         self.watched.close()
 
     def reset(self) -> None:
-        """Close the socket with a RST (RFC 9293, section 3.10.5: ABORT), whatever is yet to be sent or read. A
-        UNIX-domain socket knows none: the peer finds it closed.
+        """Close the socket with a RST (RFC 9293, section 3.10.5: ABORT), whatever is still to be sent or read.
+
+        A UNIX-domain socket has no RST: its peer finds the connection ended.
         """
         if not self.closed and self.socket.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-            self.close(tell=False)  # a FIN would go before it
+            self.close(tell=False)  # else a FIN would be sent before the RST
         else:
             self.close()
 
@@ -332,7 +343,7 @@ class Transport:
             attributes[SocketAttribute.local_port] = lambda: local[1]
         try:
             remote = sock.getpeername()
-        except OSError:  # the peer has reset it, which may be yet to be read
+        except OSError:  # the peer has reset it, which the next read may still have to report
             return attributes
         attributes[SocketAttribute.remote_address] = lambda: plain(remote)
         if isinstance(remote, tuple):
