@@ -1,4 +1,4 @@
-"""From a host name and a port to a connected socket: addresses, then Happy Eyeballs (RFC 8305)."""
+"""Connecting: from a host and a port to a connected socket, by name resolution and Happy Eyeballs (RFC 8305)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if sys.version_info < (3, 11):  # AnyIO depends on the backport
 __all__ = ("Attempt", "connect")
 
 ATTEMPT_DELAY = 0.25
-"""Seconds before the next address is tried beside those that have not answered (RFC 8305, section 5)."""
+"""Seconds after which the next address is tried, beside those that have not answered yet (RFC 8305, section 5)."""
 
-# What a non-blocking connect() says when it has begun.
+# The error numbers by which a non-blocking connect() says that it has begun.
 _BEGUN = frozenset(
     getattr(errno, name) for name in ("EINPROGRESS", "EINTR", "EWOULDBLOCK", "WSAEWOULDBLOCK") if hasattr(errno, name)
 )
@@ -33,7 +33,12 @@ _ANY_ADDRESS: dict[int, str] = {int(socket.AF_INET): "0.0.0.0", int(socket.AF_IN
 
 
 class Address(NamedTuple):
-    """Where to connect a socket of a family, and where from."""
+    """An address to connect to, and the address to connect from.
+
+    :ivar family: the address family of both
+    :ivar remote: the address to connect to
+    :ivar local: the address to connect from; None for any
+    """
 
     family: int
     remote: SockAddr
@@ -82,17 +87,17 @@ async def connect(
     local_port: int = 0,
     failures: list[OSError] | None = None,
 ) -> socket.socket:
-    """Connect to the first address of a host that answers.
+    """Connect to that address of a host which answers first.
 
     :param host: a name or an address
     :param port: the port
-    :param local_host: the address to connect from; None for any
-    :param local_port: the port to connect from; 0 for one that is free
-    :param failures: a list for the failures of addresses, for a caller that gives up before all have failed
+    :param local_host: the name or address to connect from; None for any
+    :param local_port: the port to connect from; 0 for any that is free
+    :param failures: a list to which the error of each address that fails is added, for a caller that gives up early
     :return: a non-blocking socket
-    :raises OSError: if the name has no address, or its only address fails
-    :raises UnicodeError: if the name cannot be one (IDNA 2008)
-    :raises ExceptionGroup: of the failures, if all of several addresses fail
+    :raises OSError: if the name cannot be resolved, or its only address fails
+    :raises UnicodeError: if the name is not a valid one (IDNA 2008)
+    :raises ExceptionGroup: with all the errors, if all of several addresses fail
     """
     addresses = await _addresses(host, port, local_host, local_port)
     if len(addresses) == 1:
@@ -113,32 +118,32 @@ async def _addresses(host: str, port: int, local_host: str | None, local_port: i
     ]
     if not addresses:
         families = " or ".join("IPv6" if family == socket.AF_INET6 else "IPv4" for family in locals_)
-        raise OSError(errno.EADDRNOTAVAIL, f"{host} has no {families} address, to connect to from {local_host}")
+        raise OSError(errno.EADDRNOTAVAIL, f"{host} has no {families} address to connect to from {local_host}")
     return addresses
 
 
 async def _resolve(host: str, port: int) -> list[tuple[int, SockAddr]]:
-    try:  # an address needs no resolver, nor the thread that asks one; and it may name its scope, as in fe80::1%eth0
+    try:  # an address needs no resolver, and no thread to call it; it may have a zone, as in fe80::1%eth0
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError):
         pass
     else:
         return [(family, address) for family, _, _, _, address in found]
     answer = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    if not answer:  # AnyIO leaves out what this Python has no sockets for
+    if not answer:  # AnyIO leaves out the families for which this Python has no sockets
         raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address of a family that can be used here")
     return [(family, _with_zone(address)) for family, _, _, _, address in answer]
 
 
 def _with_zone(address: SockAddr) -> SockAddr:
-    """An address on a link as a socket takes it: AnyIO has its zone in the host, where connect() ignores it."""
+    """A socket address with its zone as a number. AnyIO returns it in the host, where connect() ignores it."""
     if "%" not in address[0]:
         return address
     return socket.getaddrinfo(address[0], address[1], type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0][4]
 
 
 def _interleave(found: list[tuple[int, SockAddr]]) -> list[tuple[int, SockAddr]]:
-    """Alternate between the families, beginning with that which the resolver prefers (RFC 8305, section 4)."""
+    """Alternate between IPv6 and IPv4, beginning with the family of the first address (RFC 8305, section 4)."""
     first = [entry for entry in found if entry[0] == found[0][0]]
     others = [entry for entry in found if entry[0] != found[0][0]]
     return [entry for entry in chain(*zip_longest(first, others)) if entry is not None]
@@ -179,12 +184,12 @@ async def _attempt(address: Address) -> socket.socket:
     try:
         sock.setblocking(False)
         if address.local is not None:
-            if address.local[1] and sys.platform != "win32":  # where it would let others take the port
-                # For as long as TCP remembers the last connection from that port (TIME_WAIT), and for several attempts.
+            if address.local[1] and sys.platform != "win32":  # on Windows it would let other programs take the port
+                # The port may still belong to an earlier connection (TIME_WAIT), or to another of these attempts.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address.local)
         code = sock.connect_ex(address.remote)
-        if code in _BEGUN and _is_connected(sock):  # as within one machine: it need not tell us
+        if code in _BEGUN and _is_connected(sock):  # already, as within one machine: no need to wait
             code = 0
         if code in _BEGUN:
             await wait_writable(sock)
@@ -192,7 +197,7 @@ async def _attempt(address: Address) -> socket.socket:
         if code:
             raise OSError(code, os.strerror(code))
         if _is_connected_to_itself(sock):
-            # With no listener on a port that the system hands out to connections, TCP may connect a socket to itself.
+            # TCP may connect a socket to itself, if nobody listens on a port from the range of ephemeral ports.
             raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
         sock.close()
@@ -209,8 +214,9 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _outcome(sock: socket.socket) -> int:
-    """The number of the error that an attempt has ended with; 0 if there is a connection, or there was one: it may have
-    been reset by now, behind what can still be read.
+    """The error number of a finished attempt; 0 if it has succeeded.
+
+    It has also succeeded if the peer has reset the connection since, and there is still data to read.
     """
     if _is_connected(sock):
         return 0
@@ -228,5 +234,5 @@ def _outcome(sock: socket.socket) -> int:
 def _is_connected_to_itself(sock: socket.socket) -> bool:
     try:
         return bool(sock.getsockname() == sock.getpeername())
-    except OSError:  # it has been reset already, which reading will tell
+    except OSError:  # the peer has reset it already: the first read will raise that
         return False

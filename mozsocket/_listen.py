@@ -1,4 +1,4 @@
-"""From a host and a port to sockets that listen."""
+"""Listening: from a host and a port to listening sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ _ALL_INTERFACES = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]  # noqa
 
 
 def listen(host: str | None, port: int, backlog: int, reuse_port: bool) -> list[socket.socket]:
-    """Sockets that listen on one port of each address of a host."""
+    """Make sockets that listen on the same port of each address of a host.
+
+    :param host: a name or an address; None for all interfaces, by IPv4 and IPv6
+    :param port: the port; 0 for one that is free on all the addresses
+    :param backlog: the most connections that the system queues before they are accepted
+    :param reuse_port: whether other processes may listen on the same port (``SO_REUSEPORT``)
+    :return: non-blocking sockets; none for addresses that this machine does not have, if it has any of them
+    :raises OSError: if the name cannot be resolved, or an address cannot be bound
+    """
     if host is None:
         addresses: list[tuple[int, tuple[Any, ...]]] = [
             (family, (address, port)) for family, address in _ALL_INTERFACES
@@ -28,7 +36,7 @@ def listen(host: str | None, port: int, backlog: int, reuse_port: bool) -> list[
         try:
             return _listen_on_each(addresses, backlog, reuse_port)
         except OSError as exc:
-            # The port that the first address got may be taken on another address.
+            # With port 0 the system chooses a port for the first address, which may be taken on another address.
             if exc.errno != errno.EADDRINUSE or port or len(addresses) == 1:
                 raise
     return _listen_on_each(addresses, backlog, reuse_port)
@@ -47,10 +55,10 @@ def _listen_on_each(
             try:
                 bound.append(_listen_on(family, address, backlog, reuse_port, alone=len(addresses) == 1))
             except OSError as exc:
-                exc.filename = display(*host_and_port(address))  # for its message
+                exc.filename = display(*host_and_port(address))  # shown in its message
                 if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
-                missing = exc  # this machine may have one of IPv4 and IPv6 only
+                missing = exc  # this machine may have only one of IPv4 and IPv6
         if missing is not None and not bound:
             raise missing
     except BaseException:
@@ -61,7 +69,10 @@ def _listen_on_each(
 
 
 def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: bool, *, alone: bool) -> socket.socket:
-    """:param alone: whether it is the only address, so that a wildcard is one for IPv4 too"""
+    """Make a socket that listens on one address.
+
+    :param alone: whether it is the only address: if so, the wildcard address of IPv6 includes IPv4
+    """
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -72,7 +83,7 @@ def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: 
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            # "::" by itself is IPv4 too, as with Node and others, whatever the system's own setting is.
+            # "::" alone includes IPv4, as in Node and others, whatever the system's default is.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not alone)
         sock.bind(address)
         sock.listen(backlog)
@@ -83,9 +94,10 @@ def _listen_on(family: int, address: tuple[Any, ...], backlog: int, reuse_port: 
 
 
 def stop_listening(sock: socket.socket) -> None:
-    """Where the system can (Linux), at once: the socket itself is closed when the accept loop has woken.
+    """Stop listening immediately, where the system can (Linux). Elsewhere the socket listens until it is closed.
 
-    That ends the listening of every process that has the socket.
+    The socket itself is closed later, when the tasks that wait for it have woken. On Linux this also stops any other
+    process that has the same socket.
     """
     try:
         sock.shutdown(socket.SHUT_RDWR)

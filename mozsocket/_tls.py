@@ -1,6 +1,6 @@
-"""TLS over a plain transport: what carries the records of a :class:`TLSEngine` to and from it.
+"""TLS over a plain transport: it carries the records of a :class:`TLSEngine` to and from the peer.
 
-It waits for nothing: it is driven as a plain transport is.
+Nothing here waits: the connection uses a :class:`TLSTransport` as it uses a plain :class:`Transport`.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from ._transport import Transport
 __all__ = ("TLSTransport", "tls_over")
 
 BATCH_SIZE = 262_144
-"""Bytes encrypted at once, to be handed over in one call."""
+"""The most bytes encrypted at once, to be handed to the operating system in one call."""
 
 READ_SIZE = 65_536
-"""Bytes read at once, at least: several records."""
+"""The least number of bytes asked for in one read: several records."""
 
 _NEW = Phase.NEW
 
 
 class TLSTransport:
-    """Encrypts what goes through a transport, and has the same methods.
+    """A transport that encrypts what it sends through a plain transport, and decrypts what it receives.
 
-    While the handshake lasts, :meth:`receive` drives it and gives nothing, and :meth:`send` takes nothing.
+    During the handshake :meth:`receive` takes its steps and returns None, and :meth:`send` takes nothing.
 
-    :param transport: what it goes through
+    :param transport: the plain transport
     :param context: keys, certificates and what is demanded of the peer
     :param server_side: whether this is the server's side of TLS
-    :param server_hostname: what the peer's certificate must be for, in the client's role
-    :param standard_compatible: whether an end of stream without close_notify is an error
-    :param plaintext: how many bytes of what is sent first go before TLS, as they are
-    :ivar plaintext: how many of those bytes are yet to be handed over
-    :ivar moved: how many bytes of records have gone either way
-    :ivar owes_answers: whether what TLS has answered in :meth:`receive` waits for room in the operating system
+    :param server_hostname: the name that the peer's certificate must be for, in the client's role; None for no check
+    :param standard_compatible: whether EOF without close_notify is an error
+    :param plaintext: the number of bytes that are sent unencrypted before TLS begins
+    :ivar plaintext: how many of those bytes are still to be handed over
+    :ivar moved: the bytes of records sent and received so far
+    :ivar owes_answers: whether answers that TLS has made in :meth:`receive` wait for room in the operating system
     :ivar watched: the socket below, to wait for it
     """
 
@@ -59,7 +59,7 @@ class TLSTransport:
     )
 
     read_size = 245_760
-    """How many bytes are best read at once: what is measured to be."""
+    """The best number of bytes to read at once (measured)."""
 
     def __init__(
         self,
@@ -80,67 +80,67 @@ class TLSTransport:
         )
         self.plaintext = plaintext
         self.watched: Watched = transport.watched
-        self._sealed = 0  # bytes of the program's that are encrypted, and not yet handed over whole
-        self._unsent: memoryview | None = None  # the rest of the records being handed over
+        self._sealed = 0  # bytes of the program's that are encrypted, but not handed over completely
+        self._unsent: memoryview | None = None  # the records that are being handed over, without what was taken of them
         self.owes_answers = False
         self.moved = 0
-        self._fin_sent = False  # whether the peer has got everything: it cannot be answered any more
+        self._fin_sent = False  # whether FIN was sent: nothing can be sent any more
 
-    # How it is
+    # The state
 
     @property
     def established(self) -> bool:
-        """Whether the handshake was done, whatever has become of TLS since."""
+        """Whether the handshake was completed, even if TLS has ended or failed since."""
         return self._engine.established
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the socket has been closed."""
         return self.watched.closed
 
     @property
     def pending(self) -> bool:
-        """Whether :meth:`receive` may have something though nothing more arrives: data, an end, an error, or a step of
-        the handshake.
+        """Whether :meth:`receive` may have something to return or to do (data, EOF, an error, a step of the handshake)
+        even if nothing more arrives.
         """
         return self._engine.pending
 
     @property
     def choked(self) -> bool:
-        """Whether nothing is received, pending or not, before :meth:`flush` has handed over what TLS has answered."""
+        """Whether nothing is received, pending or not, before :meth:`flush` has handed over TLS's answers."""
         return self._engine.choked
 
     @property
     def local(self) -> Any:
-        """The address of this end; None if it is closed."""
+        """The socket's own address; None if it is closed."""
         return self._transport.local
 
     @property
     def blocked(self) -> bool:
-        """Whether something is made, or goes before TLS, and waits for room in the operating system. What else was not
-        sent has to wait until more of the peer's is received.
+        """Whether records, or the plaintext before TLS, wait for room in the operating system. Other bytes that were
+        not taken wait until more is received from the peer.
         """
         return bool(self.plaintext or self._unsent or self._engine.outgoing.pending)
 
     # Receiving
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the peer that were read before; ``b""`` is its end."""
+        """Take bytes of the peer that were read before TLS began; ``b""`` is EOF."""
         self._engine.feed(data)
 
     def receive(self, size: int) -> bytes | None:
-        """What has arrived, of as many records as it came in, at most ``size`` bytes; ``b""`` at the peer's end, None
-        if nothing is there yet, or the peer does not take what it is answered. A call that takes a step of the
-        handshake gives None.
+        """Read and decrypt what has arrived, or take a step of the handshake, which returns None.
 
-        It reads ``size`` bytes at most: further reads have to wait for the event loop's next turn, whatever the peer
-        sends.
+        It reads no more than ``size`` bytes of records, or :data:`READ_SIZE` if that is more, however many the peer
+        sends: other tasks have their turn.
 
-        What TLS answers meanwhile is handed over, as far as there is room; the rest, and a failure of that, is for the
-        next :meth:`flush`, and the transport :attr:`blocked` until then. So is the end of a handshake, as what the
-        program has to say then can go with it.
+        The answers of TLS to the peer are handed over as far as there is room. The next :meth:`flush` hands over the
+        remainder and raises the error, if handing over has failed; :attr:`blocked` is True until then. The last step of
+        a handshake also leaves its records to ``flush()``, so that what the program sends then can go with them.
 
-        :raises ssl.SSLError: if TLS fails; after that, what still comes is discarded
+        :return: the data of one or more records, at most ``size`` bytes; ``b""`` at EOF; None if nothing has arrived
+            yet, or if :attr:`choked`, as the peer does not read the answers of TLS
+        :raises ssl.SSLError: if TLS fails; whatever arrives after that is discarded
         :raises OSError: if the connection was lost
         """
         engine = self._engine
@@ -162,7 +162,7 @@ class TLSTransport:
                 self._answer()
 
     def _receive_records(self, size: int) -> bytes | None:
-        """What has arrived, in reads no larger than what a plain transport reads best."""
+        """Read up to ``size`` bytes of records, in two reads if that is more than the plain transport reads best."""
         transport = self._transport
         at_once = transport.read_size
         first = transport.receive(min(size, at_once))
@@ -171,28 +171,29 @@ class TLSTransport:
         try:
             more = transport.receive(size - at_once)
         except OSError:
-            return first  # and then the transport tells once more, as it does of an end
+            return first  # the transport raises the error again at the next read; EOF, too, is reported again
         return first + more if more else first
 
     def _answer(self) -> None:
         try:
             self.owes_answers = not self.flush()
         except OSError:
-            pass  # which the next flush tells
+            pass  # the next flush raises it
 
     # Sending
 
     @property
     def send_limit(self) -> int:
-        """How many bytes it takes at once."""
+        """The most bytes that one call of :meth:`send` may be given."""
         return self.plaintext or BATCH_SIZE
 
     def send(self, chunks: Sequence[Chunk]) -> int:
         """Encrypt bytes and hand them to the operating system.
 
-        It takes all of them or none, and remembers what it has encrypted: the next call has to begin with them again.
+        It remembers what it has encrypted but not handed over completely. It returns 0 for these bytes, and the next
+        call has to begin with them again.
 
-        :return: how many of them are handed over; 0 if there was no room, or the handshake is not done
+        :return: how many bytes were handed over; 0 if there was no room, or the handshake is not done
         :raises OSError: if the connection was lost
         """
         if self.plaintext:
@@ -207,9 +208,9 @@ class TLSTransport:
         return count
 
     def flush(self) -> bool:
-        """Hand over the records that are ready, beginning the handshake if nothing goes before it.
+        """Hand over the records that are ready. Begin the handshake, unless plaintext has to be sent before it.
 
-        :return: whether nothing of it is left
+        :return: whether no record and no plaintext is left
         :raises ssl.SSLError: if the handshake fails
         :raises OSError: if the connection was lost
         """
@@ -225,7 +226,7 @@ class TLSTransport:
             try:
                 count = self._transport.send([records])
             except OSError:
-                engine.take()  # nobody gets it
+                engine.take()  # drop them: they cannot be sent any more
                 engine.forget_answers()
                 raise
             self.moved += count
@@ -238,42 +239,43 @@ class TLSTransport:
         return True
 
     def send_eof(self) -> bool:
-        """Tell the peer that no more will come: close_notify or, after a failure, what went wrong, and FIN.
+        """End our direction: send close_notify or, if TLS has failed, the alert that says why, then FIN.
 
         :return: whether that is done
         """
         engine = self._engine
         if not engine.closed:
             engine.close()
-            self._unsent = memoryview(bytes(self._unsent or b"") + engine.take())  # it is the last
+            self._unsent = memoryview(bytes(self._unsent or b"") + engine.take())  # no record follows these
         try:
             if not self.flush():
                 return False
             self._fin_sent = True
             return self._transport.send_eof()
         except OSError:
-            return True  # the connection is lost already, which the next read tells
+            return True  # the connection is lost already: the next read raises that
 
     def close(self, *, tell: bool = True) -> None:
-        """Close the transport below, and wake who waits for it. To tell the peer is for :meth:`send_eof`.
+        """Close the transport below, and wake the tasks that wait for it. :meth:`send_eof` has to come first, to end
+        TLS in order.
 
-        :param tell: as of the transport below
+        :param tell: as for the transport below
         """
         self._transport.close(tell=tell)
 
     def reset(self) -> None:
-        """Reset the transport below: TLS has nothing to say for that."""
+        """Reset the transport below. TLS sends nothing for that."""
         self._transport.reset()
 
-    # What has been agreed
+    # What was agreed in the handshake
 
     def shown_certificates(self) -> tuple[bytes, ...]:
-        """The certificates that the peer has sent, trusted or not, in DER: its own, then those that vouch for it."""
+        """The certificates that the peer has sent, trusted or not, in DER: its own, then those of its issuers."""
         return self._engine.shown_certificates()
 
     @property
     def attributes(self) -> dict[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes of the connection, those of TLS once the handshake is done."""
+        """AnyIO's typed attributes of the connection; those of TLS only once the handshake is done."""
         attributes = self._transport.attributes
         if self.established:
             tls, standard_compatible = self._engine.ssl_object, self._engine.standard_compatible
@@ -301,12 +303,16 @@ def tls_over(
     standard_compatible: bool,
     plaintext: int,
 ) -> TLSTransport:
-    """TLS over a transport, in the role that it has, or else that the context is for.
+    """Make a TLS transport over a plain one, after checking that the context fits the role.
 
-    :param context: None for the default, which a client has
-    :param host: the name or the address to check the peer's certificate for; empty for none
-    :param server_side: the role; None if the context decides
-    :raises ValueError: if there is no context, it is for the other side, or there is no name to check
+    :param transport: the plain transport
+    :param context: keys, certificates and what is demanded of the peer; None for the default, for a client only
+    :param host: the name or the address that the peer's certificate must be for; empty if there is none
+    :param server_side: whether this is the server's side of TLS; None to take the role that the context is for
+    :param standard_compatible: whether EOF without close_notify is an error
+    :param plaintext: the number of bytes that are sent unencrypted before TLS begins
+    :raises ValueError: if a server has no context, the context is for the other role, or it checks host names and there
+        is none
     """
     if context is None:
         if server_side:
@@ -316,7 +322,7 @@ def tls_over(
         server_side = context.protocol is ssl.PROTOCOL_TLS_SERVER
     check_role(context, server_side=server_side)
     name = None if server_side else identity(host)
-    if name is None and context.check_hostname and not server_side:  # `ssl` would check none
+    if name is None and context.check_hostname and not server_side:  # `ssl` would then check no name
         raise ValueError("server_hostname is needed: this connection has no host to check the certificate for")
     return TLSTransport(
         transport,

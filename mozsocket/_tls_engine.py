@@ -1,9 +1,9 @@
-"""TLS between two buffers, without any input or output: what has arrived is fed to it, and what is to be sent is taken.
+"""TLS without I/O: the caller feeds in what has arrived from the peer, and takes out the records to be sent.
 
-:class:`ssl.SSLObject` encrypts and decrypts; here is what decides how much of that is done at once, and for how long a
-peer may keep it busy. Nothing is called back, and nothing waits: who uses it looks at what the methods give, and at the
-attributes. What TLS answers by itself, in a handshake, a renegotiation or a KeyUpdate, is made into the same records as
-what the program sends, so that the order is always that in which they were encrypted.
+:class:`ssl.SSLObject` encrypts and decrypts. :class:`TLSEngine` decides how much of that is done at once, and how long
+a peer may keep it busy. There are no callbacks, and nothing waits: the caller goes by what the methods return and by
+the attributes. TLS also answers the peer by itself: in the handshake, in a renegotiation, and to a KeyUpdate. These
+records go into the same buffer as those of the program, so that all are sent in the order in which they were encrypted.
 """
 
 from __future__ import annotations
@@ -17,68 +17,74 @@ from typing import Any
 __all__ = ("Phase", "TLSEngine")
 
 RECORD_SIZE = 16_384
-"""Bytes in a record at most (RFC 8446, section 5.1)."""
+"""The most bytes of data in one record (RFC 8446, section 5.1)."""
 
 HEADER_SIZE = 5
-"""Bytes of a record before what is encrypted, of which the last two are the length of the rest."""
+"""The bytes of a record before its encrypted part. The last two are the length of that part."""
 
 RECORDS_AT_ONCE = 16
-"""Records given to OpenSSL at once: what is in them is not to be seen, and some cost it far more than data does."""
+"""The most records given to OpenSSL at once. Their kind is encrypted, and some cost OpenSSL far more than data does."""
 
 WORK_AT_ONCE = 2048
-"""Bytes of records, beside the data in them, that are decrypted before other tasks run: some 90 records, however little
-is in each; of those without data fewer the longer they are, as in one there may be hundreds of messages.
+"""The bytes of records, not counting the data in them, that are decrypted before other tasks run.
+
+They are some 90 records with data, whatever its size. Of records without data they are fewer the longer these are: a
+long one may hold hundreds of TLS's own messages.
 """
 
 LONG = 8192
-"""Bytes of records without data, given at once, after which a peer's are given one by one: there is little need."""
+"""The bytes of records without data, given at once, after which a peer's records are given one by one from then on: an
+ordinary peer has little need of them.
+"""
 
 FRUITLESS_RECORDS = 1000
-"""Records without data, one after the other, that a peer may send: Go's library bears 16, BoringSSL 32."""
+"""The most records without data that a peer may send in succession. Go's library allows 16, BoringSSL 32."""
 
 MAX_ANSWERS = 65_536
-"""Bytes of what TLS answers by itself that may wait to be sent. Beyond that nothing more is decrypted."""
+"""The most bytes of TLS's own answers that may wait to be sent. Beyond that nothing more is decrypted."""
 
 
 class Phase(enum.Enum):
-    """How far TLS has come."""
+    """The phases of TLS."""
 
     NEW = enum.auto()
-    """There has been no step of the handshake."""
+    """No step of the handshake has been taken."""
 
     HANDSHAKE = enum.auto()
-    """The handshake is going on."""
+    """The handshake is under way."""
 
     UP = enum.auto()
-    """It is done: there is data. Also while what came before a failure is yet to be opened."""
+    """The handshake is done, and data can be exchanged. A failure ends this phase only when all data before it is read.
+    """
 
     ENDED = enum.auto()
-    """The peer has ended TLS: what still comes is nothing to us. We may go on sending."""
+    """The peer has ended TLS: whatever it still sends is discarded. We may go on sending."""
 
     FAILED = enum.auto()
-    """TLS has failed, which has been told: what still comes is nothing to us."""
+    """TLS has failed, and the error was raised: whatever the peer still sends is discarded."""
 
 
-# For what is called often.
+# Looked up once: these are used for each message.
 _UP = Phase.UP
 _ENDED = Phase.ENDED
 _FAILED = Phase.FAILED
 
 
 def _cut_off() -> ssl.SSLEOFError:
-    # OpenSSL is not told of the end of stream, as after that it would not encrypt any more.
+    # OpenSSL is never given the EOF itself: it would refuse to encrypt anything after it.
     return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection without close_notify")
 
 
 class Records:
-    """Gives OpenSSL what has arrived by so many records at once. By itself it would not stop before there is data, or
-    nothing more.
+    """Gives OpenSSL what has arrived a few records at a time.
 
-    Nothing is held back until a record is whole, so that what is none is refused as soon as it can be.
+    Given all, OpenSSL would go on until it has found data or used up everything. A record need not be complete to be
+    given, so that OpenSSL refuses bytes that are no TLS as soon as possible.
 
-    :ivar at_once: how many are given at once
-    :ivar waiting: what is yet to be given
-    :ivar fruitless: how many were given since one had data, which is for who reads it to say
+    :param target: the buffer from which OpenSSL reads
+    :ivar at_once: the most records that are given at once
+    :ivar waiting: the bytes that were not given yet
+    :ivar fruitless: the number of records given since the last one with data; the reader of the data sets it to 0
     """
 
     __slots__ = ("_header", "_lacking", "_target", "at_once", "fruitless", "waiting")
@@ -86,27 +92,27 @@ class Records:
     def __init__(self, target: ssl.MemoryBIO) -> None:
         self._target = target
         self.at_once = RECORDS_AT_ONCE
-        self._lacking = 0  # bytes of a record of which a part was given
-        self._header = b""  # what was given of a record, if its length is not yet known
+        self._lacking = 0  # the missing bytes of a record that was given in part
+        self._header = b""  # the given part of a record's header, if that is incomplete
         self.fruitless = 0
         self.waiting: bytes | memoryview = b""
 
     def add(self, data: bytes) -> None:
-        """Give it, as far as it is not too much or behind other."""
+        """Add bytes, and give their first records immediately, unless others are still to be given or read."""
         size = len(data) - HEADER_SIZE
         if self.waiting or self._target.pending:
             self.waiting = bytes(self.waiting) + data
         elif size < 0 or size != data[3] << 8 | data[4] or self._lacking or self._header:
             self.waiting = data
             self.give()
-        else:  # just a record, as most messages are
+        else:  # exactly one record, as most messages are
             self.fruitless += 1
             self._target.write(data)
 
     def give(self) -> int:
-        """Give the next of what waits.
+        """Give the next records that wait.
 
-        :return: its size
+        :return: how many bytes were given
         """
         data = self.waiting
         size = self._measure(data)
@@ -118,7 +124,7 @@ class Records:
         return self._target.write(view[:size])
 
     def _measure(self, data: bytes | memoryview) -> int:
-        """How much of it to give: up to the end of a record, or all."""
+        """The number of bytes to give: up to the end of a record, or all."""
         before = len(self._header)
         if before:
             data = self._header + data
@@ -135,21 +141,21 @@ class Records:
 
 
 class TLSEngine:
-    """One side of a connection in TLS.
+    """One side of a TLS connection.
 
     :param context: keys, certificates and what is demanded of the peer
     :param server_side: whether this is the server's side of TLS
-    :param server_hostname: what the peer's certificate must be for, in the client's role
-    :param standard_compatible: whether an end of stream without close_notify is an error
-    :ivar phase: how far it has come
-    :ivar established: whether the handshake was done, whatever has become of TLS since
+    :param server_hostname: the name that the peer's certificate must be for, in the client's role; None for no check
+    :param standard_compatible: whether EOF without close_notify is an error
+    :ivar phase: the phase of TLS
+    :ivar established: whether the handshake was completed, even if TLS has ended or failed since
     :ivar closed: whether :meth:`close` was called
-    :ivar pending: whether :meth:`open` may have something to do though nothing more is fed
-    :ivar outgoing: the records that are made; ``outgoing.pending`` tells how much is to be had by :meth:`take`
-    :ivar answers: bytes of them that TLS has made by itself in :meth:`open`, since :meth:`forget_answers`
-    :ivar choked: whether these are so many that :meth:`open` does nothing before that is called
+    :ivar pending: whether :meth:`open` may have something to do even if nothing more is fed
+    :ivar outgoing: the buffer of records to be sent, to be emptied by :meth:`take`; ``outgoing.pending`` is its size
+    :ivar answers: the bytes of TLS's own answers that :meth:`open` has made since :meth:`forget_answers`
+    :ivar choked: whether there are so many answers that :meth:`open` does nothing until :meth:`forget_answers`
     :ivar standard_compatible: as given
-    :ivar ssl_object: what encrypts and decrypts, to ask for what has been agreed
+    :ivar ssl_object: encrypts and decrypts, and tells what was agreed in the handshake
     """
 
     __slots__ = (
@@ -195,16 +201,16 @@ class TLSEngine:
         self.answers = 0
         self.choked = False
         self._records = Records(self._incoming)
-        self._tickets = b""  # records that go before the next of ours, whenever there is one
-        self._ahead = b""  # what is decrypted already, and comes first
-        self._full = False  # whether OpenSSL may hold decrypted bytes, for which there was no room
-        self._eof = False  # whether the peer has ended the stream
-        self._error: ssl.SSLError | None = None  # what the next open() raises
+        self._tickets = b""  # records with session tickets, sent together with the next record
+        self._ahead = b""  # data that was decrypted early, by close(): the next to be returned
+        self._full = False  # whether OpenSSL may hold decrypted data that exceeded the size asked for
+        self._eof = False  # whether EOF was fed
+        self._error: ssl.SSLError | None = None  # the error that the next open() raises
 
-    # What comes from the peer
+    # Receiving
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the peer; ``b""`` is its end."""
+        """Take bytes from the peer; ``b""`` is EOF."""
         if not data:
             self._eof = self.pending = True
         elif self.phase is not _ENDED and self.phase is not _FAILED:
@@ -212,11 +218,11 @@ class TLSEngine:
             self.pending = True
 
     def open(self, size: int) -> bytes | None:
-        """Go on with what was fed: a step of the handshake, which gives None, or some data.
+        """Decrypt what was fed, or take a step of the handshake, which returns None.
 
-        :return: the data of as many records as it came in, at most ``size`` bytes; ``b""`` at the peer's end; None if
-            there is none, or :attr:`choked`
-        :raises ssl.SSLError: if TLS fails; after that, what still comes is discarded
+        :return: the data of one or more records, at most ``size`` bytes; ``b""`` at the peer's end (close_notify or
+            EOF); None if there is no data, or if :attr:`choked`
+        :raises ssl.SSLError: if TLS fails; whatever is fed after that is discarded
         """
         if self.choked or not self.pending:
             return None
@@ -230,7 +236,7 @@ class TLSEngine:
                 self._answered(made)
 
     def _go_on_without_data(self) -> bytes | None:
-        """Take a step of the handshake, or tell of the peer's end or of what went wrong, or of nothing."""
+        """Take a step of the handshake, or report the peer's end, an error, or that there is no data."""
         if self.phase is _ENDED or self.phase is _FAILED:
             return b""
         if self.phase is not _UP:
@@ -250,14 +256,14 @@ class TLSEngine:
         return bool(self._incoming.pending or self._full or self._records.waiting or self._ahead)
 
     def _decrypt(self, size: int) -> bytes:
-        """What is in the records that are here, up to the peer's end or an error, which is for the next call."""
+        """The data in the records that were fed, up to the peer's end or an error, which the next call reports."""
         incoming, records, parts = self._incoming, self._records, []
         if self._ahead:
             parts.append(self._ahead[:size])
             self._ahead = self._ahead[size:]
             size -= len(parts[0])
         left, full, work = incoming.pending, self._full, WORK_AT_ONCE
-        # That there is nothing, an exception would tell as well, but it takes a microsecond or two.
+        # The condition saves a last read(), which would raise SSLWantReadError: that takes a microsecond or two.
         while size and work > 0 and (left or full or records.waiting):
             if not (left or full):
                 left = records.give()
@@ -281,12 +287,15 @@ class TLSEngine:
             else:
                 full = self.ssl_object.pending() > 0
         self._full = full
-        if not (self._eof or self._error or self.phase is _ENDED):  # which the next call tells
+        if not (self._eof or self._error or self.phase is _ENDED):  # else it stays True: the next call reports that
             self.pending = bool(left or full or records.waiting or self._ahead)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _judge(self, exc: ssl.SSLError) -> bytes:
-        """Why there was no data, which is given."""
+        """Act on the exception by which a read had no data.
+
+        :return: no data
+        """
         fruitless = self._records.fruitless
         if not isinstance(exc, (ssl.SSLWantReadError, ssl.SSLZeroReturnError)):
             self._stop(exc)
@@ -298,7 +307,7 @@ class TLSEngine:
         return b""
 
     def _stop(self, error: ssl.SSLError | None = None) -> None:
-        """The peer has ended TLS, or it has failed: what comes behind is nothing to us."""
+        """Discard what follows: the peer has ended TLS, or has made it fail."""
         self._error = error
         if error is None:
             self.phase = _ENDED
@@ -306,16 +315,17 @@ class TLSEngine:
         self._records.waiting = b""
 
     def _fail(self) -> None:
-        """TLS has failed, which is being told."""
+        """Note that TLS has failed. The caller raises the error."""
         self.phase = _FAILED
         self.pending = self._eof
-        self.forget_answers()  # there will be no more
+        self.forget_answers()  # no more are made
 
     def _answered(self, before: int) -> None:
+        """Count the answers that :meth:`open` has made.
+
+        :param before: how many bytes of records there were before
         """
-        :param before: how many bytes had been made before that
-        """
-        if self.closed:  # nothing may follow the end
+        if self.closed:  # nothing may follow close_notify
             made = self.outgoing.read(before)
             self.outgoing.read()
             self.outgoing.write(made)
@@ -323,12 +333,12 @@ class TLSEngine:
             self.answers += self.outgoing.pending - before
             self.choked = self.answers > MAX_ANSWERS
 
-    # What goes to the peer
+    # Sending
 
     def seal(self, chunks: Iterable[bytes | bytearray | memoryview]) -> int:
-        """Make records of bytes.
+        """Encrypt bytes into records.
 
-        :return: how many of them; fewer than all if more of the peer's is needed first, for a handshake
+        :return: how many bytes were encrypted; not all if a handshake needs something from the peer first
         :raises ssl.SSLError: if TLS fails, or has failed
         """
         count = 0
@@ -345,41 +355,41 @@ class TLSEngine:
         return count
 
     def take(self) -> bytes:
-        """The records that are made, to be handed over."""
+        """Remove and return the records that are to be sent."""
         tickets, self._tickets = self._tickets, b""
         return tickets + self.outgoing.read()
 
     def forget_answers(self) -> None:
-        """All that TLS has answered has been handed over, or nobody gets it."""
+        """Note that all answers of TLS have been handed over, or were dropped."""
         self.answers = 0
         self.choked = False
 
     def close(self) -> None:
-        """Make close_notify, unless TLS is not there or has failed. It is the last record: nothing is made after it."""
+        """Make close_notify, unless TLS is not up or has failed. No record is made after it."""
         if not self.closed:
             self.closed = True
             if self.phase is _UP or self.phase is _ENDED:
                 self._notify_close()
 
     def _notify_close(self) -> None:
-        """Have close_notify made. `ssl` then looks for the peer's, and fails for good if it finds data in its place: so
-        it must not find any.
+        """Make close_notify while OpenSSL has nothing to read.
+
+        ``unwrap()`` also looks for the peer's close_notify, and would make TLS fail if it found data instead.
         """
         self._ahead += self.ssl_object.read(self.ssl_object.pending()) if self.ssl_object.pending() else b""
         undecrypted = self._incoming.read()
         try:
             self.ssl_object.unwrap()
         except ssl.SSLError:
-            pass  # it wants the peer's too, for which we do not wait
+            pass  # it wants the peer's close_notify too, for which we do not wait
         self._incoming.write(undecrypted)
 
     # The handshake
 
     def do_handshake(self) -> None:
-        """Take the handshake as far as the peer's bytes allow, or as goes at once. :meth:`open` does so too, when there
-        are any.
+        """Take the handshake as far as the next records from the peer allow. :meth:`open` does so too, if it has any.
 
-        :raises ssl.SSLError: if it fails
+        :raises ssl.SSLError: if the handshake fails
         """
         self.phase = Phase.HANDSHAKE
         if self._records.waiting:
@@ -395,7 +405,10 @@ class TLSEngine:
             self._records.fruitless = 0
 
     def _take_step(self) -> bool:
-        """:return: whether it was the last"""
+        """Have OpenSSL go on with the handshake.
+
+        :return: whether that has completed it
+        """
         waiting = self.outgoing.pending
         try:
             self.ssl_object.do_handshake()
@@ -405,15 +418,16 @@ class TLSEngine:
             self._fail()
             raise
         if self.ssl_object.server_side and self.ssl_object.version() == "TLSv1.3" and not waiting:
-            # What the last step makes are the tickets, by which the client may come back quicker. One that only sends
-            # and closes does not read them, and so its close would be a reset, which destroys what it has sent.
+            # The last step makes session tickets, by which the client can connect faster the next time. They are kept
+            # back: a client that only sends and closes would not read them, and closing with unread input sends a
+            # reset, which destroys what it has sent.
             self._tickets = self.outgoing.read()
         return True
 
     def shown_certificates(self) -> tuple[bytes, ...]:
-        """The certificates that the peer has sent, trusted or not, in DER: its own, then those that vouch for it."""
+        """The certificates that the peer has sent, trusted or not, in DER: its own, then those of its issuers."""
         if sys.version_info >= (3, 13):
             return tuple(self.ssl_object.get_unverified_chain())
-        private: Any = self.ssl_object  # until then that was not public
+        private: Any = self.ssl_object  # before Python 3.13 that method is not public
         chain = private._sslobj.get_unverified_chain()
         return tuple(ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in chain or ())

@@ -149,12 +149,12 @@ def test_ipv4_only() -> None:
         listener.accept()[0].close()
         assert client.ends() == (0, "")
     fails(
-        "cannot connect to ::1 port 80: ::1 has no IPv4 address, to connect to from 0.0.0.0", "connect", "-4", "::1", 80
+        "cannot connect to ::1 port 80: ::1 has no IPv4 address to connect to from 0.0.0.0", "connect", "-4", "::1", 80
     )
 
 
 def test_ipv6_only() -> None:
-    message = "cannot connect to 127.0.0.1 port 80: 127.0.0.1 has no IPv6 address, to connect to from ::"
+    message = "cannot connect to 127.0.0.1 port 80: 127.0.0.1 has no IPv6 address to connect to from ::"
     fails(message, "connect", "-6", "127.0.0.1:80")
 
 

@@ -454,7 +454,7 @@ async def test_connecting_from_an_address_of_another_family(remote: str, local: 
     with pytest.raises(OSError, match="address") as raised:
         await connect(remote, 80, local)
     assert raised.value.errno == errno.EADDRNOTAVAIL
-    assert raised.value.strerror == f"{remote} has no {family} address, to connect to from {local}"
+    assert raised.value.strerror == f"{remote} has no {family} address to connect to from {local}"
 
 
 async def test_connecting_from_an_address_of_another_machine(listener: socket.socket) -> None:
