@@ -1,9 +1,9 @@
-"""Handlers of whole lines, or of length-prefixed frames, made into handlers of ``data``.
+"""Framing: handlers of ``data`` that cut it into lines or length-prefixed frames, and call a handler with each.
 
-TCP keeps no boundaries: one ``data`` may have many lines, and the beginning of one more. What was given to a handler
-and not taken by it is held by the socket, not by the handler, see :class:`Held`. So one handler serves many sockets,
-and what is behind the line after which somebody else is to have the bytes is theirs, whether that is another handler,
-a stream or TLS; and it waits if the socket is suspended.
+TCP keeps no boundaries: one ``data`` may contain many lines, and the beginning of another. The bytes that a handler was
+given but has not taken yet are kept with the socket (:class:`Held`), not with the handler. So one handler can serve
+many sockets. The bytes wait if the socket is suspended, and if another handler, a stream or TLS takes over after a
+line, whatever follows that line is theirs.
 """
 
 from __future__ import annotations
@@ -27,27 +27,30 @@ T = TypeVar("T", bound="bytes | str")
 def lines(
     handler: Callable[[TCPSocketEvent[T]], object], *, limit: int = 65536, unended: bool = False
 ) -> Callable[[TCPSocketEvent[T]], object]:
-    """Make a handler of lines into one of ``data``::
+    """Make a handler of ``data`` from a handler of lines::
 
         socket.ondata = lines(on_line)
 
-    It is called with a :class:`TCPSocketEvent` for each line, of which ``data`` is the line without its end, LF or
-    CRLF; it may be empty. While it is ``async``, the next line waits until it is done.
+    The handler of lines is called for each line with a :class:`TCPSocketEvent`, whose ``data`` is the line without its
+    line end (LF or CRLF). The line may be empty. While the handler is ``async`` and has not returned, the next line
+    waits.
 
-    What it does to the socket holds from the next line on: :meth:`~TCPSocket.suspend` lets that wait,
-    :meth:`~TCPSocket.close` drops it. What is behind the line in which it calls :meth:`~TCPSocket.upgradeToSecure` or
-    :meth:`~TCPSocket.stream`, or sets another ``ondata``, is part of TLS, or for the stream, or for that handler.
+    What the handler does to the socket takes effect from the next line on. :meth:`~TCPSocket.suspend` makes the next
+    line wait; :meth:`~TCPSocket.close` drops it. If the handler calls :meth:`~TCPSocket.upgradeToSecure` or
+    :meth:`~TCPSocket.stream`, or sets another ``ondata``, whatever follows its line belongs to TLS, to the stream or to
+    that handler.
 
-    A line that is too long, or that the peer has not ended when it ends its side, loses the connection: ``error`` with
-    the name ``"NetworkError"`` (:data:`errno.EMSGSIZE`) or ``"NetworkInterruptError"``, then ``close``.
+    The connection fails, with ``error`` and then ``close``, if a line is too long (the error's name is
+    ``"NetworkError"``, :data:`errno.EMSGSIZE`) or if the peer ends its direction within a line
+    (``"NetworkInterruptError"``).
 
-    The same handler can be that of many sockets. It is for ``ondata``, not for :meth:`~TCPSocket.addEventListener`.
+    One handler can serve many sockets. It is for ``ondata``, not for :meth:`~TCPSocket.addEventListener`.
 
     :param handler: a function or ``async def`` function that takes one event
-    :param limit: bytes of a line, without its end, at most
-    :param unended: whether what the peer sends behind the last end of a line, before it ends its side, is a line too,
-        as in some files
-    :return: a handler of ``data``, which is ``async`` as well if the handler is
+    :param limit: the most bytes in a line, not counting its line end
+    :param unended: whether bytes after the last line end are a line too when the peer ends its direction, as in some
+        files
+    :return: a handler of ``data``; it is ``async`` if the handler of lines is
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if the limit is less than 1
     """
@@ -63,21 +66,21 @@ def frames(
     limit: int = 65536,
     byteorder: Literal["big", "little"] = "big",
 ) -> Callable[[TCPSocketEvent[T]], object]:
-    """Make a handler of frames into one of ``data``, where each frame comes behind its length::
+    """Make a handler of ``data`` from a handler of frames, each of which is preceded by its length::
 
         socket.ondata = frames(on_frame, size=4)
 
-    It is called with a :class:`TCPSocketEvent` for each frame, of which ``data`` is the frame without its length; it
-    may be empty. All else is as with :func:`lines`. A frame that is too long loses the connection as soon as its length
-    has come.
+    The handler of frames is called for each frame with a :class:`TCPSocketEvent`, whose ``data`` is the frame without
+    its length. The frame may be empty. All else is as with :func:`lines`. The connection fails as soon as the length of
+    a frame that is too long has arrived.
 
     :param handler: a function or ``async def`` function that takes one event
-    :param size: bytes of the length before each frame, an unsigned number that does not count itself: 1 to 8
-    :param limit: bytes of a frame at most
-    :param byteorder: of the length: ``"big"`` (network order) or ``"little"``
-    :return: a handler of ``data``, which is ``async`` as well if the handler is
+    :param size: the size of the length field in bytes, 1 to 8; the length is unsigned and does not include the field
+    :param limit: the most bytes in a frame
+    :param byteorder: the byte order of the length: ``"big"`` (network order) or ``"little"``
+    :return: a handler of ``data``; it is ``async`` if the handler of frames is
     :raises TypeError: if an argument is of the wrong type
-    :raises ValueError: if a number is out of range, or the byte order unknown
+    :raises ValueError: if a number is out of range, or the byte order is unknown
     """
     check_count("size", size, 1, 8)
     check_count("limit", limit, 1)
@@ -91,16 +94,17 @@ def _handler_of(cutter: _Cutter, handler: Handler) -> Handler:
     return (_AsyncHandler if is_async(handler) else _Handler)(cutter, handler)
 
 
-# What bytes are cut into: pieces, each with what belongs to it in the stream.
+# Cutting bytes into pieces: lines or frames
 
 
 class _Cutter(Protocol):
-    """
-    :ivar name: of the public function
-    :ivar piece: what it cuts, in words
-    :ivar end: what a piece is without, if it ends with it
-    :ivar limit: bytes of a piece at most
-    :ivar unended: whether what there is at the peer's end is a piece too
+    """Cuts bytes into pieces, and puts pieces together again.
+
+    :ivar name: the name of the public function
+    :ivar piece: the word for a piece, in messages
+    :ivar end: the ending that is removed from a piece before it is delivered; may be empty
+    :ivar limit: the most bytes in a piece
+    :ivar unended: whether an incomplete piece counts as a piece when the peer ends its direction
     """
 
     name: str
@@ -110,21 +114,21 @@ class _Cutter(Protocol):
     unended: bool
 
     def cut(self, rest: bytearray, data: bytes) -> list[bytes]:
-        """Cut off the pieces that are whole and not too long.
+        """Cut off the pieces that are complete, up to the first that is too long.
 
-        :param rest: what was left of it the last time; changed to what is left now
-        :param data: what comes behind
+        :param rest: the bytes that the last cut has left; changed to those that this cut leaves
+        :param data: the bytes that follow them
         """
 
     def is_too_long(self, rest: bytearray) -> bool:
-        """Whether the piece that is next is."""
+        """Whether the bytes that were left begin with a piece that is too long."""
 
     def join(self, pieces: Iterable[bytes]) -> bytes:
-        """The bytes that they were cut from."""
+        """The bytes from which the pieces were cut."""
 
 
 class _Lines(_Cutter):
-    name, piece, end = "lines", "line", b"\r"  # what is cut is at LF
+    name, piece, end = "lines", "line", b"\r"  # lines are cut at LF, so one that ended with CRLF still has its CR
 
     def __init__(self, limit: int, unended: bool) -> None:
         self.limit = limit
@@ -145,7 +149,7 @@ class _Lines(_Cutter):
         return pieces
 
     def _leave_too_long(self, pieces: list[bytes], rest: bytearray) -> None:
-        """Leave the first that is too long, and those behind it."""
+        """Move the first piece that is too long, and those after it, back into ``rest``."""
         for index, piece in enumerate(pieces):
             if len(piece.removesuffix(self.end)) > self.limit:
                 rest[:0] = self.join(pieces[index:])
@@ -200,11 +204,11 @@ class _Frames(_Cutter):
 
 
 class _Pieces:
-    """What one socket's handler was given, and has not taken: see :class:`Held`.
+    """The bytes that the handler of one socket was given and has not taken, see :class:`Held`.
 
     :param by: the handler
-    :ivar whole: the pieces that it can take, the next last
-    :ivar rest: the bytes behind them
+    :ivar whole: the complete pieces, in reverse order
+    :ivar rest: the bytes after them: an incomplete piece
     """
 
     __slots__ = ("by", "rest", "whole")
@@ -233,12 +237,12 @@ class _Pieces:
 
 
 class _Handler(OnlyHandler):
-    """A handler of data, made of a function that takes a piece."""
+    """A handler of ``data`` that calls a function with each piece."""
 
     def __init__(self, cutter: _Cutter, handler: Handler) -> None:
         self.cutter = cutter
         self._handler = handler
-        self.words = f"what {cutter.name}() makes"
+        self.words = f"a handler made by {cutter.name}()"
 
     def __repr__(self) -> str:
         return f"<{self.cutter.name}({self._handler!r})>"
@@ -246,15 +250,15 @@ class _Handler(OnlyHandler):
     def __call__(self, event: TCPSocketEvent[Any]) -> object:
         for piece in self._pieces(event):
             result = self._handler(piece)
-            if result is not None and is_to_be_awaited(result):  # first
+            if result is not None and is_to_be_awaited(result):  # the dispatcher awaits it before the next piece
                 connection_of(event.target).take_back()
                 return result
         return None
 
     def _pieces(self, event: TCPSocketEvent[Any]) -> Iterator[TCPSocketEvent[Any]]:
-        """The pieces that there are now, as long as they are for this handler: others may take them back any time."""
+        """An event for each complete piece, until the pieces are taken back, which may happen while one is handled."""
         if not isinstance(event, TCPSocketEvent):
-            raise TypeError(f"{self.words} is a handler of data, not of {event.type}")
+            raise TypeError(f"{self.words} is for ondata only, not for {event.type} events")
         target, end, is_text = event.target, self.cutter.end, isinstance(event.data, str)
         connection = connection_of(target)
         held = self._held(connection, event.data.encode("latin-1") if is_text else event.data)
@@ -264,13 +268,13 @@ class _Handler(OnlyHandler):
             yield TCPSocketEvent("data", target, piece.decode("latin-1") if is_text else piece)
             for scope in scopes:
                 if scope.cancel_called:
-                    return  # no handler runs any more
+                    return  # the handlers are cancelled
         if self.cutter.is_too_long(held.rest):
             words = f"the peer sent a {self.cutter.piece} of more than {self.cutter.limit} bytes"
             connection.reject(OSError(errno.EMSGSIZE, words))
 
     def _held(self, connection: Connection, data: bytes) -> _Pieces:
-        """:return: what this handler can take now, of data and of what there was before"""
+        """Cut data, together with the bytes that were left before, into pieces for this handler."""
         held = connection.inbox.held
         if not isinstance(held, _Pieces) or held.by is not self:
             if held is not None:
@@ -282,22 +286,22 @@ class _Handler(OnlyHandler):
         return held
 
     def finish(self, event: TCPSocketEvent[Any], rest: bytes) -> object:
-        """The peer has ended its side.
+        """Act on the end of the peer's direction: an incomplete piece is delivered, or makes the connection fail.
 
-        :param event: one of data without any
-        :param rest: what there is of a piece
+        :param event: a ``data`` event without data
+        :param rest: the bytes of the incomplete piece
         """
         target, piece = event.target, self.cutter.piece
         if self.cutter.unended:
             data = rest.decode("latin-1") if isinstance(event.data, str) else rest
             return self._handler(TCPSocketEvent("data", target, data))
-        words = f"the peer ended within a {piece}, of which it had sent {len(rest)} bytes"
+        words = f"the peer ended its side within a {piece}, after {len(rest)} bytes of it"
         connection_of(target).reject(ConnectionResetError(errno.ECONNRESET, words))
         return None
 
 
 class _AsyncHandler(_Handler):
-    """The same, made of an ``async def`` function."""
+    """A handler of ``data`` that awaits an ``async def`` function with each piece."""
 
     async def __call__(self, event: TCPSocketEvent[Any]) -> None:
         for piece in self._pieces(event):

@@ -1,4 +1,4 @@
-"""What one socket receives, sent by another: a proxy is two of these."""
+"""Pipes: whatever one socket receives, another sends. A proxy is two of them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ __all__ = ("pipe",)
 
 
 def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
-    """Pass on what a socket receives to another, one way; for both ways, call it twice::
+    """Pass on what a socket receives to another socket, in one direction. For both directions, call it twice::
 
         pipe(client, upstream)
         pipe(upstream, client)
 
-    While the target takes no more, and until it is open, the source is suspended. The peer's end is passed on by
-    :meth:`~TCPSocket.send_eof`, if the source has ``allow_half_open``; without that the source closes. When either is
-    closed, the other is closed too: in order, or, if the connection has failed or was lost, or a handler has raised, by
-    a reset. If the block of one is cancelled, the other is closed at once.
+    The source is suspended until the target is open, and whenever the target's buffer is full.
 
-    The handlers of both stay free: it listens beside them. An ``error`` of either is still the program's to handle.
-    Call it before the source can have received anything, as in the handler of ``connect``, or while it is suspended; or
-    in a handler made by :func:`lines` or :func:`frames`, which has ``ondata`` set to None: what is behind the line is
-    passed on. It may be called when either of them is closing, or closed, already: then the other closes too.
+    - The source's peer ends its direction: if the source has ``allow_half_open``, the target calls
+      :meth:`~TCPSocket.send_eof`; without that option the source closes.
+    - One of the two sockets closes: the other closes too, in order.
+    - One of them has failed or was lost, or one of its handlers has raised: the other is reset.
+    - The block of one of them is cancelled: the other closes immediately.
 
-    :param source: whose ``data`` is passed on
-    :param target: what it is sent by; may be the source, which is an echo
+    The pipe adds listeners, so the ``on…`` handlers of both sockets stay free. The program still has to handle an
+    ``error`` of either.
+
+    Call it before the source can have received anything, as in the handler of ``connect``, or while the source is
+    suspended. It may also be called in a handler made by :func:`lines` or :func:`frames` that sets ``ondata`` to None:
+    then whatever follows that line or frame is passed on. If one of the sockets is closing or closed already, the other
+    closes too.
+
+    :param source: the socket whose ``data`` is passed on
+    :param target: the socket that sends the data; may be the source, which makes an echo
     :raises TypeError: if one of them is not a TCPSocket
     :raises InvalidStateError: if the source has a :meth:`~TCPSocket.stream`, which takes the data, or
         :meth:`~TCPSocket.send_eof` of the target was called
@@ -47,11 +53,12 @@ def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
 
 
 class _Pipe:
-    """
-    :ivar _unsent: what the target has not taken, as its ``max_buffered_amount`` has no room
-    :ivar _holds: whether it has suspended the source
-    :ivar _waits: whether that is until the target drains
-    :ivar _ended: whether the source's peer has ended, and the target's is to be told
+    """One direction between two sockets.
+
+    :ivar _unsent: the bytes that the target was not given yet: it is not open, or ``max_buffered_amount`` is reached
+    :ivar _holds: whether the pipe has suspended the source
+    :ivar _waits: whether it waits for a ``drain`` of the target
+    :ivar _ended: whether the source's peer has ended its direction, and the target is still to pass that on
     """
 
     def __init__(self, source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
@@ -81,14 +88,14 @@ class _Pipe:
             self._go_on()
 
     def _end(self) -> None:
-        """Listen no more: the sockets refer to each other by this."""
+        """Remove the listeners, by which the two sockets refer to each other."""
         for socket, type_, listener in self._listening:
             socket.removeEventListener(type_, listener)
         self._listening = ()
         for socket in (self._source, self._target):
             connection_of(socket).remove_close_callback(self._on_cancelled)
 
-    # What happens
+    # The events of both sockets
 
     def _on_data(self, event: TCPSocketEvent[Any]) -> None:
         data = event.data.encode("latin-1") if isinstance(event.data, str) else event.data
@@ -122,16 +129,16 @@ class _Pipe:
             self._source.close()
 
     def _on_cancelled(self) -> None:
-        """One is over without an event, as its block was cancelled; the other may be of another block."""
+        """Close both: the block of one was cancelled, which causes no event. The other may be of another block."""
         self._end()
-        with suppress(RuntimeError):  # if there is not even a task any more
+        with suppress(RuntimeError):  # raised if not even a task runs any more
             self._source.closeImmediately()
             self._target.closeImmediately()
 
-    # What is to be done
+    # Passing on
 
     def _go_on(self) -> None:
-        """Send what there is, or wait until that is possible."""
+        """Pass on the data and the end, or hold the source back until that is possible."""
         state = self._target.readyState
         if state == ReadyState.OPEN and not self._waits:
             self._send()
@@ -142,20 +149,23 @@ class _Pipe:
             self._release()
 
     def _send(self) -> None:
-        """As much as fits. A ``drain`` of the target follows where that is not all, or it is enough for now."""
+        """Send as much as the target's buffer takes. If that is full then, a ``drain`` of the target will follow."""
         target, data = self._target, self._unsent
         limit = connection_of(target).options.max_buffered_amount
         try:
             while data and not self._waits:
-                part = data if limit is None else data[: max(limit - target.bufferedAmount, 1)]
-                self._waits = not target.send(part)
-                data = data[len(part) :]
+                chunk = data if limit is None else data[: max(limit - target.bufferedAmount, 1)]
+                self._waits = not target.send(chunk)
+                data = data[len(chunk) :]
         except BufferError:
             self._waits = True
         self._unsent = data
 
     def _send_remainder(self) -> None:
-        """Whatever the limit, as nothing more will come; the target may be closing, by a pipe of the other way."""
+        """Send the unsent bytes, whatever the limit: nothing follows them.
+
+        The target may be closing already, as the pipe of the other direction has closed it.
+        """
         connection = connection_of(self._target)
         if self._unsent and connection.transport is not None and connection.machine.own_side is OwnSide.OPEN:
             connection.send_directly(self._unsent)
@@ -177,12 +187,12 @@ class _Pipe:
 
 
 def _has_closed(socket: TCPSocket[Any]) -> bool:
-    """Whether ``close`` has been told, or never will be, as the socket was closed before anything ran it."""
+    """Whether the socket's ``close`` was delivered, or never will be, as nothing runs the socket."""
     connection = connection_of(socket)
     return connection.lifetime.over or connection.machine.is_over()
 
 
 def _has_failed(socket: TCPSocket[Any]) -> bool:
-    """Whether it is closed, or is about to be, in the middle of something: by a handler that has raised, too."""
+    """Whether the connection has failed or was lost, or one of its handlers has raised."""
     lifetime = connection_of(socket).lifetime
     return lifetime.failure is not None or bool(lifetime.crash_words)

@@ -289,9 +289,9 @@ async def test_a_handler_that_is_replaced_before_is_not_asked() -> None:
 @pytest.mark.parametrize(
     ("make", "data", "words"),
     [
-        (lines, b"1\nnot en", "within a line, of which it had sent 6 bytes"),
-        (partial(frames, size=2), framed(b"1") + b"\0", "within a frame, of which it had sent 1 bytes"),
-        (partial(frames, size=2), framed(b"1") + b"\0\5not", "within a frame, of which it had sent 5 bytes"),
+        (lines, b"1\nnot en", "within a line, after 6 bytes of it"),
+        (partial(frames, size=2), framed(b"1") + b"\0", "within a frame, after 1 bytes of it"),
+        (partial(frames, size=2), framed(b"1") + b"\0\5not", "within a frame, after 5 bytes of it"),
     ],
 )
 async def test_the_peer_ends_within(
@@ -830,7 +830,7 @@ def test_bad_arguments(call: Callable[[], Any], error: type[Exception], words: s
 
 async def test_it_is_no_listener_beside_others() -> None:
     sock = TCPSocket("localhost", 1)
-    with pytest.raises(TypeError, match=r"what lines\(\) makes is for ondata only"):
+    with pytest.raises(TypeError, match=r"a handler made by lines\(\) is for ondata only"):
         sock.addEventListener("data", lines(print))
     sock.ondata = lines(print)
     with pytest.raises(TypeError, match="must be a function that takes one event"):
@@ -839,7 +839,7 @@ async def test_it_is_no_listener_beside_others() -> None:
 
 
 async def test_it_is_for_data_only() -> None:
-    with pytest.raises(TypeError, match=r"what frames\(\) makes is a handler of data, not of end"):  # noqa: PT012
+    with pytest.raises(TypeError, match=r"a handler made by frames\(\) is for ondata only, not for end"):  # noqa: PT012
         async with connected_peer(allow_half_open=True) as (sock, peer):
             sock.onend = frames(print, size=2)  # type: ignore[assignment]
             peer.send_eof()
