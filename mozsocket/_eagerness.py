@@ -1,32 +1,32 @@
-"""When to look again for what has not arrived yet, before the operating system is asked to tell."""
+"""Whether polling for more to read is worth it, before waiting for it."""
 
 from __future__ import annotations
 
 __all__ = ("Eagerness",)
 
 EAGER_POLLS = 3
-"""Turns of the event loop for which to look for an answer: when both ends are in one process it is here by then."""
+"""Turns of the event loop for which to poll. If both ends are in one process, an answer has arrived by then."""
 
 MAX_SKIP = 63
-"""How often, where that was in vain, it is left out before it is tried again."""
+"""The most reads after which polling is skipped, where it has found nothing, before it is tried again."""
 
 
 class Eagerness:
-    """Whether to look again for more to read, before the operating system is asked to tell.
+    """Decides, after a read, whether to poll for more in the next turns of the event loop or to wait immediately.
 
-    The answer to what a handler has sent is often here within a few turns of the event loop, and a turn costs far less
-    than to have the operating system tell. Where it is not, as with a distant peer, that is tried ever less often.
+    The answer to what a handler has sent often arrives within a few turns of the event loop, and a turn costs far less
+    than a wait for the operating system. Where it does not, as with a distant peer, polling is tried ever less often.
     """
 
     __slots__ = ("_limit", "_polls", "_skip", "_skipped")
 
     def __init__(self) -> None:
-        self._limit = 0  # how many looks there may be now
-        self._polls = 0  # how many there have been since something was read
-        self._skip = self._skipped = 1  # how many times not to look, and did not
+        self._limit = 0  # the most polls until something is read
+        self._polls = 0  # the number of polls since something was read
+        self._skip = self._skipped = 1  # for how many reads to skip polling, and for how many that was done
 
     def found(self) -> None:
-        """Something was read."""
+        """Note that something was read."""
         if self._polls:
             self._skip = self._polls = 0
         if self._skipped < self._skip:
@@ -37,7 +37,7 @@ class Eagerness:
             self._limit = EAGER_POLLS
 
     def should_poll(self) -> bool:
-        """Whether to look again at the next turn of the event loop."""
+        """Whether to poll once more, at the next turn of the event loop, instead of waiting."""
         if self._polls < self._limit:
             self._polls += 1
             return True

@@ -1,4 +1,7 @@
-"""How long what may not last for ever may last, and what is said when its time is over."""
+"""Time limits: how long connecting, a handshake, closing and silence may last, and the errors when they last longer.
+
+The connection asks for the next deadline and the error; this module has no clock of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,34 @@ from ._options import SocketOptions
 __all__ = ("Idleness", "Limits", "timeout")
 
 FAILURE_PATIENCE = 1
-"""Seconds to read, when nothing more can be sent, what the peer sent before; as a rule it is there."""
+"""Seconds for reading what the peer had sent before sending failed. Usually it has arrived already."""
 
 ALERT_PATIENCE = 1
-"""Seconds that a peer is given to read why TLS failed: to close with unread input would destroy the alert (RST)."""
+"""Seconds for the peer to read the alert that says why TLS failed. Closing before that would destroy the alert, as
+closing with unread input sends a reset (RST)."""
 
 PLAINTEXT_STEP = 65_536
-"""Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``: so the time for all
-of it is bounded too."""
+"""Bytes of the plaintext before an upgrade that the peer has to take in each ``handshake_timeout``. So the time for the
+whole plaintext is limited too."""
 
 IDLE_CHECKS = 8
-"""How often, in an ``idle_timeout``, one looks whether anything has happened: that late is it found."""
+"""The number of checks for activity in each ``idle_timeout``: it may be exceeded by the time between two checks."""
 
 PLAINTEXT_PATIENCE = 0.5
-"""Seconds for that at least: it may be said that a handshake must be here at once, but not that a network be fast."""
+"""The least number of seconds for a step of the plaintext. A program may want a handshake immediately, with a very
+short ``handshake_timeout``, but cannot make the network fast."""
 
 
 def timeout(words: str) -> TimeoutError:
+    """The error of a time limit."""
     return TimeoutError(errno.ETIMEDOUT, words)
 
 
 class Limits:
-    """Those of one connection: of connecting, TLS included, and of what it is doing now.
+    """The time limits of one connection: that of connecting, TLS included, and that of its current stage.
 
-    :param options: of the connection
-    :ivar current: what is limited now, beside connecting
+    :param options: the options of the connection
+    :ivar current: the limit of the current stage; None if it has none
     """
 
     __slots__ = ("_connect_at", "_current_at", "_options", "_plaintext", "current")
@@ -47,13 +53,18 @@ class Limits:
         self._plaintext = 0
 
     def begin_to_connect(self, deadline: float) -> None:
-        """:param deadline: when there has to be a connection, by the event loop's clock"""
+        """Limit the time for connecting.
+
+        :param deadline: when the connection has to be established, by the event loop's clock
+        """
         self._connect_at = deadline
 
     def begin(self, limit: Limit | None, now: float, plaintext: int) -> None:
-        """
-        :param limit: what is limited from now on
-        :param plaintext: how many bytes are yet to be taken that go before TLS
+        """Begin another stage.
+
+        :param limit: the limit of that stage; None for none
+        :param now: the time by the event loop's clock
+        :param plaintext: how many bytes before TLS the peer has not taken yet
         """
         self.current = limit
         self._current_at = math.inf if limit is None else now + self._seconds(limit)
@@ -61,27 +72,34 @@ class Limits:
 
     @property
     def deadline(self) -> float:
-        """When the first of them is over."""
+        """The earlier of the two deadlines, by the event loop's clock; infinite if there is none."""
         return min(self._connect_at, self._current_at)
 
     def expired(self, now: float) -> Limit | None:
-        """Which of them is."""
+        """The limit that is exceeded; None if none is.
+
+        :param now: the time by the event loop's clock
+        """
         if now >= self._connect_at:
             return Limit.CONNECT
         return self.current if now >= self._current_at else None
 
     def has_progressed(self, limit: Limit, plaintext: int) -> bool:
-        """Whether what was limited has got as far as it had to."""
+        """Whether the stage has got as far as it had to, so that the limit may begin again.
+
+        :param limit: the limit whose time is over
+        :param plaintext: how many bytes before TLS the peer has not taken yet
+        """
         return limit is Limit.PLAINTEXT and plaintext <= max(self._plaintext - PLAINTEXT_STEP, 0)
 
     def error(self, limit: Limit) -> TimeoutError:
-        """What the connection fails with."""
+        """The error of a connection that has exceeded a limit."""
         if limit is Limit.CONNECT:
             return timeout(f"not connected within {self._options.connect_timeout} seconds")
         seconds = self._seconds(limit)
         if limit is Limit.PLAINTEXT:
             return timeout(
-                f"the peer did not take {PLAINTEXT_STEP} bytes of what comes before TLS in {seconds} seconds"
+                f"the peer did not take {PLAINTEXT_STEP} bytes of the plaintext before TLS within {seconds} seconds"
             )
         what = "header of the PROXY protocol" if limit is Limit.HEADER else "TLS handshake"
         return timeout(f"no {what} within {seconds} seconds")
@@ -97,13 +115,14 @@ class Limits:
 
 
 class Idleness:
-    """How long nothing has been received by a connection, nor taken from it.
+    """How long a connection has been idle: nothing was received from the peer, and nothing was taken by it.
 
-    Nothing is noted when that happens: it is looked for now and then, as :data:`IDLE_CHECKS` has it.
+    Activity is not recorded when it happens. Instead the number of bytes moved is compared from time to time, see
+    :data:`IDLE_CHECKS`.
 
-    :param seconds: how long that may be so
-    :param now: by the event loop's clock
-    :ivar deadline: when to look next
+    :param seconds: how long the connection may be idle
+    :param now: the time by the event loop's clock
+    :ivar deadline: when to check next
     """
 
     __slots__ = ("_active_at", "_bytes_moved", "_seconds", "deadline")
@@ -115,9 +134,11 @@ class Idleness:
         self.deadline = now + seconds / IDLE_CHECKS
 
     def check(self, moved: int, now: float) -> bool:
-        """
-        :param moved: how many bytes have gone either way so far
-        :return: whether the time is over
+        """Note activity since the last check, and set the time of the next.
+
+        :param moved: how many bytes have been received and sent so far
+        :param now: the time by the event loop's clock
+        :return: whether the connection has been idle for too long
         """
         if moved != self._bytes_moved:
             self._bytes_moved, self._active_at = moved, now
@@ -127,5 +148,5 @@ class Idleness:
 
     @property
     def error(self) -> TimeoutError:
-        """What the connection fails with."""
+        """The error of a connection that was idle for too long."""
         return timeout(f"nothing was received, and nothing taken by the peer, for {self._seconds} seconds")

@@ -1,4 +1,7 @@
-"""What is written while handlers run: it is sent when they return, in one piece, and not at each ``send()``."""
+"""The sends of running handlers: they are collected, and made when the handlers have returned.
+
+So several calls of ``send()`` in a handler are sent in one piece.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ __all__ = ("flush", "turn")
 
 
 class _Turn(threading.local):
-    """What runs in this thread, between two waits: handlers of many sockets, one after the other.
+    """The handlers that run in this thread between two waits: they may be of many sockets, one after the other.
 
-    :ivar written: what flushes the sockets that a handler has written to; None while none can run
+    :ivar written: the functions that flush the sockets to which handlers have written; None while no handler can run
     """
 
     written: list[Callable[[], None]] | None = None
@@ -21,7 +24,7 @@ turn = _Turn()
 
 
 def flush(written: list[Callable[[], None]]) -> None:
-    """Send it."""
+    """Call the functions that were collected, and forget them."""
     for send in written:
         send()
     written.clear()
