@@ -1,4 +1,4 @@
-"""``python -m mozsocket`` and the console script: what to say if what the command line needs is missing."""
+"""``python -m mozsocket`` and the console script: run the command line, or say which package it lacks."""
 
 import sys
 

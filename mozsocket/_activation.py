@@ -1,6 +1,6 @@
-"""Sockets that a service manager has opened for this process.
+"""Socket activation: sockets that a service manager has opened for this process.
 
-Source: sd_listen_fds(3) of systemd; systemd-socket-activate(1), s6 and others do the same.
+Source: sd_listen_fds(3) of systemd. systemd-socket-activate(1), s6 and others use the same protocol.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FIRST = 3
 """The first descriptor that is passed (``SD_LISTEN_FDS_START``)."""
 
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
-"""What tells of the sockets."""
+"""The environment variables that describe the sockets."""
 
 
 def listen_fds(name: str | None = None) -> list[socket.socket]:
@@ -26,11 +26,12 @@ def listen_fds(name: str | None = None) -> list[socket.socket]:
         for sock in listen_fds():
             server = TCPServerSocket.from_socket(sock)
 
-    They are the caller's, and no child process inherits them. Call it once: the environment variables
-    that tell of them, ``LISTEN_PID`` and the like, are removed.
+    The sockets belong to the caller, and no child process inherits them. Call it only once: it removes the environment
+    variables that describe the sockets (``LISTEN_PID``, ``LISTEN_FDS`` and others).
 
-    :param name: of which name to return them (``FileDescriptorName=`` in systemd); None for all; the others are closed
-    :return: the sockets in the order of their descriptors; none if this process was not started that way
+    :param name: return only the sockets of this name (``FileDescriptorName=`` in systemd), and close the others; None
+        to return all
+    :return: the sockets in the order of their descriptors; empty if this process was not started that way
     :raises TypeError: if the name is not a str
     :raises ValueError: if the variables are malformed
     :raises OSError: if a descriptor is not a socket
@@ -52,6 +53,7 @@ def listen_fds(name: str | None = None) -> list[socket.socket]:
 
 
 def _number(variable: str, value: str) -> int:
+    """:raises ValueError: if the value of a variable is not a number"""
     if not (value.isascii() and value.isdigit()):
         raise ValueError(f"{variable} must be a number, not {value!r}")
     return int(value)

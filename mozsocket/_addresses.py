@@ -1,4 +1,4 @@
-"""Socket addresses, as the program is shown them."""
+"""Socket addresses in the forms that the program, messages and the log get."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ __all__ = ("display", "host_and_port", "plain", "printable")
 
 
 def plain(address: Any) -> Any:
-    """A socket address as a host and a port: an IPv4 peer in its own form, and an IPv6 address with its zone if it has
-    one, without which a link-local one cannot be connected to (RFC 4007).
+    """A socket address as a host and a port; that of a UNIX-domain socket as it is.
+
+    The address of an IPv4 peer of an IPv6 socket (``::ffff:…``) is written as IPv4. An IPv6 address keeps its zone: a
+    link-local address cannot be connected to without it (RFC 4007).
     """
     if not isinstance(address, tuple):
         return address
@@ -26,29 +28,29 @@ def plain(address: Any) -> Any:
 def _zone(index: int) -> str:
     try:
         return socket.if_indextoname(index)
-    except (OSError, OverflowError):  # it has gone meanwhile, or is no number of one
+    except (OSError, OverflowError):  # the interface has been removed, or no interface can have that number
         return str(index)
 
 
 def host_and_port(address: Any) -> tuple[str, int]:
-    """Of a socket address: a tuple in the Internet, a path or a name, and 0, among UNIX-domain sockets."""
+    """The host and the port of a socket address; of a UNIX-domain socket its path or name, and 0."""
     if isinstance(address, tuple):
         host, port = plain(address)
         return host, port
-    if isinstance(address, bytes):  # a name that is no path (Linux)
+    if isinstance(address, bytes):  # a name in Linux's abstract namespace, which is not a path
         return repr(address), 0
     return address or "", 0
 
 
 def display(host: str, port: int) -> str:
-    """A host and a port as one writes them; of a UNIX-domain socket its path."""
+    """A host and a port as people write them, ``host:port`` or ``[host]:port``; the path of a UNIX-domain socket."""
     if not port:
         return host or "a socket without an address"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def printable(text: str) -> str:
-    """Text in ASCII, and with no line feeds in it: it may be another's choice, and has to be fit for any terminal and
-    log.
+    """Text with all but printable ASCII escaped, such as control characters: the text may be somebody else's choice,
+    and has to be safe for any terminal and log.
     """
     return text.encode("unicode_escape").decode("ascii")

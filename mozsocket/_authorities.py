@@ -1,4 +1,4 @@
-"""Whom a client trusts that names no context of its own: the authorities that this system has."""
+"""The default SSL context of clients, which trusts the certificate authorities of the system."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 __all__ = ("default_context",)
 
-_made: tuple[object, ssl.SSLContext] | None = None
+_made: tuple[object, ssl.SSLContext] | None = None  # the context that was made last, and the state of its sources
 
 
 def default_context() -> ssl.SSLContext:
-    """The context of a client that names none: it checks certificates and host names, by the system's authorities.
+    """The SSL context of a client that gives none. It checks certificates, by the authorities of the system, and host
+    names.
 
-    To make one takes some 10 ms and a megabyte, so clients share it, until what it is made from has changed.
+    To make one takes some 10 ms and a megabyte. So clients share one until its sources have changed.
     """
     global _made
     sources = tuple(_sources())
@@ -24,7 +25,9 @@ def default_context() -> ssl.SSLContext:
 
 
 def _sources() -> Iterator[object]:
-    """What it is made from, as it is now: the files and folders that OpenSSL looks into, and what Python adds."""
+    """The present state of what the context is made from: OpenSSL's file and folders of authorities, and the
+    environment variable that Python reads for it.
+    """
     paths = ssl.get_default_verify_paths()
     file = os.environ.get(paths.openssl_cafile_env, paths.openssl_cafile)
     folders = os.environ.get(paths.openssl_capath_env, paths.openssl_capath)

@@ -1,4 +1,4 @@
-"""The header in which a load balancer says whom it speaks for: the PROXY protocol, versions 1 and 2 (HAProxy).
+"""The PROXY protocol, versions 1 and 2 (HAProxy): the header by which a load balancer passes on the client's address.
 
 Source: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 """
@@ -14,23 +14,23 @@ from typing import NamedTuple
 __all__ = ("Header", "missing", "parse")
 
 V1_MAX = 107
-"""Bytes of a header of version 1 at most, its CR LF included (section 2.1)."""
+"""The most bytes in a header of version 1, its CR LF included (section 2.1)."""
 
 _V1_START = b"PROXY "
 _V2_START = b"\r\n\r\n\0\r\nQUIT\n"
 _V2_FIXED = struct.Struct("!12s2BH")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
 
-_LOCAL, _PROXY = 0x20, 0x21  # version 2, and the command
-_TCP4, _TCP6, _UNIX = 0x11, 0x21, 0x31
-_LAST_FAMILY, _LAST_TRANSPORT = 3, 2  # others "must be rejected as invalid by receivers" (section 2.2)
+_LOCAL, _PROXY = 0x20, 0x21  # the version (2) and the command
+_TCP4, _TCP6, _UNIX = 0x11, 0x21, 0x31  # the address family and the transport
+_LAST_FAMILY, _LAST_TRANSPORT = 3, 2  # higher ones "must be rejected as invalid by receivers" (section 2.2)
 
 
 class Header(NamedTuple):
-    """What a header says.
+    """A header of the PROXY protocol.
 
     :ivar size: its length in bytes
-    :ivar source: the client's address and port, of a UNIX-domain socket its path and 0; None if it tells of none
+    :ivar source: the client's address and port; of a UNIX-domain socket its path and 0; None if the header has none
     """
 
     size: int
@@ -38,11 +38,11 @@ class Header(NamedTuple):
 
 
 def parse(data: bytes | bytearray) -> Header | None:
-    """The header that bytes begin with.
+    """Parse the header at the beginning of a connection.
 
-    :param data: what a connection has begun with
-    :return: None if it is not all there yet
-    :raises OSError: if it is none
+    :param data: the first bytes of the connection
+    :return: the header; None if it is not complete yet
+    :raises OSError: if the bytes are not a header
     """
     if data[:12] == _V2_START[: len(data)]:
         return _parse_v2(data)
@@ -52,8 +52,9 @@ def parse(data: bytes | bytearray) -> Header | None:
 
 
 def missing(data: bytes | bytearray) -> int:
-    """How many bytes there are to come at least, where the header is not all there yet. One of version 2 says how long
-    it is.
+    """The least number of bytes that an incomplete header lacks. A header of version 2 gives its length.
+
+    :param data: the first bytes of the connection
     """
     size = _V2_FIXED.size
     if data[:1] != _V2_START[:1]:
@@ -84,7 +85,7 @@ def _parse_v1(data: bytes | bytearray) -> Header | None:
 
 
 def _address(word: str, family: str) -> str:
-    if "%" in word:  # a zone, which is no part of an address here, and may be any characters
+    if "%" in word:  # a zone has no place in this protocol, and may contain any characters
         raise ValueError(f"{word!r} has a zone")
     return str(ipaddress.IPv4Address(word)) if family == "TCP4" else _of_ipv6(ipaddress.IPv6Address(word))
 
@@ -104,7 +105,7 @@ def _parse_v2(data: bytes | bytearray) -> Header | None:
         return None
     _, command, family, length = _V2_FIXED.unpack_from(data)
     if command not in (_LOCAL, _PROXY):
-        raise _malformed(f"version and command {command:#04x}")
+        raise _malformed(f"unknown version and command {command:#04x}")
     size = _V2_FIXED.size + length
     if len(data) < size:
         return None
@@ -112,12 +113,12 @@ def _parse_v2(data: bytes | bytearray) -> Header | None:
 
 
 def _source(family: int, block: bytes) -> tuple[str, int] | None:
-    """The source in an address block, behind which there may be extensions.
+    """The client's address in an address block, after which there may be extensions.
 
-    :return: None for one that is not said, or of no stream: the receiver is to go by the connection's own
+    :return: None if it is unspecified, or not of a stream: the receiver has to use the address of the connection itself
     """
     if family >> 4 > _LAST_FAMILY or family & 15 > _LAST_TRANSPORT:
-        raise _malformed(f"address family and transport {family:#04x}")
+        raise _malformed(f"unknown address family and transport {family:#04x}")
     try:
         if family == _TCP4:
             host, _, port, _ = struct.unpack_from("!4s4s2H", block)
@@ -134,4 +135,4 @@ def _source(family: int, block: bytes) -> tuple[str, int] | None:
 
 
 def _malformed(what: str) -> OSError:
-    return OSError(errno.EPROTO, f"no header of the PROXY protocol: {what}")
+    return OSError(errno.EPROTO, f"not a header of the PROXY protocol: {what}")

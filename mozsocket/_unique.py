@@ -1,4 +1,4 @@
-"""What the public objects have in common as Python objects."""
+"""Base classes for what the public objects have in common as Python objects, and their numbers for the log."""
 
 from __future__ import annotations
 
@@ -9,39 +9,44 @@ from typing import NoReturn, SupportsIndex
 __all__ = ("Referable", "Strict", "Unique", "next_number")
 
 next_number: Callable[[], int] = count(1).__next__
-"""The number of a socket or a server in this process, by which the log tells them apart."""
+"""The next number for a socket or a server in this process. The log tells them apart by it."""
 
 
 class Unique:
-    """Refuses to be copied and pickled: a second owner would close the same descriptor, and share the same tasks."""
+    """A base of objects that cannot be copied or pickled: a copy would share, and close, the same descriptor."""
 
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: what it owns can have one owner only")
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled: its sockets and tasks have one owner only")
 
 
 class Referable:
-    """Can be referred to weakly, as every public object can."""
+    """A base of objects that weak references can refer to, as they can to every public object."""
 
     __slots__ = ("__weakref__",)
 
 
 class Strict:
-    """Refuses attributes that it has not, such as a handler that is misspelt. Subclasses may have any."""
+    """A base of objects on which unknown attributes cannot be set, such as a misspelt handler. Subclasses that do not
+    define ``__slots__`` allow any attribute.
+    """
 
     __slots__ = ()
 
     def __setattr__(self, name: str, value: object) -> None:
-        """:raises AttributeError: if there is no such attribute, or it cannot be set"""
+        """Set an attribute.
+
+        :raises AttributeError: if there is no such attribute, or it is read-only
+        """
         try:
             super().__setattr__(name, value)
         except AttributeError:
-            if hasattr(type(self), name):  # which cannot be set
+            if hasattr(type(self), name):  # a read-only attribute: Python's own message says so
                 raise
             words = f"{type(self).__name__} has no attribute {name!r}{self._what_there_is()}"
             raise AttributeError(words, name=name, obj=self) from None
 
     def _what_there_is(self) -> str:
-        """How the error goes on."""
+        """The end of that error's message: what attributes there are."""
         return ""

@@ -16,48 +16,48 @@ import pytest
 import mozsocket
 
 LAYERS = [
-    # No I/O and no waiting: data in, data out.
-    "_unique.py",  # base classes: objects that cannot be copied
-    "_errors.py",  # Gecko's errors, and the Python exceptions that they are made from
-    "_addresses.py",  # hosts and ports as the program sees them
-    "_options.py",  # the options, and their checks
-    "_proxy_protocol.py",  # headers that load balancers send
-    "_eagerness.py",  # whether trying again is cheaper than waiting
-    "_machine.py",  # the states of a connection
-    "_limits.py",  # the time limits
-    "_tls_engine.py",  # TLS between two memory buffers
+    # Rules and data: without I/O or waiting.
+    "_unique.py",  # base classes of the public objects: not copied, no unknown attributes
+    "_errors.py",  # Gecko's errors, made from Python's
+    "_addresses.py",  # socket addresses, for the program, messages and the log
+    "_options.py",  # the options that a program may pass, and their checks
+    "_proxy_protocol.py",  # the header that load balancers send
+    "_eagerness.py",  # whether to poll for more data before waiting for it
+    "_machine.py",  # the rules of a connection: its states, pending events, next actions
+    "_limits.py",  # time limits, and their errors
+    "_tls_engine.py",  # TLS between two buffers
     # The operating system, without waiting for it.
     "_log.py",  # the logger
-    "_authorities.py",  # the authorities that the system trusts
+    "_authorities.py",  # the default SSL context: the authorities that the system trusts
     "_activation.py",  # sockets passed by a service manager
     "_listen.py",  # listening sockets
     # Waiting, with AnyIO.
-    "_asyncio.py",  # features of asyncio that AnyIO does not offer
-    "_raised.py",  # cancellations, and exceptions of the program
-    "_tasks.py",  # task groups and signals
-    "_buffers.py",  # data to send, and received data in an AnyIO channel
-    "_readiness.py",  # waiting for sockets, with a task for each
-    "_turn.py",  # data that is sent while handlers run
-    "_poller.py",  # waiting for sockets, with one task for many
+    "_asyncio.py",  # facts about asyncio's tasks that AnyIO does not give
+    "_raised.py",  # exceptions: cancellations apart from what the program has raised
+    "_tasks.py",  # signals, the event loop, leaving task groups
+    "_buffers.py",  # the send buffer, and the inbox of received data (a memory-object channel)
+    "_readiness.py",  # waiting for sockets, by tasks
+    "_turn.py",  # the sends of running handlers, made when they have returned
+    "_poller.py",  # waiting for sockets, by one task for all of an owner
     "_connect.py",  # from a host and a port to a connected socket
     "_transport.py",  # bytes over a socket
     "_tls.py",  # bytes over TLS over a socket
-    # Running: the implementation of a socket.
-    "_events.py",  # the events, and the base of their targets
-    "_dispatch.py",  # calls the handlers, one event after another
-    "_lifetime.py",  # from entering a block to leaving it
-    "_journal.py",  # log messages about a connection's life
-    "_connection.py",  # a connection from its first byte to its last
-    "_stream.py",  # the connection as an AnyIO stream
-    # Public: what a program imports; and the implementation of a server, which creates public sockets.
-    "_socket.py",
-    "_pipe.py",  # pipe(): from one socket to another
-    "_framing.py",  # lines() and frames()
-    "_acceptor.py",
-    "_server.py",
-    "_scope.py",
+    # Running: the inside of a socket.
+    "_events.py",  # events, handlers and listeners
+    "_dispatch.py",  # calls the handlers, one event after the other
+    "_lifetime.py",  # from entering a block to leaving it; failures that nobody has handled
+    "_journal.py",  # a connection's life, in the log
+    "_connection.py",  # one connection, from its first byte to its last
+    "_stream.py",  # a connection as an AnyIO stream
+    # Public: what a program imports. The acceptor, the inside of a server, is here as it makes public sockets.
+    "_socket.py",  # TCPSocket
+    "_pipe.py",  # from one socket to another
+    "_framing.py",  # handlers of lines and of frames
+    "_acceptor.py",  # the inside of a server: from accepting to running connections
+    "_server.py",  # TCPServerSocket
+    "_scope.py",  # MozTCPSocket
     "__init__.py",
-    "testing.py",
+    "testing.py",  # a pair of connected sockets, an event recorder
     # The command line.
     "cli/_where.py",
     "cli/_lines.py",

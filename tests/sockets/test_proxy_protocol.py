@@ -96,7 +96,7 @@ def test_a_header(data: bytes) -> None:
 @pytest.mark.parametrize("data", MALFORMED)
 def test_no_header(data: bytes) -> None:
     for more in b"", b"more" * 100:  # further data cannot make up for what the header lacks
-        with pytest.raises(OSError, match="no header of the PROXY protocol: "):
+        with pytest.raises(OSError, match="not a header of the PROXY protocol: "):
             parse(data + more)
 
 
