@@ -253,11 +253,11 @@ class TaskRegistration:
 
     __slots__ = (
         "_awaits_room",
-        "_begins_anew",
         "_deadline",
         "_is_waiting",
-        "_news",
         "_scope",
+        "_scope_changed",
+        "_wake_up",
         "_watched",
         "_watcher",
         "_write_requested",
@@ -269,10 +269,10 @@ class TaskRegistration:
         self._watcher: Watcher | None = None
         self.reading = True
         self._is_waiting = False  # whether the reader waits until the socket can be read
-        self._news: anyio.Event | None = None  # what the reader waits for while reading is stopped
+        self._wake_up: anyio.Event | None = None  # what the reader waits for while reading is stopped
         self._deadline = math.inf
         self._scope: anyio.CancelScope | None = None  # that of the reader; None without a deadline
-        self._begins_anew = False  # whether the reader has to enter such a scope, or leave it
+        self._scope_changed = False  # whether the reader has to enter such a scope, or leave it
         self._write_requested: Signal | None = None  # wakes the writer; None before it was started
         self._awaits_room = False  # whether the writer waits until the socket can be written
 
@@ -285,9 +285,9 @@ class TaskRegistration:
             self.wake()
 
     def wake(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        if self._wake_up is not None:
+            self._wake_up.set()
+            self._wake_up = None
         elif self._is_waiting:
             self._watched.interrupt()
 
@@ -296,7 +296,7 @@ class TaskRegistration:
         if self._scope is not None:
             self._scope.deadline = deadline
         if (self._scope is None) is not (deadline == math.inf):
-            self._begins_anew = True
+            self._scope_changed = True
             if self._scope is None:
                 self.wake()
 
@@ -310,7 +310,7 @@ class TaskRegistration:
         watcher = self._watcher
         assert watcher is not None
         while not self._watched.closed:
-            self._begins_anew = False
+            self._scope_changed = False
             if self._deadline == math.inf:  # the usual case: a scope takes memory
                 await self._read(watcher)
                 continue
@@ -323,14 +323,14 @@ class TaskRegistration:
 
     async def _read(self, watcher: Watcher) -> None:
         watched, eagerness = self._watched, Eagerness()
-        while not (watched.closed or self._begins_anew):
+        while not (watched.closed or self._scope_changed):
             if not self.reading:
                 await self._idle(watcher)
                 continue
             found = watcher.on_readable()
             if found is not ReadResult.NOTHING:
                 eagerness.found()
-            if watched.closed or self._begins_anew or not self.reading:
+            if watched.closed or self._scope_changed or not self.reading:
                 continue
             if eagerness.should_poll() or found is ReadResult.MORE or found is ReadResult.PENDING:
                 await anyio.lowlevel.checkpoint()
@@ -347,16 +347,16 @@ class TaskRegistration:
         watches_end = watcher.on_woken()
         if self.reading or self._watched.closed:
             return
-        self._news = news = anyio.Event()
+        self._wake_up = wake_up = anyio.Event()
         if not watches_end:
-            await news.wait()
+            await wake_up.wait()
             return
         with anyio.move_on_after(WATCH_AFTER):
-            await news.wait()
+            await wake_up.wait()
             return
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch, watcher)
-            await news.wait()
+            await wake_up.wait()
             tasks.cancel_scope.cancel()
 
     async def _watch(self, watcher: Watcher) -> None:
