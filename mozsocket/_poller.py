@@ -17,7 +17,6 @@ import math
 import os
 import select
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, TypeVar
@@ -126,6 +125,14 @@ class Polled:
             self.writing = False
             self._poller.change(self)
 
+    def register_in(self, epoll: select.epoll) -> None:
+        """Register the socket in another epoll."""
+        assert self._mask is not None
+        try:
+            epoll.register(self.fd, self._mask)
+        except OSError:  # the program has closed the descriptor, so reading from it raises an error
+            self.wake()
+
     def apply(self, epoll: select.epoll) -> None:
         """Give the epoll the event mask that is wanted now."""
         wanted = self._wanted
@@ -203,6 +210,7 @@ class Poller:
         "_fail",
         "_has_failed",
         "_is_handling",
+        "_is_retired",
         "_queued",
         "_registrations",
         "_runs",
@@ -230,6 +238,7 @@ class Poller:
         self._count = count()  # orders timers of the same time
         self._runs = False  # whether the task has been started
         self._has_failed = False  # whether the task has failed: it is never started again, as its owner ends
+        self._is_retired = False  # whether the epoll is to be replaced
         self._is_handling = False  # whether watchers are being called now
         self._waits = False  # whether the task awaits the epoll, and so has to be woken
         self._cancelled: Callable[[], int] | None = None  # counts the task's cancellations; None if not on asyncio
@@ -275,14 +284,39 @@ class Poller:
 
         To close it is not enough: a forked child may have the descriptor too, and the epoll would go on reporting it.
         """
-        if self._registrations.get(polled.fd) is polled and self._epoll is not None:
-            del self._registrations[polled.fd]
-            with suppress(OSError):  # the program may have closed it
-                self._epoll.unregister(polled.fd)
+        if self._epoll is not None:
+            try:
+                if self._registrations.get(polled.fd) is polled:
+                    del self._registrations[polled.fd]
+                    self._epoll.unregister(polled.fd)
+                else:  # the program has closed the descriptor, and another socket has its number
+                    self._retire_epoll()
+            except OSError:  # the program has closed the descriptor
+                self._retire_epoll()
         if self._is_handling:
             self._skipped.add(polled.fd)  # another socket may get this number before the batch is over
         if polled.timed_at != math.inf:
             self._forget_timer(polled)
+
+    def _retire_epoll(self) -> None:
+        """Have the epoll replaced soon, as the program has closed a descriptor itself.
+
+        If a forked child or a duplicate has its file too, the epoll goes on reporting the number, and cannot be told to
+        stop: the number is nobody's any more, or another socket's.
+        """
+        self._is_retired = True
+        self._wake()
+
+    def _replace_epoll(self) -> None:
+        try:
+            epoll = select.epoll()
+        except OSError:  # no descriptor is free: the next such report tries again
+            return
+        old, self._epoll = self._epoll, epoll
+        for polled in tuple(self._registrations.values()):
+            polled.register_in(epoll)
+        if old is not None:
+            old.close()
 
     def _forget_timer(self, polled: Polled) -> None:
         polled.timed_at = math.inf
@@ -334,6 +368,9 @@ class Poller:
         self._cancelled = None if own is None else own.count
         while self._registrations or self._queued:
             before = 0 if own is None else own.count()
+            if self._is_retired:
+                self._is_retired = False
+                self._replace_epoll()
             was_busy = self._handle_all()
             if own is not None and own.count() != before:
                 await pass_over(own, before)  # a handler has cancelled this task, which closes its connection only
@@ -400,7 +437,10 @@ class Poller:
         for fd, mask in found:
             if skipped and fd in skipped:
                 continue
-            polled = registrations[fd]
+            polled = registrations.get(fd)
+            if polled is None:
+                self._retire_epoll()
+                continue
             watcher = polled.watcher
             assert watcher is not None  # a watcher is detached only after its socket was unregistered
             try:

@@ -571,6 +571,84 @@ async def test_a_descriptor_that_a_child_has_too() -> None:
             os.close(copy)
 
 
+@pytest.mark.parametrize("number", ["free", "used again"])
+async def test_a_descriptor_that_the_program_has_closed_and_a_child_has_too(number: str) -> None:
+    """Nothing is left that it could be unregistered by; it is reported no more all the same."""
+    async with polling() as group:
+        watcher, registration, peer = group.add()
+        other, _, other_peer = group.add()
+        descriptor = watcher.sock.fileno()
+        copy = os.dup(descriptor)
+        try:
+            watcher.sock.close()
+            others = [(other, other_peer)]
+            if number == "used again":
+                again, _, again_peer = group.add()
+                assert again.sock.fileno() == descriptor
+                others.append((again, again_peer))
+            registration.end()
+            peer.sendall(b"x")
+            for _ in range(2):  # so that the epoll is awaited in between
+                for each, its_peer in others:
+                    each.told.clear()
+                    its_peer.sendall(b"y")
+                await all_blocked()
+                assert [each.told for each, _ in others] == [["readable"]] * len(others)
+            assert watcher.told == []
+        finally:
+            os.close(copy)
+
+
+async def test_a_descriptor_is_reported_that_nothing_is_registered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As there was no descriptor left for another epoll when it was closed."""
+    async with polling() as group:
+        watcher, registration, peer = group.add()
+        other, _, other_peer = group.add()
+        copy = os.dup(watcher.sock.fileno())
+        try:
+            watcher.sock.close()
+            with monkeypatch.context() as patch:
+                replace_epoll(patch, out_of_descriptors)
+                registration.end()
+                peer.sendall(b"x")
+                await anyio.lowlevel.checkpoint()
+            other_peer.sendall(b"y")
+            await all_blocked()
+            assert (watcher.told, other.told) == ([], ["readable"])
+        finally:
+            os.close(copy)
+
+
+def out_of_descriptors() -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def test_a_duplicate_of_a_closed_descriptor_is_no_trouble_of_the_server() -> None:
+    accepted: list[TCPSocket] = []
+
+    def on_connect(event: Any) -> None:
+        accepted.append(event.socket)
+        event.socket.ondata = echo_to_sender
+
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with TCPServerSocket(0, host="127.0.0.1") as server:
+            server.onconnect = on_connect
+            with await dial(server.localPort) as peer, await dial(server.localPort) as other:
+                await answered(peer)
+                await answered(other)
+                raw = next(sock for sock in accepted if sock.port == peer.getsockname()[1])
+                copy = os.dup(raw.extra(SocketAttribute.raw_socket).fileno())
+                try:
+                    raw.extra(SocketAttribute.raw_socket).close()
+                    raw.closeImmediately()
+                    peer.sendall(b"x")
+                    await answered(other)
+                    await answered(other)
+                finally:
+                    os.close(copy)
+            server.close()
+
+
 async def test_times() -> None:
     async with polling() as group:
         order: list[int] = []
