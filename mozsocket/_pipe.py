@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
         pipe(client, upstream)
         pipe(upstream, client)
 
-    The source is suspended until the target is open, and whenever the target's buffer is full.
+    The source is suspended until the target is open, whenever the target's buffer is full, and while the target closes.
 
     - The source's peer ends its direction: if the source has ``allow_half_open``, the target calls
       :meth:`~TCPSocket.send_eof`; without that option the source closes.
@@ -39,8 +39,8 @@ def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
     :param source: the socket whose ``data`` is passed on
     :param target: the socket that sends the data; may be the source, which makes an echo
     :raises TypeError: if one of them is not a TCPSocket
-    :raises InvalidStateError: if the source has a :meth:`~TCPSocket.stream`, which takes the data, or
-        :meth:`~TCPSocket.send_eof` of the target was called
+    :raises InvalidStateError: if the source has a :meth:`~TCPSocket.stream`, which takes the data, if
+        :meth:`~TCPSocket.send_eof` of the target was called, or if the two are piped that way already
     """
     for each in (source, target):
         if not isinstance(each, TCPSocket):
@@ -49,7 +49,16 @@ def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
         raise InvalidStateError("pipe() from a socket that has a stream(), which takes the data")
     if target.readyState == ReadyState.OPEN and connection_of(target).machine.has_finished():
         raise InvalidStateError("pipe() to a socket after send_eof(): the peer has been told that no more will come")
+    if any(each.joins(source, target) for each in _pipes_of(source)):
+        raise InvalidStateError("pipe() from a socket to one that it is piped to already: that would send all twice")
     _Pipe(source, target).begin()
+
+
+def _pipes_of(socket: TCPSocket[Any]) -> Iterator[_Pipe]:
+    for callback in connection_of(socket).close_callbacks or ():
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, _Pipe):
+            yield owner
 
 
 class _Pipe:
@@ -73,6 +82,9 @@ class _Pipe:
             (target, "drain", self._on_drain),
             (target, "close", self._on_target_closed),
         )
+
+    def joins(self, source: TCPSocket[Any], target: TCPSocket[Any]) -> bool:
+        return self._source is source and self._target is target
 
     def begin(self) -> None:
         for socket, type_, listener in self._listening:
@@ -142,7 +154,7 @@ class _Pipe:
         state = self._target.readyState
         if state == ReadyState.OPEN and not self._waits:
             self._send()
-        if state == ReadyState.CONNECTING or self._waits:
+        if state != ReadyState.OPEN or self._waits:  # one that closes sends no more, until its source closes too
             self._hold()
         else:
             self._pass_on_end()

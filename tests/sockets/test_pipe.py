@@ -168,6 +168,27 @@ async def test_a_slow_target_holds_the_source_back(layers: tuple[bool, bool], so
         assert held < 2_000_000
 
 
+@each_way
+async def test_a_target_that_is_closing_holds_the_source_back(source: str, target: str) -> None:
+    """It sends no more, so what the source received could only pile up until the target has closed."""
+    async with piped() as ends:
+        ends.ours[target].close()
+
+        async def send() -> None:
+            with suppress(OSError):
+                await blocking(ends.theirs[source].sendall, bytes(32 << 20))
+            ends.theirs[source].close()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send)
+            await all_blocked()
+            await anyio.sleep(0.1)
+            assert ends.ours[source].bytes_received < 2_000_000
+            ends.theirs[target].close()
+            await ends.told[source].first("close")
+        assert ends.told[source].types[-1] == ends.told[target].types[-1] == "close"
+
+
 @pytest.mark.parametrize("limit", [1, 1000, 70_000])
 async def test_a_target_that_takes_only_so_much(limit: int) -> None:
     async with piped(max_buffered_amount=limit) as ends:
@@ -577,6 +598,10 @@ async def test_what_cannot_be_piped() -> None:
             pipe(one, socket.socket)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"pipe\(\) takes TCPSockets, not NoneType"):
             pipe(None, one)  # type: ignore[arg-type]
+        pipe(one, one)
+        pipe(two, one)
+        with pytest.raises(InvalidStateError, match=r"pipe\(\) from a socket to one that it is piped to already"):
+            pipe(two, one)
         one.send_eof()
         with pytest.raises(InvalidStateError, match=r"pipe\(\) to a socket after send_eof\(\)"):
             pipe(two, one)
