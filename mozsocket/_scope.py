@@ -1,4 +1,7 @@
-"""MozTCPSocket: the scope that owns sockets and servers (MDN: ``navigator.mozTCPSocket``)."""
+"""MozTCPSocket: the scope that owns sockets and servers (MDN: ``navigator.mozTCPSocket``).
+
+It holds one task group and one poller, by which all of its sockets and servers are run.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,9 @@ class MozTCPSocket(Unique, Strict, Referable):
             socket = tcp.open("localhost", 8007)
             socket.onopen = lambda event: socket.send(b"hello")
 
-    The block ends when all of them have closed. Cancelling it, or an exception that leaves its body, closes them at
-    once. What a handler raises, and a failure that nobody was told of, leaves the block in an ExceptionGroup, and ends
-    the others.
+    The block ends when all of its sockets and servers have closed. If it is cancelled, or an exception leaves its body,
+    they are closed immediately. Whatever a handler raises leaves the block in an ExceptionGroup and closes the other
+    sockets, as does a failure of a connection that was reported to no handler and no waiting task.
 
     :param certified: whether :meth:`listen` may use ports below 1024 (MDN: certified apps only)
     :raises TypeError: if it is not a bool
@@ -58,15 +61,15 @@ class MozTCPSocket(Unique, Strict, Referable):
         self._loop: Loop | None = None
         self._exit: KeyboardInterrupt | SystemExit | None = None  # raised by a handler, to end the program
         self._members: set[Member] = set()
-        self._waiting: Waiting | None = None  # for all of them, while it runs
-        self._context: Context | None = None  # what it was entered in
+        self._waiting: Waiting | None = None  # the way to wait for all sockets, inside the block
+        self._context: Context | None = None  # the context in which the block was entered
 
     def _what_there_is(self) -> str:
         return ", and no events: those happen to what open() and listen() give"
 
     @property
     def cancel_scope(self) -> anyio.CancelScope:
-        """The cancel scope of the block: cancelling it closes everything at once.
+        """The cancel scope of the block: cancelling it closes everything immediately.
 
         :raises RuntimeError: outside the block
         """
@@ -83,7 +86,7 @@ class MozTCPSocket(Unique, Strict, Referable):
     def open(self) -> TCPSocket[bytes | str]: ...
     @takes(TCPSocket)
     def open(self, socket: TCPSocket[Any]) -> TCPSocket[Any]:
-        """Open a connection (MDN: ``open``). It returns at once, and connects when the caller next awaits.
+        """Open a connection (MDN: ``open``). This method does not wait: connecting begins when the caller next awaits.
 
         :return: a socket that is connecting
         :raises TypeError: if an argument is of the wrong type
@@ -107,9 +110,9 @@ class MozTCPSocket(Unique, Strict, Referable):
     def listen(self) -> TCPServerSocket[bytes | str]: ...
     @takes(TCPServerSocket)
     def listen(self, server: TCPServerSocket[Any]) -> TCPServerSocket[Any]:
-        """Listen on a port (MDN: ``listen``). It listens when the call returns.
+        """Listen on a port (MDN: ``listen``). The port is bound when the call returns.
 
-        The options that :meth:`open` has too are those of the accepted sockets.
+        The options that :meth:`open` has too apply to each accepted socket.
 
         :return: the server
         :raises TypeError: if an argument is of the wrong type
@@ -135,15 +138,15 @@ class MozTCPSocket(Unique, Strict, Referable):
         *args: Unpack[Ts],
         name: object = None,
     ) -> None:
-        """Start a task that belongs to the scope, as of a task group (AnyIO: ``TaskGroup.start_soon``): for timers and
-        what else has to go on beside the sockets. Also from a handler, of which it does not delay the next event.
+        """Start a task that belongs to the scope (AnyIO: ``TaskGroup.start_soon``), for timers and other work beside
+        the sockets. A handler may call this too; the task does not delay the socket's next event.
 
-        The block ends when it has returned too. What it raises leaves the block in an ExceptionGroup, and ends the
-        others.
+        The block ends only after the task has returned. An exception of the task leaves the block in an ExceptionGroup
+        and closes the sockets.
 
         :param function: an ``async def`` function
-        :param args: what to call it with
-        :param name: of the task, for people; None for that of the function
+        :param args: the arguments to call it with
+        :param name: the name of the task, for debugging; None for the name of the function
         :raises RuntimeError: outside the block, or where AnyIO can start no task
         """
         self._ready_to_start("start_soon()").start_soon(function, *args, name=name)
@@ -161,7 +164,10 @@ class MozTCPSocket(Unique, Strict, Referable):
         return self._tasks
 
     def _ready_to_start(self, what: str) -> TaskGroup:
-        """:raises RuntimeError: outside the block, or where AnyIO can start no task"""
+        """The task group, in which a task can be started now.
+
+        :raises RuntimeError: outside the block, or where AnyIO can start no task
+        """
         tasks = self._running(what)
         require_task(what, self, self._loop)
         return tasks
@@ -172,7 +178,10 @@ class MozTCPSocket(Unique, Strict, Referable):
         tasks: TaskGroup,
         run: Callable[[MemberT, TaskGroup], Coroutine[Any, Any, None]],
     ) -> None:
-        """:param run: what its task does"""
+        """Start the task of a new member.
+
+        :param run: the function that the task runs
+        """
         assert self._waiting is not None
         member.wait_by(self._waiting)
         try:
@@ -193,12 +202,12 @@ class MozTCPSocket(Unique, Strict, Referable):
             member.end()
 
     def _leave_by(self, exc: KeyboardInterrupt | SystemExit, tasks: TaskGroup) -> None:
-        """End the program, from the block and not from a task."""
+        """End the block, which then raises this exception itself: raised in a task, it would come in a group."""
         self._exit = exc
         tasks.cancel_scope.cancel()
 
     async def _open(self, connection: Connection, tasks: TaskGroup) -> None:
-        """Run a connection until it is connected. Then the poller goes on with it."""
+        """Run a connection until it is connected. From then on the poller runs it."""
         context = copy_context()
         host = partial(context.copy().run, tasks.start_soon, self._run_member, connection, tasks)
         connection.lifetime.begin_opened(connection, tasks.cancel_scope, context, host)
@@ -211,19 +220,21 @@ class MozTCPSocket(Unique, Strict, Referable):
             if not connection.lifetime.over:
                 self._end(connection, tasks, cancelled=cancelled)
             if cancelled:
-                raise  # else it is asyncio's own, of this task alone: no trouble of others
+                raise  # else asyncio has cancelled just this task: that ends no other connection
         if own is not None and own.count() != before:  # by a handler
             connection.on_cancelled()
             await pass_over(own, before)
 
     def _finish(self, connection: Connection) -> None:
-        """End one that no task runs."""
+        """End a connection that no task runs."""
         tasks = self._tasks
         if tasks is not None and not connection.lifetime.over:
             self._end(connection, tasks, cancelled=tasks.cancel_scope.cancel_called)
 
     def _finish_all(self, tasks: TaskGroup) -> None:
-        """When all tasks have ended: a cancellation leaves those over that none runs, or whose task never began."""
+        """End the remaining members, after all tasks have ended: a cancellation reaches neither a member that no task
+        runs, nor one whose task never began.
+        """
         for member in tuple(self._members):
             self._end(member, tasks, cancelled=True)
 
@@ -245,7 +256,9 @@ class MozTCPSocket(Unique, Strict, Referable):
         return self
 
     def _start_poller(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """In the context of the block, and not that of who has opened the first socket."""
+        """Start the poller's task in the context of the block, not in that of the handler or task that has opened the
+        first socket.
+        """
         assert self._tasks is not None and self._context is not None
         self._context.copy().run(partial(self._tasks.start_soon, run, name=f"poller of {self!r}"))
 
@@ -254,13 +267,13 @@ class MozTCPSocket(Unique, Strict, Referable):
     ) -> bool | None:
         assert self._tasks is not None
         try:
-            told = None if is_of_cancellation(exc) else exc
+            raised_by_body = None if is_of_cancellation(exc) else exc
             try:
-                left = await ended(self._tasks, told)
+                left = await ended(self._tasks, raised_by_body)
             finally:
                 self._finish_all(self._tasks)
-            if told is not exc:
-                await anyio.lowlevel.checkpoint_if_cancelled()  # if not, it was this scope's own
+            if raised_by_body is not exc:
+                await anyio.lowlevel.checkpoint_if_cancelled()  # raises, unless it was this scope that was cancelled
         except BaseException as raised:
             if self._exit is None:
                 raise
@@ -280,7 +293,7 @@ class MozTCPSocket(Unique, Strict, Referable):
 
 
 async def _raise(exc: BaseException) -> None:
-    """For a task group to be told of it."""
+    """Raise an exception in a task, so that the task group raises it."""
     try:
         raise exc
     finally:

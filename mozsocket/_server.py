@@ -1,4 +1,7 @@
-"""TCPServerSocket: accepts connections (Gecko: ``TCPServerSocket.webidl``)."""
+"""TCPServerSocket: accepts connections, as Gecko's ``TCPServerSocket.webidl`` defines it.
+
+It checks the program's arguments, and has an :class:`Acceptor` do the work.
+"""
 
 from __future__ import annotations
 
@@ -61,10 +64,10 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
             server.onconnect = greet
             await server.closed()
 
-    Entering it binds the port; :exc:`OSError` is raised there. Leaving the block calls :meth:`close` and waits until
-    the accepted sockets have closed too; leaving it by an exception closes them immediately.
+    Entering the block binds the port, and raises :exc:`OSError` if that fails. Leaving the block calls :meth:`close`
+    and waits until the accepted sockets have closed too; leaving it by an exception closes them immediately.
 
-    The options that a :class:`TCPSocket` has too are those of the accepted sockets.
+    The options that a :class:`TCPSocket` has too apply to each accepted socket.
 
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument is out of range
@@ -73,13 +76,13 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
     __slots__ = ("_acceptor",)
 
     onconnect: EventHandler[TCPServerSocketEvent[DataT]] = EventHandler(
-        "A connection has been accepted. Its ``data`` starts when the handler has returned."
+        "A connection has been accepted. Its ``data`` events start when the handler has returned."
     )
     onerror: EventHandler[TCPSocketErrorEvent[TCPServerSocket[DataT]]] = EventHandler(
-        "The server cannot go on listening."
+        "The server can no longer listen."
     )
 
-    # pyright takes nothing from `self` here: of text it is told by TCPServerSocket[str](…).
+    # pyright does not infer the type of data from `self` here: for text write TCPServerSocket[str](…).
     @overload
     @accepts(ListenOptions[Bytes])
     def __init__(self: TCPServerSocket[bytes]) -> None: ...
@@ -94,7 +97,7 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
         super().__init__()
         self._acceptor = Acceptor(type(self).__name__, options, self._listeners)
 
-    if TYPE_CHECKING:  # what a listener is called with; one of any type, with whatever happens to a server
+    if TYPE_CHECKING:  # which event a listener gets: of "connect" and "error" their own classes, else Event
 
         @overload
         def addEventListener(
@@ -133,9 +136,9 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
     @classmethod
     @takes(AdoptListenerOptions)
     def from_socket(cls: type[SelfT], options: AdoptListenerOptions) -> SelfT:
-        """Adopt a listening stream socket, which belongs to the TCPServerSocket from then on.
+        """Adopt a listening stream socket, which the TCPServerSocket owns from then on.
 
-        The ``__init__()`` of a subclass is called as if it was to listen on that port, with the same options.
+        The ``__init__()`` of a subclass is called with the port of that socket, and the same options.
 
         :raises TypeError: if it is not a socket, or an argument is of the wrong type
         :raises ValueError: if it is not a listening stream socket, or an argument is out of range
@@ -152,24 +155,24 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
 
     @property
     def localPort(self) -> int:
-        """The port it listens on, or did; of a UNIX-domain socket 0."""
+        """The port it listens on, or listened on until it was closed; of a UNIX-domain socket 0."""
         return self._acceptor.port
 
     @property
     def connections(self) -> tuple[TCPSocket[DataT], ...]:
-        """The accepted sockets that are open, in the order in which they were accepted; with TLS, or the PROXY
-        protocol, in which they became open. One that is closing is not among them any more.
+        """The accepted sockets that are open, in the order in which they became open: that in which they were accepted,
+        unless TLS or the PROXY protocol comes before. A socket that is closing is no longer among them.
         """
         return self._acceptor.open_sockets
 
     def close(self) -> None:
-        """Stop listening. Accepted sockets live on. Closing twice does no harm."""
+        """Stop listening. Accepted sockets stay open. Closing twice does no harm."""
         self._acceptor.close()
 
     async def closed(self) -> None:
-        """Wait until it listens no more.
+        """Wait until the server has stopped listening.
 
-        :raises TCPSocketError: if it could not go on listening
+        :raises TCPSocketError: if it stopped because of a failure
         """
         await self._acceptor.closed()
 
@@ -186,7 +189,7 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
 
 
 def acceptor_of(server: TCPServerSocket[Any]) -> Acceptor:
-    """What is inside, ready to be run."""
+    """The acceptor inside of a server, ready to be run."""
     acceptor = server._acceptor
     if not acceptor.lifetime.started:
         acceptor.attach(server, partial(TCPServerSocketEvent, "connect", server))

@@ -1,4 +1,7 @@
-"""TCPSocket: a connection, as MDN's ``TCPSocket`` and Gecko's ``TCPSocket.webidl`` define it."""
+"""TCPSocket: a connection, as MDN's ``TCPSocket`` and Gecko's ``TCPSocket.webidl`` define it.
+
+It checks the program's arguments, and has a :class:`Connection` do the work.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +65,9 @@ _NO_DEFAULT: Any = object()
 class TCPSocketEvent(Event["TCPSocket[DataT]"], Generic[DataT]):
     """``data``: bytes have arrived.
 
-    :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of
-        no particular length: TCP keeps no boundaries between messages. Of :func:`mozsocket.lines` and
-        :func:`mozsocket.frames` one of them, which may be empty
+    :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of any
+        length: TCP keeps no boundaries between messages. In the events of :func:`mozsocket.lines` and
+        :func:`mozsocket.frames` it is one line or one frame, which may be empty
     """
 
     data: DataT
@@ -83,7 +86,9 @@ _set_type, _set_target, _set_data = setters_of(TCPSocketEvent, "type", "target",
 
 
 class _DataHandler(EventHandler[EventT]):
-    """``ondata``. What the handler before has left is for the new one: see :func:`mozsocket.lines`."""
+    """The attribute ``ondata``. Data that the previous handler has not used goes to the new one: see
+    :func:`mozsocket.lines`.
+    """
 
     def __set__(self, target: Any, handler: Callable[[EventT], object] | None) -> None:
         connection: Connection = target._connection
@@ -104,11 +109,12 @@ class TCPSocket(EventTarget, Generic[DataT]):
         async with TCPSocket("localhost", 6379) as socket:
             await socket.opened()
 
-    It is a ``TCPSocket[bytes]``, which ``TCPSocket`` alone means, or with ``binaryType="string"`` a ``TCPSocket[str]``.
+    To type checkers it is a ``TCPSocket[bytes]``, for which ``TCPSocket`` is short, or with ``binaryType="string"`` a
+    ``TCPSocket[str]``.
 
-    Making one connects nothing and holds no resource; entering it does. Leaving the block calls :meth:`close` and
-    waits until it is closed; leaving it by an exception calls :meth:`closeImmediately`. Cancelling the block closes
-    the connection at once, and no handler runs any more.
+    Creating a TCPSocket does not connect and holds no resource; entering its block connects. Leaving the block calls
+    :meth:`close` and waits until the socket is closed; leaving it by an exception calls :meth:`closeImmediately`.
+    Cancelling the block closes the connection immediately, and no handler runs any more.
 
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if an argument is out of range
@@ -120,17 +126,17 @@ class TCPSocket(EventTarget, Generic[DataT]):
     _stream: SocketStream | None
 
     onopen: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
-        "The connection is open. Not for accepted sockets, which are open from the start."
+        "The connection is open. Accepted sockets do not get this event: they are open from the start."
     )
     onsecure: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         ":meth:`upgradeToSecure` is done: what is received and sent from now on is encrypted."
     )
     ondrain: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
-        "Everything buffered has been handed to the operating system, after a :meth:`send` that gave False."
+        "Everything buffered has been handed to the operating system, after a :meth:`send` that returned False."
     )
     ondata: EventHandler[TCPSocketEvent[DataT]] = _DataHandler("Bytes have arrived.")
     onend: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
-        "The peer has ended its side, and ours is open still: with ``allow_half_open`` only."
+        "The peer has ended its side, and ours is still open. This event fires with ``allow_half_open`` only."
     )
     onerror: EventHandler[TCPSocketErrorEvent[TCPSocket[DataT]]] = EventHandler(
         "The connection failed or was lost. ``close`` follows."
@@ -139,7 +145,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         "The connection is closed: the last event, exactly once."
     )
 
-    # pyright takes nothing from `self` here: of text it is told by TCPSocket[str](…).
+    # pyright does not infer the type of data from `self` here: for text write TCPSocket[str](…).
     @overload
     @accepts(ConnectOptions[Bytes])
     def __init__(self: TCPSocket[bytes]) -> None: ...
@@ -153,7 +159,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
     def __init__(self, options: ConnectOptions) -> None:
         self._set_up(options.host, options.port, options)
 
-    if TYPE_CHECKING:  # what a listener is called with; one of any type, with whatever happens to a socket
+    if TYPE_CHECKING:  # which event a listener gets: of "data" and "error" their own classes, of any other type Event
 
         @overload
         def addEventListener(
@@ -195,11 +201,11 @@ class TCPSocket(EventTarget, Generic[DataT]):
     @classmethod
     @takes(AdoptOptions)
     def from_socket(cls: type[SelfT], options: AdoptOptions) -> SelfT:
-        """Adopt a connected stream socket: one of a socketpair, of a SOCKS library, or inherited.
+        """Adopt a connected stream socket, such as one of a socketpair, from a SOCKS library, or an inherited one.
 
-        It belongs to the TCPSocket from then on. ``open`` fires as for a connection of its own making. In TLS it is
-        the client, unless the context is a server's. The ``__init__()`` of a subclass is called as if it was to
-        connect to the peer, with the same options.
+        The TCPSocket owns it from then on. ``open`` fires as if the TCPSocket had connected itself. In TLS it is the
+        client, unless the context is a server's. The ``__init__()`` of a subclass is called with the peer's host and
+        port, and the same options.
 
         :raises TypeError: if it is not a socket, or an argument is of the wrong type
         :raises ValueError: if it is not a connected stream socket, or an argument is out of range
@@ -226,17 +232,21 @@ class TCPSocket(EventTarget, Generic[DataT]):
 
     @property
     def host(self) -> str:
-        """What it connects to; of an accepted or adopted socket, the peer's address, or what a proxy says it is."""
+        """The host it connects to; of an accepted or adopted socket, the peer's address, or the address that the PROXY
+        protocol gives for it.
+        """
         return self._connection.host
 
     @property
     def port(self) -> int:
-        """The port it connects to; of an accepted or adopted socket, the peer's; of a UNIX-domain socket 0."""
+        """The port it connects to; of an accepted or adopted socket, the peer's port; of a UNIX-domain socket 0."""
         return self._connection.port
 
     @property
     def ssl(self) -> bool:
-        """Whether the connection is, or is to be, encrypted: from the call of :meth:`upgradeToSecure` on."""
+        """Whether the connection is, or will be, encrypted: with ``useSecureTransport`` from the start, else from the
+        call of :meth:`upgradeToSecure` on.
+        """
         return self._connection.is_tls
 
     @property
@@ -251,35 +261,39 @@ class TCPSocket(EventTarget, Generic[DataT]):
 
     @property
     def bufferedAmount(self) -> int:
-        """Bytes given to :meth:`send` and not yet handed to the operating system, those held for TLS included."""
+        """The number of bytes given to :meth:`send` and not yet handed to the operating system. Those that wait for the
+        TLS handshake count too.
+        """
         return self._connection.outgoing.amount
 
     @property
     def bytes_received(self) -> int:
-        """Bytes given to the program so far: delivered to ``data``, or taken by the stream (Node: ``bytesRead``)."""
+        """The number of bytes that the program has received so far, by ``data`` events or from the stream (Node:
+        ``bytesRead``).
+        """
         return self._connection.bytes_received
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of the program's handed to the operating system so far (Node: ``bytesWritten``, which counts what is
-        buffered too).
+        """The number of the program's bytes that were handed to the operating system so far (Node: ``bytesWritten``,
+        which counts buffered bytes too).
         """
         return self._connection.bytes_sent
 
     def send(self, data: Buffer | str, byteOffset: int = 0, byteLength: int | None = None) -> bool:
-        """Send data, or buffer it to be sent as soon as the peer takes it.
+        """Send data, or buffer it until the peer takes it. This method does not wait.
 
         :param data: bytes-like (copied if it is mutable), or a ``str``: with ``binaryType="string"`` of characters up
-            to U+00FF, one a byte; else of ASCII only, as anything beyond would go out in an encoding that nobody chose
-        :param byteOffset: where the part to be sent begins, in bytes; clamped to the data
-        :param byteLength: how long that part is, in bytes; clamped likewise; None for all the rest
-        :return: False if more than 65536 bytes are now buffered. That is a hint: the data is taken all the same, and
-            ``drain`` will fire when all of it is handed over
+            to U+00FF, one per byte; else of ASCII only, as the program has not said how to encode any other character
+        :param byteOffset: where the slice to send begins, in bytes; clamped to the data
+        :param byteLength: the length of that slice in bytes, clamped likewise; None for everything after the offset
+        :return: False if more than 65536 bytes are now buffered. That is a hint: the data is accepted all the same, and
+            ``drain`` will fire when all of it has been handed to the operating system
         :raises InvalidStateError: if the socket is not open
-        :raises BufferError: if more than ``max_buffered_amount`` bytes would be buffered; nothing is taken then, and
-            ``drain`` will fire when there is room again
+        :raises BufferError: if more than ``max_buffered_amount`` bytes would be buffered; then none of the data is
+            accepted, and ``drain`` will fire when all that is buffered has been handed over
         :raises TypeError: if the data is of another type
-        :raises ValueError: if an offset is negative, or a character is not one of those
+        :raises ValueError: if an offset is negative, or a character is not allowed
         """
         if type(data) is not bytes or byteOffset != 0 or byteLength is not None:
             data = octets(data, byteOffset, byteLength, ascii_only=self.binaryType != "string")
@@ -287,16 +301,17 @@ class TCPSocket(EventTarget, Generic[DataT]):
         return connection.outgoing.append(data) if connection.buffering_thread == get_ident() else connection.send(data)
 
     def suspend(self) -> None:
-        """Stop ``data`` events, and through TCP the peer. Suspensions count. Allowed while connecting.
+        """Stop ``data`` events; TCP then holds the peer back too. Allowed while connecting.
 
-        What has been received meanwhile waits for :meth:`resume`, and so does what comes behind it: the peer's end, or
-        ``error`` and ``close``. With nothing before it a loss is told at once, and so it is where a ``drain`` is owed,
-        which can come no more. ``drain`` does not wait.
+        Suspensions count: call :meth:`resume` as often as this method. Data received meanwhile waits for that, and so
+        does whatever follows it: the peer's end, or ``error`` and ``close``. ``drain`` does not wait. If the connection
+        is lost while nothing waits, ``error`` and ``close`` fire immediately. They also do if a ``drain`` was owed,
+        which can no longer fire.
         """
         self._connection.suspend()
 
     def resume(self) -> None:
-        """Take back one :meth:`suspend`.
+        """Undo one :meth:`suspend`.
 
         :raises InvalidStateError: if the socket is not suspended
         """
@@ -305,18 +320,19 @@ class TCPSocket(EventTarget, Generic[DataT]):
     def close(self) -> None:
         """Close the connection in order: nothing that was sent is lost.
 
-        ``readyState`` is ``"closing"`` at once, and there is no more ``data``. What is buffered is sent, ``drain``
-        fires if it is owed, the peer is told of the end; what it still sends is discarded until it closes too, for
-        ``linger`` seconds at most; then ``close`` fires. While connecting, the attempt is abandoned. Closing twice
-        does no harm.
+        ``readyState`` becomes ``"closing"`` immediately, and no ``data`` fires any more. The buffer is sent, then
+        ``drain`` fires if it is owed, then our side ends (FIN; in TLS close_notify). Whatever the peer still sends is
+        discarded until it closes too, for ``linger`` seconds at most; then ``close`` fires. While connecting, the
+        attempt is abandoned. Closing twice does no harm.
         """
         self._connection.close()
 
     def send_eof(self) -> None:
-        """End our side of the connection: the peer gets what is buffered, and is told that no more will come.
+        """End our side of the connection: send what is buffered, then EOF (FIN; in TLS close_notify).
 
-        The socket stays open, and ``data`` goes on, until the peer ends its side too; then it closes. Over TLS that
-        is close_notify, upon which some peers end at once, as TLS 1.2 demanded. Doing it twice does no harm.
+        The socket stays open, and ``data`` continues, until the peer ends its side too; then the socket closes. On
+        receiving close_notify some peers end their side immediately, as TLS 1.2 demanded. Calling it twice does no
+        harm.
 
         :raises InvalidStateError: if the socket is not open
         """
@@ -325,17 +341,17 @@ class TCPSocket(EventTarget, Generic[DataT]):
     def closeImmediately(self) -> None:
         """Close the connection without sending what is buffered and without waiting for the peer; ``close`` fires.
 
-        The peer may lose what it has not yet read, as with any plain close of a TCP connection.
+        The peer may lose data that it has not yet read, as with any plain close of a TCP connection.
         """
         self._connection.close_immediately()
 
     def reset(self) -> None:
-        """Close the connection at once by a reset (RST), as a proxy does that passes one on; ``close`` fires.
+        """Close the connection immediately by a reset (RST), as a proxy does to pass on a reset; ``close`` fires.
 
-        What is buffered is dropped. The peer is told that the connection was cut off, and may lose what it has not yet
-        read. A UNIX-domain socket cannot be reset: its peer finds it closed. Nor is the peer told while another
-        process, such as a forked child, has the socket too. Doing it to a closed socket does no harm. (RFC 9293,
-        section 3.10.5: ABORT)
+        What is buffered is dropped. The peer learns that the connection was cut off, and may lose data that it has not
+        yet read. A UNIX-domain socket cannot be reset: its peer reads EOF. While another process, such as a forked
+        child, has the same socket open, the peer gets no reset either. Resetting a closed socket does no harm.
+        (RFC 9293, section 3.10.5: ABORT)
         """
         self._connection.reset()
 
@@ -346,18 +362,19 @@ class TCPSocket(EventTarget, Generic[DataT]):
         server_hostname: str | None = None,
         leftover: Buffer | str = b"",
     ) -> None:
-        """Go on in TLS, as STARTTLS of many protocols has it. Call it once both sides have agreed to.
+        """Continue the connection in TLS, as by STARTTLS in many protocols. Call it when both sides have agreed to.
 
-        :attr:`ssl` is True at once. What was sent before goes out in plaintext; what is sent after waits for the
-        handshake, and goes out encrypted or not at all. What has been received and not yet delivered is part of TLS:
-        nothing that was injected into the plaintext is delivered later. ``secure`` fires after the handshake; if that
-        fails, ``error`` and ``close``. On a connection that is secure, or about to be, it does nothing.
+        :attr:`ssl` becomes True immediately. Data sent before is sent in plaintext; data sent after waits for the
+        handshake, and is sent encrypted or not at all. Bytes that were received and not yet delivered are given to TLS:
+        plaintext that an attacker has injected is not delivered, and makes the handshake fail. ``secure`` fires after
+        the handshake; if that fails, ``error`` and ``close`` do. On a connection that is already secure, or in its
+        handshake, this method does nothing.
 
         :param ssl_context: of a client: what is trusted, client certificates, ALPN; None for
             :func:`ssl.create_default_context`. Of an accepted socket: the certificate, what is demanded of the client
         :param server_hostname: of a client: the name or address that the certificate must be for; None for the host
-        :param leftover: what came in the same ``data`` as the plaintext's end, behind it. It is part of TLS too: an
-            early ClientHello, unless an attacker has put it there; then the handshake fails
+        :param leftover: bytes that came in the same ``data`` event after the last of the plaintext. They are given to
+            TLS too: they are an early ClientHello or, if an attacker has injected them, make the handshake fail
         :raises InvalidStateError: if the socket is not open, or either side has ended
         :raises TypeError: if an argument is of the wrong type
         :raises ValueError: if the context is for the other side of TLS, or missing
@@ -371,18 +388,20 @@ class TCPSocket(EventTarget, Generic[DataT]):
     # What mozsocket adds
 
     def stream(self) -> ByteStream:
-        """The same connection as an AnyIO stream, for what reads better as a sequence and for libraries that take one.
+        """The same connection as an AnyIO stream, for dialogues that read better as a sequence, and for libraries that
+        take a stream.
 
-        From now on what arrives is for :meth:`~anyio.abc.ByteReceiveStream.receive`, and there is no ``data`` event;
-        what is queued comes first. Call it before anything can arrive: while connecting, or in a handler of
-        ``connect`` or ``open``. ``send()`` returns when all is handed to the operating system. The peer's end does not
-        close the socket; closing the stream does, within ``linger``, or at once if a ``send()`` was cancelled that the
-        peer has not taken. :meth:`upgradeToSecure` goes on working, and so do the events but ``data`` and ``end``.
-        :meth:`suspend` holds nothing back: not receiving does.
+        From now on :meth:`~anyio.abc.ByteReceiveStream.receive` gives what arrives, queued data first, and no ``data``
+        event fires. Call this method before anything can arrive: while connecting, or in a handler of ``connect`` or
+        ``open``. The stream's ``send()`` returns when all of its data was handed to the operating system. The peer's
+        end does not close the socket; closing the stream does, within ``linger`` seconds, or immediately if a
+        ``send()`` was cancelled and the peer has not taken all of its data. :meth:`upgradeToSecure` still works, and
+        all events but ``data`` and ``end`` still fire. :meth:`suspend` has no effect: the peer is held back while
+        nothing is received.
 
-        A lost connection is :exc:`anyio.BrokenResourceError`, one that was closed here
-        :exc:`anyio.ClosedResourceError`. That it is lost is noticed by receiving and by sending only. After a failed
-        ``send()`` the socket closes, and what the peer had sent before can be received still.
+        The stream raises :exc:`anyio.BrokenResourceError` if the connection was lost, and
+        :exc:`anyio.ClosedResourceError` if it was closed here. A loss is noticed only by receiving and sending. After a
+        failed ``send()`` the socket closes, and what the peer had sent before can still be received.
 
         :return: the stream, the same each time
         :raises InvalidStateError: if the socket is neither connecting nor open
@@ -405,7 +424,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         await self._connection.opened()
 
     async def secured(self) -> None:
-        """Wait until the connection is encrypted; without TLS for as long as it is open.
+        """Wait until the connection is encrypted; without TLS until it is upgraded or has closed.
 
         :raises TCPSocketError: if the handshake, or the connection, failed
         :raises InvalidStateError: if it was closed first
@@ -424,14 +443,14 @@ class TCPSocket(EventTarget, Generic[DataT]):
         """Wait until the connection is closed and the last handler has returned.
 
         :raises TCPSocketError: if the connection failed or was lost
-        :raises RuntimeError: in a handler of this socket, which it would wait for
+        :raises RuntimeError: in a handler of this socket, as it would wait for that handler
         """
         await self._connection.closed()
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """AnyIO's typed attributes of the connection: :class:`anyio.abc.SocketAttribute`, and once it is secure
-        :class:`anyio.streams.tls.TLSAttribute`; none while connecting.
+        """AnyIO's typed attributes of the connection: :class:`anyio.abc.SocketAttribute`, and once the connection is
+        secure :class:`anyio.streams.tls.TLSAttribute`; none while connecting.
         """
         return self._connection.attributes
 
@@ -442,9 +461,9 @@ class TCPSocket(EventTarget, Generic[DataT]):
     def extra(self, attribute: Any, default: Any = _NO_DEFAULT) -> Any:
         """The value of one of :attr:`extra_attributes` (AnyIO: ``TypedAttributeProvider``).
 
-        :param attribute: such as :attr:`anyio.abc.SocketAttribute.remote_port`
-        :param default: what to return if there is no such attribute
-        :raises anyio.TypedAttributeLookupError: if there is none, and no default
+        :param attribute: the attribute, such as :attr:`anyio.abc.SocketAttribute.remote_port`
+        :param default: what to return if the connection has no such attribute
+        :raises anyio.TypedAttributeLookupError: if the connection has no such attribute, and no default is given
         """
         get = self.extra_attributes.get(attribute)
         if get is not None:
@@ -458,7 +477,7 @@ _set_connection, _set_stream = setters_of(TCPSocket, "_connection", "_stream")
 
 
 def connection_of(socket: TCPSocket[Any]) -> Connection:
-    """What is inside, ready to be run."""
+    """The connection inside of a socket, ready to be run."""
     connection = socket._connection
     if not connection.lifetime.started:
         _attach(socket, connection)
@@ -472,10 +491,14 @@ def accepted(
     server: Host,
     opening: Callable[[TCPSocket[Any]], tuple[Listeners, Event[Any]]],
 ) -> Connection:
-    """What is inside of a socket that a server has accepted.
+    """Make a TCPSocket of a socket that a server has accepted.
 
-    :param peer: its address
-    :param opening: what makes the event that tells of it, and who listens to that
+    :param sock: the accepted socket
+    :param peer: the peer's address
+    :param options: the options of the server
+    :param server: the server
+    :param opening: called with the TCPSocket; gives the event that announces it, and the listeners for that event
+    :return: the connection inside of the TCPSocket
     """
     socket: TCPSocket[Any] = TCPSocket.__new__(TCPSocket)
     connection = socket._set_up(*host_and_port(peer), options)
@@ -493,7 +516,7 @@ def _text_event(type: str, target: TCPSocket[str], data: bytes) -> TCPSocketEven
 
 
 def _of_any_client(options: AdoptOptions) -> dict[str, Any]:
-    """The options that a socket has too that is to connect."""
+    """The options for the constructor, which connects, and so refuses a server's context."""
     found = shared(options, ClientOptions)
     if options.ssl_context is not None and options.ssl_context.protocol is PROTOCOL_TLS_SERVER:
         del found["ssl_context"]
@@ -501,7 +524,10 @@ def _of_any_client(options: AdoptOptions) -> dict[str, Any]:
 
 
 def _peer_of(sock: stdlib_socket.socket) -> Any:
-    """The address of a socket's peer; empty if it has reset the connection, of which there may be something to read."""
+    """The address of a socket's peer; empty if the peer has reset the connection: data may be left to read.
+
+    :raises ValueError: if the socket is not connected
+    """
     try:
         return sock.getpeername()
     except OSError as exc:
