@@ -1,4 +1,4 @@
-"""What the calls accept. Each option is declared, described and checked here, in one place::
+"""The options of the public calls. Each is declared, described and checked here, in one place::
 
     SocketOptions                    every connection
     ├── ClientOptions
@@ -8,7 +8,7 @@
         ├── ListenOptions            TCPServerSocket(), MozTCPSocket.listen()
         └── AdoptListenerOptions     TCPServerSocket.from_socket()
 
-:func:`takes` gives a call the parameters of such a class: to type checkers, at run time and in its help.
+:func:`takes` gives a call the parameters of such a class, for type checkers, at run time and in ``help()``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Text = Literal["string"]
 BinaryType = Literal["arraybuffer", "string"]
 
 if TYPE_CHECKING:
-    import typing_extensions  # for defaults (PEP 696), which Python has from 3.13 on
+    import typing_extensions  # for defaults of type variables (PEP 696), new in Python 3.13
 
     DataT = typing_extensions.TypeVar("DataT", bound=bytes | str, default=bytes, covariant=True)
     BinaryTypeT = typing_extensions.TypeVar("BinaryTypeT", bound=BinaryType, default=BinaryType, covariant=True)
@@ -64,15 +64,15 @@ else:
     BinaryTypeT = TypeVar("BinaryTypeT", covariant=True)
 
 MAX_BACKLOG = 65535
-"""Each system caps it at its own maximum."""
+"""The longest queue of a listener; each system caps it at its own maximum."""
 
 
 MAX_KEEP_ALIVE = 32767
-"""Seconds; Linux takes no more (tcp(7))."""
+"""The most seconds that Linux accepts for ``keep_alive`` (tcp(7))."""
 
 
 class _Absent:
-    """What a connection finds in place of the options that others have."""
+    """Defaults for the options that only some kinds of socket have: a connection can read them from any options."""
 
     __slots__ = ()
 
@@ -88,29 +88,30 @@ class _Absent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketOptions(_Absent, Generic[BinaryTypeT]):
-    """The options of every connection, which those of a server share.
+    """The options that every connection has, those of a server included.
 
-    :param binaryType: ``"arraybuffer"``: data is ``bytes`` (Gecko's default is the other); ``"string"``: data is
-        ``str``, one character (U+0000 to U+00FF) per byte
-    :param max_buffered_amount: bytes that :meth:`TCPSocket.send` buffers at most; None for no limit
-    :param linger: seconds that :meth:`TCPSocket.close` waits, after all is sent, for the peer to close too
-    :param allow_half_open: whether the socket stays open when the peer has ended its side: ``end`` fires, and sending
-        goes on until :meth:`TCPSocket.send_eof` or :meth:`TCPSocket.close` (Node's ``allowHalfOpen``)
+    :param binaryType: ``"arraybuffer"``: data is ``bytes``; ``"string"`` (Gecko's default): data is ``str``, one
+        character (U+0000 to U+00FF) per byte
+    :param max_buffered_amount: the most bytes that :meth:`TCPSocket.send` buffers; None for no limit
+    :param linger: seconds that :meth:`TCPSocket.close` waits, after everything was sent, for the peer to close too
+    :param allow_half_open: whether the socket stays open when the peer has ended its side: ``end`` fires, and the
+        program can send until it calls :meth:`TCPSocket.send_eof` or :meth:`TCPSocket.close` (Node: ``allowHalfOpen``)
     :param useSecureTransport: whether to use TLS from the start: ``open`` fires after the handshake
     :param ssl_context: with ``useSecureTransport=True`` only: what is trusted, client certificates, ALPN; None for
         :func:`ssl.create_default_context`, which checks the certificate and the name by the system's authorities. For
         STARTTLS it is an argument of :meth:`TCPSocket.upgradeToSecure`
     :param handshake_timeout: seconds that a TLS handshake may take
-    :param idle_timeout: seconds in which nothing is received, nor anything sent taken by the system, after which the
-        connection fails with NetworkTimeoutError; None for no limit. It is noticed up to an eighth later. While closing
-        too; and while the program has suspended the socket and so receives nothing
-    :param keep_alive: whole seconds of silence, 1 to 32767, after which TCP asks whether the peer is still there
-        (``SO_KEEPALIVE``), as often and as long as the system is set to; None for never
-    :param tls_standard_compatible: whether a peer that ends a TLS connection without saying so (close_notify), as
-        also happens when an attacker cuts it off, is an error; else it is the peer's end (AnyIO's term)
+    :param idle_timeout: seconds without traffic, after which the connection fails with NetworkTimeoutError; None for no
+        limit. Traffic is bytes received, and bytes handed to the operating system. The limit also applies while the
+        socket is suspended, and so receives nothing, and while it is closing. It is checked eight times per interval,
+        so the failure may come an eighth later
+    :param keep_alive: whole seconds of silence, 1 to 32767, after which TCP probes whether the peer is still there
+        (``SO_KEEPALIVE``); the system's settings say how often. None for no probes
+    :param tls_standard_compatible: whether it is an error if a TLS connection ends without close_notify, as happens
+        when an attacker cuts it off; if not, that counts as the peer's end (AnyIO's term)
     """
 
-    if TYPE_CHECKING:  # which type the data is follows from it
+    if TYPE_CHECKING:  # for type checkers, from its literal type follows the type of the data
         binaryType: BinaryTypeT = "arraybuffer"  # type: ignore[assignment]
     else:
         binaryType: BinaryType = "arraybuffer"
@@ -163,13 +164,13 @@ class ClientOptions(SocketOptions[BinaryTypeT]):
 
 @dataclass(frozen=True, slots=True)
 class ConnectOptions(ClientOptions[BinaryTypeT]):
-    """Where a :class:`TCPSocket` is to connect, and how.
+    """Where a :class:`TCPSocket` connects to, and how.
 
     :param host: a host name or an IP address
     :param port: the port, 1 to 65535
     :param connect_timeout: seconds that resolving the name, connecting and TLS may take together; None for no limit
-    :param local_host: the address, or the name of one, to connect from; None for any
-    :param local_port: the port to connect from, 1 to 65535; 0 for one that is free
+    :param local_host: the local address to connect from, or a host name that stands for it; None for any
+    :param local_port: the local port to connect from, 1 to 65535; 0 for any free port
     """
 
     host: str
@@ -211,17 +212,18 @@ class ServerOptions(SocketOptions[BinaryTypeT]):
     """The options of a :class:`TCPServerSocket`.
 
     :param useSecureTransport: whether to use TLS from the first byte: ``connect`` fires after the handshake. It needs
-        an ``ssl_context``. A connection whose handshake fails is logged
+        an ``ssl_context``. A failed handshake is logged
     :param ssl_context: with ``useSecureTransport=True`` only: the certificate, what is demanded of clients, ALPN. For
         STARTTLS it is an argument of :meth:`TCPSocket.upgradeToSecure` of the accepted sockets
-    :param handshake_timeout: seconds that a TLS handshake may take, and the header of the PROXY protocol before it
+    :param handshake_timeout: seconds that a TLS handshake may take, and as many for the header of the PROXY protocol
     :param proxy_protocol: whether each connection begins with a header of the PROXY protocol, version 1 or 2, as a
         load balancer sends it: ``host`` and ``port`` of the accepted socket are then the client's. A connection
-        without one is logged and closed. Only for a port that nobody but the load balancer can reach
-    :param max_connections: how many accepted sockets may be open before others have to wait; None for no limit. One
-        whose handshake is under way is not open yet; where that many are when it is done, it waits its turn
+        without that header is logged and closed. Only for a port that nobody but the load balancer can reach
+    :param max_connections: how many accepted sockets may be open before further connections have to wait; None for no
+        limit. A connection is not open during its TLS handshake, and may have to wait after it
     :param max_handshakes: how many connections may be in a TLS handshake, or have yet to send the header of the PROXY
-        protocol; for one more, that which has waited longest is given up. So those who stay silent shut out nobody
+        protocol. When there is one more, the connection that has taken longest is closed, so that silent clients keep
+        nobody out
     """
 
     proxy_protocol: bool = False
@@ -242,14 +244,14 @@ class ServerOptions(SocketOptions[BinaryTypeT]):
 
 @dataclass(frozen=True, slots=True)
 class ListenOptions(ServerOptions[BinaryTypeT]):
-    """Where a :class:`TCPServerSocket` is to listen, and how.
+    """Where a :class:`TCPServerSocket` listens, and how.
 
-    :param port: the port, 1 to 65535; 0 for one that is free, see :attr:`TCPServerSocket.localPort`
-    :param host: the address to listen on, or the name of one of this machine, which is looked up when it binds: unlike
-        an address that may take time, and the event loop waits. ``"::"`` is IPv4 too, ``"0.0.0.0"`` IPv4 alone; None
-        for all of both, as far as the machine has them
-    :param backlog: connections that wait to be accepted, at most, 0 to 65535; 0 for the system's maximum
-    :param reuse_port: let other sockets listen on the same port, which share the connections (``SO_REUSEPORT``)
+    :param port: the port, 1 to 65535; 0 for any free port, see :attr:`TCPServerSocket.localPort`
+    :param host: the local address to listen on, or a host name that stands for it; a name is looked up while the event
+        loop waits, which may take time. ``"::"`` is every IPv6 and IPv4 address, ``"0.0.0.0"`` every IPv4 address; None
+        for all addresses of both, as far as the machine has them
+    :param backlog: the most connections that wait to be accepted, 0 to 65535; 0 for the system's maximum
+    :param reuse_port: whether other sockets may listen on the same port and share the connections (``SO_REUSEPORT``)
     """
 
     port: int
@@ -273,7 +275,7 @@ class ListenOptions(ServerOptions[BinaryTypeT]):
 class AdoptListenerOptions(ServerOptions[BinaryTypeT]):
     """The socket that a :class:`TCPServerSocket` adopts, and its options.
 
-    :param sock: a ``SOCK_STREAM`` socket that listens
+    :param sock: a listening ``SOCK_STREAM`` socket
     """
 
     sock: socket.socket
@@ -286,9 +288,10 @@ class AdoptListenerOptions(ServerOptions[BinaryTypeT]):
 
 
 def shared(options: SocketOptions, declaration: type[SocketOptions]) -> dict[str, Any]:
-    """The options that have to be said again for another call.
+    """The options that are passed on to another call.
 
-    :param declaration: which they are
+    :param options: the options given
+    :param declaration: the class that declares those to pass on
     """
     return {field.name: getattr(options, field.name) for field in fields(declaration)}
 
@@ -305,12 +308,12 @@ DescribedT = TypeVar("DescribedT")
 def takes(
     declaration: Callable[P, DeclaredT],
 ) -> Callable[[Callable[[OwnerT, DeclaredT], ResultT]], Callable[Concatenate[OwnerT, P], ResultT]]:
-    """Give a method the parameters of a class: it is called with them, and gets the object made of them::
+    """Give a method the parameters of a class. It is called with them, and gets an object of that class::
 
         @takes(ConnectOptions)
         def __init__(self, options: ConnectOptions) -> None: ...
 
-    :param declaration: the class; its constructor checks what it is given
+    :param declaration: the class; its constructor checks the arguments
     """
 
     def decorate(method: Callable[[OwnerT, DeclaredT], ResultT]) -> Callable[Concatenate[OwnerT, P], ResultT]:
@@ -334,7 +337,7 @@ def takes(
 def accepts(
     declaration: Callable[P, object],
 ) -> Callable[[Callable[[OwnerT], ResultT]], Callable[Concatenate[OwnerT, P], ResultT]]:
-    """Give an overload the parameters of a class: to type checkers, the only ones to read it."""
+    """Give an overload the parameters of a class, for type checkers: nothing else reads overloads."""
     return lambda method: method  # type: ignore[return-value]
 
 
@@ -342,7 +345,7 @@ def documents(declaration: object) -> Callable[[DescribedT], DescribedT]:
     """Put the ``:param`` lines of a declaration into a docstring, before its other fields."""
 
     def decorate(described: DescribedT) -> DescribedT:
-        if described.__doc__ is not None:  # as it is of a constructor, and everywhere with `python -OO`
+        if described.__doc__ is not None:  # constructors have none, and with `python -OO` nothing has
             text, colon, others = inspect.cleandoc(described.__doc__).partition("\n:")
             described.__doc__ = f"{text.rstrip()}\n\n{_parameter_lines(declaration)}{colon}{others}"
         return described
@@ -351,8 +354,8 @@ def documents(declaration: object) -> Callable[[DescribedT], DescribedT]:
 
 
 def _parameter_lines(declaration: Any) -> str:
-    """The ``:param`` lines of a class and of those it inherits from, in the order of its parameters. Of two for the
-    same parameter its own counts.
+    """The ``:param`` lines of a class and its bases, in the order of its parameters. A class may describe a parameter
+    anew: its own line then replaces that of the base.
     """
     lines: dict[str, str] = {}
     for each in reversed(inspect.getmro(declaration)):
@@ -365,7 +368,7 @@ _PARAMETER_LINES = re.compile(r"^:param (\w+):.*(?:\n +.*)*", re.MULTILINE)
 
 
 def _present(call: Any, method: Callable[..., Any], accepted: inspect.Signature) -> None:
-    """Make a call look like its method, but for its parameters."""
+    """Make a call look like its method, except for the parameters."""
     functools.update_wrapper(call, method)
     written = inspect.signature(method)
     owner = next(iter(written.parameters.values()))
@@ -376,8 +379,12 @@ def _present(call: Any, method: Callable[..., Any], accepted: inspect.Signature)
 
 
 def _check_fit(name: str, accepted: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """:raises TypeError: if a call takes no such arguments, whatever their values: in its own name"""
-    from difflib import get_close_matches  # which programs without a mistake have no use for
+    """Check that a call accepts these arguments, whatever their values. Python's own message would name the class that
+    declares the options, not the call.
+
+    :raises TypeError: if it does not
+    """
+    from difflib import get_close_matches  # imported for mistakes only
 
     for given in kwargs:
         if given not in accepted.parameters:
@@ -394,7 +401,9 @@ def _check_fit(name: str, accepted: inspect.Signature, args: tuple[Any, ...], kw
 
 
 def check_host(name: str, value: object) -> None:
-    """:raises TypeError: if it is not a str
+    """Check a host name or address.
+
+    :raises TypeError: if it is not a str
     :raises ValueError: if it is empty or has a NUL in it
     """
     if not isinstance(value, str):
@@ -404,14 +413,18 @@ def check_host(name: str, value: object) -> None:
 
 
 def check_port(value: object, *, lowest: int) -> None:
-    """:raises TypeError: if it is not an int
+    """Check the number of a port.
+
+    :raises TypeError: if it is not an int
     :raises ValueError: if it is out of range
     """
     check_count("port", value, lowest, 65535)
 
 
 def check_count(name: str, value: object, lowest: int, highest: int | None = None) -> None:
-    """:raises TypeError: if it is not an int
+    """Check a whole number.
+
+    :raises TypeError: if it is not an int
     :raises ValueError: if it is out of range
     """
     if not isinstance(value, int) or isinstance(value, bool):
@@ -422,21 +435,28 @@ def check_count(name: str, value: object, lowest: int, highest: int | None = Non
 
 
 def check_flag(name: str, value: object) -> None:
-    """:raises TypeError: if it is not a bool"""
+    """Check an option that is on or off.
+
+    :raises TypeError: if it is not a bool
+    """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
 
 
 def check_ssl_context(value: object) -> None:
-    """:raises TypeError: if it is neither None nor an SSLContext"""
+    """Check the type of a context.
+
+    :raises TypeError: if it is neither None nor an SSLContext
+    """
     if value is not None and not isinstance(value, ssl.SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(value).__name__}")
 
 
 def _refuse_without_tls(name: str, value: object) -> None:
-    """Whoever gives such an option means the connection to be encrypted, as it would be in AnyIO and asyncio.
+    """Refuse an option of TLS for a connection without TLS. Whoever passes one expects the connection to be encrypted,
+    as it would be in AnyIO and asyncio.
 
-    :raises ValueError: if an option of TLS is given where there is none
+    :raises ValueError: if the option is given
     """
     if value is not None:
         raise ValueError(
@@ -446,19 +466,24 @@ def _refuse_without_tls(name: str, value: object) -> None:
 
 
 def check_role(context: ssl.SSLContext, *, server_side: bool) -> None:
-    """:raises ValueError: if a context is for the other side of TLS"""
-    wrong, way = (
+    """Check that a context is for our side of TLS.
+
+    :raises ValueError: if it is for the other side
+    """
+    wrong, remedy = (
         (ssl.PROTOCOL_TLS_CLIENT, "a server needs one made by ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)")
         if server_side
         else (ssl.PROTOCOL_TLS_SERVER, "a client needs one made by ssl.create_default_context()")
     )
     if context.protocol is wrong:
-        raise ValueError(f"ssl_context is for the other side of TLS: {way}")
+        raise ValueError(f"ssl_context is for the other side of TLS: {remedy}")
 
 
 def check_server_hostname(value: object) -> None:
-    """:raises TypeError: if it is not a str
-    :raises ValueError: if it cannot be the name, or the address, in a certificate
+    """Check a name or address that a certificate must be for.
+
+    :raises TypeError: if it is not a str
+    :raises ValueError: if no certificate can be for it
     """
     check_host("server_hostname", value)
     if str(value).startswith("."):
@@ -470,10 +495,10 @@ def check_server_hostname(value: object) -> None:
 
 
 def identity(host: str) -> str | None:
-    """The name or address that the peer's certificate must be for; None if there is none to check.
+    """The name or address that the peer's certificate must be for; None if the host has none.
 
-    A name is encoded as it is looked up, by IDNA 2008. Left to itself, :mod:`ssl` would encode it by IDNA 2003, and
-    accept a certificate for another name: for "faß.example" that of "fass.example".
+    A name is encoded by IDNA 2008, as it is to look it up. :mod:`ssl` would encode it by IDNA 2003, and accept a
+    certificate for another name: for "faß.example" that of "fass.example".
 
     :raises UnicodeError: if the name cannot be one
     """
@@ -481,7 +506,7 @@ def identity(host: str) -> str | None:
         return host.partition("%")[0]
     name = host.removesuffix(".")
     if name.isascii():
-        name.encode("idna")  # which checks how long its labels are
+        name.encode("idna")  # checks the length of its labels
         return name or None
     import idna  # AnyIO depends on it
 
@@ -489,8 +514,10 @@ def identity(host: str) -> str | None:
 
 
 def check_stream_socket(value: object) -> None:
-    """:raises TypeError: if it is not a socket
-    :raises ValueError: if it is closed, not a stream socket, or one that does TLS
+    """Check a socket that is to be adopted.
+
+    :raises TypeError: if it is not a socket
+    :raises ValueError: if it is closed, not a stream socket, or an :class:`ssl.SSLSocket`
     """
     if not isinstance(value, socket.socket):
         raise TypeError(f"from_socket() takes a socket.socket, not {type(value).__name__}")
@@ -505,5 +532,5 @@ def check_stream_socket(value: object) -> None:
 def _check_seconds(name: str, value: object, *, zero: bool = True) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not (value >= 0 if zero else value > 0):  # nor is NaN
+    if not (value >= 0 if zero else value > 0):  # true for NaN too
         raise ValueError(f"{name} must be a number of seconds, {'0 or more' if zero else 'more than 0'}, not {value}")

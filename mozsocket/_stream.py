@@ -1,7 +1,7 @@
-"""A connection as an AnyIO stream: what ``receive()`` and ``send()`` do in place of the handlers.
+"""A connection as an AnyIO stream, with ``receive()`` and ``send()`` in place of handlers.
 
-Whoever calls them does the reading and writing, with no task switch. What the operating system would not take at once
-is sent when there is room, as for the handlers.
+The calling task itself reads from the socket and writes to it, without a task switch. Data that the operating system
+does not take immediately goes into the connection's send buffer, as it does when handlers send.
 """
 
 from __future__ import annotations
@@ -34,45 +34,47 @@ CONNECTION_LOST: tuple[type[Exception], ...] = (
     anyio.EndOfStream,
     anyio.IncompleteRead,
 )
-"""The exceptions by which a program learns that there is no connection, or no longer, if it has not closed it itself:
-from awaiting it, from its methods, or from its stream. For ``except CONNECTION_LOST`` of who connects again.
+"""The exceptions that are raised when a connection failed or was lost, or was ended by the peer; not when the program
+has closed it. They come from awaiting a socket, from its methods and from its stream. A program that reconnects writes
+``except CONNECTION_LOST``.
 """
 
 MAX_READ = 262_144
-"""Bytes read at once, however many may be received: to have room for more costs more than to read again."""
+"""The most bytes to read by one call, even if the program asks for more: allocating more costs more than another call.
+"""
 
 PEER_PATIENCE = 0.25
-"""Seconds that closing waits for the peer to close too. As a rule it has done so after one round trip."""
+"""Seconds that closing the stream waits for the peer to close too. Usually the peer closes within one round trip."""
 
 _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 
 
 class SocketStream(Unique, Referable, ByteStream):
-    """What :meth:`TCPSocket.stream` gives. For what the methods raise see there."""
+    """The stream that :meth:`TCPSocket.stream` returns; its docstring says which exceptions the methods raise."""
 
     __slots__ = ("_closed", "_connection", "_eagerness", "_ended", "_receiving", "_sending")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._receiving = False  # whether a task is
-        self._sending = False
+        self._receiving = False  # whether a task is receiving
+        self._sending = False  # whether a task is sending
         self._eagerness = Eagerness()
-        self._ended = False  # whether the peer has
-        self._closed = False
+        self._ended = False  # whether the peer's end was received
+        self._closed = False  # whether the program has closed the stream
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._connection!r}>"
 
     @property
     def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
-        """Those of the socket."""
+        """AnyIO's typed attributes of the socket."""
         return self._connection.attributes
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        """What has arrived, of which some is waited for.
+        """Receive what has arrived; if nothing has, wait for it.
 
-        :param max_bytes: bytes at most
+        :param max_bytes: the most bytes to receive
         :raises anyio.EndOfStream: at the peer's end
         :raises anyio.BusyResourceError: if another task is receiving
         """
@@ -90,12 +92,11 @@ class SocketStream(Unique, Referable, ByteStream):
         return data
 
     async def _receive(self, max_bytes: int) -> bytes:
-        """What has arrived; ``b""`` at the peer's end."""
+        """Receive what has arrived; ``b""`` at the peer's end."""
         connection = self._connection
         machine = connection.machine
-        waited = (
-            self._eagerness.should_poll()
-        )  # every call is a checkpoint: where something is expected by then, before it
+        # Every call has a checkpoint: before reading, if data is expected to arrive meanwhile, else after it.
+        waited = self._eagerness.should_poll()
         if waited:
             await anyio.lowlevel.checkpoint()
         while True:
@@ -105,38 +106,39 @@ class SocketStream(Unique, Referable, ByteStream):
                 data = self._take_available(max_bytes)
             except OSError as exc:
                 connection.lose(exc)
-                continue  # which tells
+                continue  # _wait_for_data() raises it, when what came before was received
             if data is None:
                 await self._wait()
             elif waited:
                 return data
-            else:  # and else after it; one that is cancelled there loses nothing
+            else:
                 if data:
-                    connection.give_back(data)
+                    connection.give_back(data)  # a task that is cancelled at the checkpoint loses nothing
                 await anyio.lowlevel.checkpoint()
                 if not data:
-                    return data  # the end, whatever has become of the connection meanwhile
+                    return data  # the peer's end, whatever has happened to the connection at the checkpoint
             waited = True
 
     async def _wait(self) -> None:
-        """Wait until there may be something."""
+        """Wait until something may have arrived."""
         if self._eagerness.should_poll():
             await anyio.lowlevel.checkpoint()
         else:
             await self._connection.wait_readable()
 
     async def _wait_for_data(self) -> None:
+        """Wait until the stream reads from the socket, or the inbox has something for it."""
         connection = self._connection
         machine = connection.machine
         while not (machine.is_streaming() or self._has_remaining_data()):
             self._raise_if_over()
             if machine.failed is Failed.NO:
                 await self._connected()
-            else:  # what the peer sent before is being read
+            else:  # sending has failed; what the peer had sent before is being read
                 await connection.lifetime.wait_until(lambda: self._has_remaining_data() or machine.shut)
 
     def _has_remaining_data(self) -> bool:
-        """Whether there is something to be had of a connection that is lost: what came before, or that it had ended."""
+        """Whether the stream can receive something without the socket: data in the inbox, or the peer's end."""
         machine = self._connection.machine
         if self._closed or not (machine.ready is _OPEN or machine.failed is not Failed.NO):
             return False
@@ -145,7 +147,7 @@ class SocketStream(Unique, Referable, ByteStream):
         return self._ended or (machine.peer_side is PeerSide.END_RECEIVED and machine.failed is not Failed.TLS)
 
     def _take_available(self, max_bytes: int) -> bytes | None:
-        """What has arrived; ``b""`` at the peer's end, None if nothing is there.
+        """Take what has arrived, without waiting; ``b""`` at the peer's end, None if nothing has arrived.
 
         :raises OSError: if the connection was lost
         """
@@ -160,8 +162,9 @@ class SocketStream(Unique, Referable, ByteStream):
     async def send(self, item: Buffer) -> None:
         """Send bytes, and wait until the operating system has taken them all.
 
-        A ``send()`` that is cancelled while it waits for room is sent all the same: nothing is torn out of the stream.
-        The next one waits until nothing is left of it; cancelled in that wait, it has sent nothing.
+        If this call is cancelled while it waits, its data is sent all the same, so that no message is cut off in the
+        middle. The next call first waits until that data was sent; if it is cancelled in that wait, it has sent
+        nothing.
 
         :param item: bytes-like
         :raises anyio.BusyResourceError: if another task is sending
@@ -176,7 +179,7 @@ class SocketStream(Unique, Referable, ByteStream):
             if connection.machine.own_side is not OwnSide.OPEN:
                 raise ClosedResourceError("send() after send_eof()")
             if connection.send_directly(data):
-                await anyio.lowlevel.checkpoint()  # only now: so the answer is here sooner
+                await anyio.lowlevel.checkpoint()  # after sending, so that the peer can answer sooner
             else:
                 await self._until(lambda: not connection.outgoing.awaited)
         finally:
@@ -188,9 +191,10 @@ class SocketStream(Unique, Referable, ByteStream):
         self._sending = True
 
     async def send_eof(self) -> None:
-        """Tell the peer that no more will come, when everything is sent; receiving goes on.
+        """Send everything, then EOF (FIN; in TLS close_notify). The program can still receive.
 
-        It waits until nothing is left of a :meth:`send` that was cancelled; cancelled in that wait it has told nothing.
+        This method first waits for the data of a :meth:`send` that was cancelled; if it is cancelled in that wait, it
+        has not sent EOF.
 
         :raises anyio.BusyResourceError: if another task is sending
         """
@@ -204,7 +208,7 @@ class SocketStream(Unique, Referable, ByteStream):
             self._sending = False
 
     def _may_send(self) -> bool:
-        """Whether there is nothing to wait for first, nor to raise."""
+        """Whether the stream can send now: nothing has to be waited for before, and nothing raised."""
         connection = self._connection
         machine = connection.machine
         if self._closed or machine.ready is not _OPEN or machine.failed is not Failed.NO:
@@ -212,15 +216,21 @@ class SocketStream(Unique, Referable, ByteStream):
         return not connection.outgoing.awaited
 
     async def _ready_to_send(self) -> None:
-        """Wait until there is a connection, and nothing is left of a send() that was given up."""
+        """Wait until there is a connection, and the data of a send() that was cancelled has been sent."""
         connection = self._connection
         machine = connection.machine
         if machine.ready is _CONNECTING:
             await self._connected()
         await self._until(lambda: machine.own_side is not OwnSide.OPEN or not connection.outgoing.awaited)
-        await anyio.lowlevel.checkpoint_if_cancelled()  # which may have come in the turn that it was reached in
+        await anyio.lowlevel.checkpoint_if_cancelled()  # the task may have been cancelled when the wait was over
 
     async def _until(self, reached: Callable[[], bool]) -> None:
+        """Wait until a condition is met.
+
+        :param reached: the condition
+        :raises anyio.BrokenResourceError: if the connection is lost first
+        :raises anyio.ClosedResourceError: if it, or the stream, is closed first
+        """
         lifetime, machine = self._connection.lifetime, self._connection.machine
         await lifetime.wait_until(lambda: machine.shut or self._closed or (machine.failed is Failed.NO and reached()))
         self._raise_if_over()
@@ -228,7 +238,7 @@ class SocketStream(Unique, Referable, ByteStream):
             self._raise_lost()
 
     async def _connected(self) -> None:
-        """Wait until there is a connection to read from."""
+        """Wait until the connection is open and, if it is to use TLS, encrypted."""
         connection = self._connection
         try:
             await connection.opened()
@@ -240,7 +250,9 @@ class SocketStream(Unique, Referable, ByteStream):
             raise ClosedResourceError from None
 
     def _raise_if_over(self) -> None:
-        """:raises anyio.BrokenResourceError: if the connection is lost
+        """Raise an exception if the connection is of no more use.
+
+        :raises anyio.BrokenResourceError: if the connection is lost
         :raises anyio.ClosedResourceError: if it, or the stream, was closed
         """
         machine = self._connection.machine
@@ -259,12 +271,12 @@ class SocketStream(Unique, Referable, ByteStream):
         raise BrokenResourceError(str(lifetime.failure)) from lifetime.failure.again()
 
     async def aclose(self) -> None:
-        """Close the socket in order, so that what was sent arrives, but within ``linger`` seconds, whatever the peer
-        does: what it has not taken by then is dropped. If something is left of a :meth:`send`, which was cancelled or
-        is waiting still, it closes immediately, and so it does when it is cancelled itself.
+        """Close the socket in order, so that everything sent arrives, within ``linger`` seconds: data that the peer has
+        not taken by then is dropped. If data of a :meth:`send` still waits, be it that the call was cancelled or has
+        not returned, the socket closes immediately. It also does if this method is cancelled.
 
-        The socket is closed when it returns. Only where nothing is missing but that the peer closes too, and that takes
-        its time, it goes on waiting for that by itself, within ``linger``.
+        Usually the socket is closed when this method returns. If everything was sent and only the peer has not closed
+        yet, the method returns after 0.25 seconds, and the socket waits for the peer by itself, within ``linger``.
         """
         self._closed = True
         lingers = False
@@ -277,11 +289,14 @@ class SocketStream(Unique, Referable, ByteStream):
                     await self._connection.close_now()
 
     async def _close_in_order(self) -> bool:
-        """:return: whether it is only the peer's end that is missing, for which nobody need wait"""
+        """Close the socket in order, and wait for it.
+
+        :return: True if the socket is not closed yet, but waits for nothing except the peer's end
+        """
         connection = self._connection
         machine, lifetime = connection.machine, connection.lifetime
         if machine.ready is _CONNECTING or machine.shut or connection.outgoing.awaited:
-            return False  # there is nothing to close in order, or a peer that may never take what is left
+            return False  # nothing to send, or data that the peer may never take: close immediately
         connection.close()
         connection.send_last()
         with anyio.move_on_after(connection.options.linger):
@@ -293,7 +308,10 @@ class SocketStream(Unique, Referable, ByteStream):
 
 
 def _octets(item: object) -> bytes:
-    """:raises TypeError: if it is not bytes-like"""
+    """The bytes of a bytes-like object.
+
+    :raises TypeError: if it is not bytes-like
+    """
     if not isinstance(item, str):
         try:
             return octets(item)
