@@ -1,12 +1,13 @@
-"""One event at a time: who calls the handlers.
+"""Calls the handlers of one socket or server, one event after the other.
 
-A handler that is a plain function is called by the task that has something to tell, with no task switch, in the
-context of its connection. The events of an asynchronous one are left to the dispatcher's task, which is started when it
-is first needed: it awaits the handler and delivers what has become due meanwhile. So reading and writing go on beside a
-slow handler. What a plain function gives to be awaited, which nobody can foresee, is handed to it too.
+A handler that is a plain function is called directly by the task in which the event arises, such as the poller's, with
+no task switch, in the context of its connection. The events of an asynchronous handler are left to the dispatcher's
+task, which is started when it is first needed: it awaits the handler, then delivers the events that have become pending
+meanwhile. So reading and writing continue beside a slow handler. If a plain function returns an awaitable, which cannot
+be known before, the task awaits it too.
 
-The task group for that task, and for others of the connection's own, is opened when there is the first: a connection
-whose handlers are functions may live and end without.
+The task group for that task, and for other tasks of the connection, is opened when the first of them is started: a
+connection whose handlers are all functions may live and end without it.
 """
 
 from __future__ import annotations
@@ -35,47 +36,57 @@ if TYPE_CHECKING:
 __all__ = ("Dispatcher", "Source")
 
 EVENTS_PER_PUMP = 2
-"""Events that are delivered at once before other tasks, or sockets, have their turn. With each, 128 KiB may be sent,
-for which those wait."""
+"""Events delivered by one call of :meth:`Dispatcher.pump`, before other tasks and sockets have their turn. The handler
+of each may send 128 KiB, for which the others wait."""
 
 
 EVENTS_PER_CHECKPOINT = 4
-"""The same of data that was queued. It has to be more than the reader queues meanwhile, which goes on doing so while it
-finds the dispatcher busy: else a transfer that once had to wait for a handler would be slow to its end.
+"""Data events that the dispatcher's task delivers before other tasks have their turn. It has to be more than the reader
+queues in its turn: as long as the dispatcher is busy the reader queues what it reads, and a transfer that once had to
+wait for a handler would never get back to the faster way.
 """
 
 
 class Source(Protocol):
-    """What the events are of."""
+    """The connection or acceptor whose events are delivered."""
 
     def next_event(self) -> tuple[Listeners, Event[Any]] | None:
-        """The event that is due now, which counts as delivered, and what listens to it; None if there is none."""
+        """Take the pending event, which then counts as delivered, with its listeners; None if no event is pending."""
 
     def has_pending_event(self) -> bool:
-        """Whether there may be such an event."""
+        """Whether an event may be pending."""
 
     @property
     def pumps_on_notify(self) -> bool:
         """Whether it calls :meth:`Dispatcher.pump` soon after :meth:`notify`, so that no task is needed for that."""
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
-        """Called with what a handler, or one of the tasks, has raised."""
+        """Called with an exception that a handler, or a task of the source, has raised.
+
+        :param where: what has raised it, in words
+        :param when: on which event, in words
+        """
 
     def notify(self) -> None:
-        """Have the task look again that runs all this."""
+        """Wake the task that runs the source, to check again what there is to do."""
 
     def was_slow(self, type: str, seconds: float) -> None:
-        """Called when a handler of events of a type, which nothing could run beside, has taken so many seconds."""
+        """Called when a handler has held up the event loop.
+
+        :param type: the type of the event
+        :param seconds: for how long
+        """
 
 
 class Dispatcher:
     """Delivers the events of one source in order, one at a time.
 
-    It refers to the source between :meth:`begin` and :meth:`end` only, so that both are gone when they are over.
+    It refers to the source only between :meth:`begin` and :meth:`end`, so that no circle of references is left for the
+    garbage collector.
 
-    :param listeners: what listens to them, as a rule
-    :ivar busy: while a handler runs, or the dispatcher's task has been told to deliver what is due
-    :ivar cancelled: whether asynchronous handlers are: functions are called still
+    :param listeners: the listeners of the source; :meth:`Source.next_event` may give others, such as a server's
+    :ivar busy: whether a handler runs, or the dispatcher's task was woken to deliver pending events
+    :ivar cancelled: whether asynchronous handlers are cancelled; functions are still called
     """
 
     __slots__ = (
@@ -99,19 +110,18 @@ class Dispatcher:
     def __init__(self, listeners: Listeners) -> None:
         self._listeners = listeners
         self._source: Source | None = None
-        self._request_task: Callable[[], object] | None = (
-            None  # starts the task with the task group; None if that has been
-        )
-        self._tasks: TaskGroup | None = None  # while it is open
-        self._pending: list[Callable[[TaskGroup], None]] | None = None  # the tasks that wait for it
-        self._spawned = False  # whether there has been one
-        self._has_ended = False  # whether none is started any more
-        self._scopes: tuple[anyio.CancelScope, ...] = ()  # of its owners
-        self._context: Context | None = None  # what functions run in, and tasks begin with
-        self._unfinished: UnfinishedEvent | None = None  # of the running handler, for the task to await
-        self._wake_signal: Signal | None = None  # made with the task
-        self._task: int | None = None
-        self._scope: anyio.CancelScope | None = None  # around all that the task does
+        # Starts the task that opens the task group; None once that was started.
+        self._request_task: Callable[[], object] | None = None
+        self._tasks: TaskGroup | None = None  # the task group; None while it is not open
+        self._pending: list[Callable[[TaskGroup], None]] | None = None  # starts the tasks that wait for the task group
+        self._spawned = False  # whether a task has been started
+        self._has_ended = False  # whether no more tasks are started
+        self._scopes: tuple[anyio.CancelScope, ...] = ()  # the cancel scopes of its owners
+        self._context: Context | None = None  # the context of functions, copied for each task
+        self._unfinished: UnfinishedEvent | None = None  # the event that the task has to finish
+        self._wake_signal: Signal | None = None  # wakes the dispatcher's task; made with it
+        self._task: int | None = None  # the identifier of the dispatcher's task
+        self._scope: anyio.CancelScope | None = None  # the cancel scope of all that the task does
         self.busy = False
         self.cancelled = False
 
@@ -124,16 +134,19 @@ class Dispatcher:
         context: Context,
         request_task: Callable[[], object] | None = None,
     ) -> None:
-        """
-        :param scopes: once one of them is cancelled, no handler runs any more
-        :param context: what its functions run in
-        :param host: what starts the task that calls :meth:`open_tasks`; None if that is about to
+        """Begin to deliver the events of a source.
+
+        :param source: the connection or acceptor
+        :param scopes: the cancel scopes of its owners: once one of them is cancelled, no handler runs any more
+        :param context: the context that functions run in
+        :param request_task: starts the task that calls :meth:`open_tasks`; None if the caller is that task
         """
         self._source, self._scopes, self._context, self._request_task = source, scopes, context, request_task
 
     def open_tasks(self, tasks: TaskGroup) -> None:
-        """
-        :param tasks: a task group for the source's own
+        """Use a task group for the source's own tasks, and start those that wait for it.
+
+        :param tasks: the task group
         """
         self._tasks = tasks
         pending, self._pending = self._pending, None
@@ -141,17 +154,18 @@ class Dispatcher:
             start(tasks)
 
     def end_tasks(self) -> None:
-        """Those that wait for more to do."""
+        """Cancel the source's own tasks, which wait for more to do."""
         if self._spawned and self._tasks is not None:
             self._tasks.cancel_scope.cancel()
-        self._has_ended = True  # none is started any more, while it is waited for these
+        self._has_ended = True  # no task is started any more while the task group waits for these
 
     def cancel(self) -> None:
-        """Cancel all that belongs to the source, itself included."""
+        """Cancel all tasks of the source, with the one that runs it."""
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
 
     def end(self) -> None:
+        """Deliver nothing more, and drop the references to the source and its owners."""
         self._drop_unfinished()
         self._has_ended = True
         self._source = self._tasks = self._request_task = self._pending = None
@@ -159,17 +173,17 @@ class Dispatcher:
 
     @property
     def scopes(self) -> tuple[anyio.CancelScope, ...]:
-        """The cancel scopes of its owners, while it runs."""
+        """The cancel scopes of its owners; none after :meth:`end`."""
         return self._scopes
 
     @property
     def is_owner_cancelled(self) -> bool:
-        """Whether no handler runs any more."""
+        """Whether an owner is cancelled, so that no handler runs any more."""
         return any(scope.cancel_called for scope in self._scopes)
 
     @property
     def context(self) -> Context:
-        """What its functions run in, while it runs."""
+        """The context that functions run in; known from :meth:`begin` on."""
         assert self._context is not None
         return self._context
 
@@ -180,17 +194,22 @@ class Dispatcher:
 
     @property
     def has_task(self) -> bool:
-        """Whether there is a task for its tasks, or soon will be."""
+        """Whether the task that opens the task group runs, or is being started."""
         return self._request_task is None
 
     def request_task(self) -> None:
-        """Have the task for the others started, if it has not been."""
+        """Start the task that opens the task group, if it was not started yet."""
         if self._request_task is not None:
             self._request_task()
             self._request_task = None
 
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
-        """Start a task of the source's own, which ends with it."""
+        """Start a task of the source's own, which ends with the source.
+
+        :param what: the name of the task, in words
+        :param function: the function that the task runs
+        :param args: the arguments of that function
+        """
         start = partial(self._start_task, f"{what} of {self._source!r}", what, partial(function, *args))
         if self._tasks is not None:
             start(self._tasks)
@@ -208,10 +227,12 @@ class Dispatcher:
         self._spawned = True
 
     async def _guard(self, what: str, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """The last line of defence: whatever a task raises ends this source in order, and nothing else."""
+        """Run a task, and report whatever it raises to the source, which then closes. Only a cancellation passes, so
+        that no other connection is affected.
+        """
         source = self._source
         if source is None:
-            return  # it was over before this task had begun
+            return  # the source had ended before this task began
         try:
             await function()
         except Exception as exc:
@@ -226,18 +247,18 @@ class Dispatcher:
             del self, source, function, raised
             passing.__traceback__ = None
             if passing is exc:
-                raise exc  # not `raise` alone: Python 3.10 gives it its frames back
+                raise exc  # `raise` alone would restore the traceback on Python 3.10
             raise passing from None
 
     # Delivering
 
     def pump(self, *, behind_handler: bool = False) -> None:
-        """Deliver what is due, here and now; to be called from a task of the source's own, never by its user.
+        """Deliver pending events in the current task, which has to be one of the source's own, never the program's.
 
-        :param behind_handler: whether a handler has run just now
+        :param behind_handler: whether a handler has just run
         """
         if self.busy or self._source is None:
-            return  # what is due will be seen to after the running handler
+            return  # the pending events are delivered after the running handler
         self.busy = True
         if self.cancelled:
             self._deliver_without_tasks()
@@ -247,7 +268,7 @@ class Dispatcher:
             self._deliver_some(behind_handler=behind_handler)
 
     def deliver(self, event: Event[Any]) -> None:
-        """Deliver an event before what is due; only while not busy, and if its handlers are functions."""
+        """Deliver an event before all that are pending. Only while not busy, and if its handlers are functions."""
         self.busy = True
         unfinished = self._deliver(self._listeners, event)
         if unfinished is None:
@@ -260,17 +281,17 @@ class Dispatcher:
         assert source is not None
         for _ in range(EVENTS_PER_PUMP):
             if unfinished is not None or (self._listeners.async_types and source.has_pending_event()):
-                break  # the task takes it, so that an asynchronous handler begins while it is still so
+                break  # the task takes the event itself: by the time it runs, another may be pending
             found = source.next_event()
             if found is None:
                 self.busy = False
                 return
             if behind_handler and is_cancelled():
-                return  # by a handler, before any checkpoint could tell
+                return  # a handler has cancelled the owner, and no checkpoint has come since
             behind_handler = True
             unfinished = self._deliver(*found)
             if source.pumps_on_notify and found[1].type == "drain":
-                break  # the reader has its turn, which may be in this process: what it reads is in the cache then
+                break  # the peer may be in this process: it reads what was sent while that is in the processor's cache
         if unfinished is None and source.pumps_on_notify and not self._listeners.async_types:
             self.busy = False
             source.notify()
@@ -286,14 +307,14 @@ class Dispatcher:
         self.busy = False
 
     def _call_functions(self, unfinished: UnfinishedEvent) -> None:
-        """Call those that are left of an event's, and await none."""
+        """Call the remaining handlers of an event, and await none of them."""
         try:
             unfinished.drop_and_go_on()
         except BaseException as exc:
             self._handler_raised(without_task(exc), unfinished.event)
 
     def cancel_handlers(self) -> None:
-        """Cancel the asynchronous handler that runs, and begin no other. Functions are called still."""
+        """Cancel the running asynchronous handler, and begin no other. Functions are still called."""
         self.cancelled = True
         if self._scope is not None:
             self._scope.cancel()
@@ -301,7 +322,7 @@ class Dispatcher:
             self._source.notify()
 
     def wake(self) -> None:
-        """Have what is due delivered soon; may be called from anywhere."""
+        """Have pending events delivered soon. Unlike :meth:`pump`, this may be called in any task of the program."""
         source = self._source
         if self.cancelled:
             if source is not None:
@@ -314,33 +335,38 @@ class Dispatcher:
                 self.busy = True
 
     def _start(self, unfinished: UnfinishedEvent | None) -> None:
+        """Wake the dispatcher's task, or start it.
+
+        :param unfinished: an event that it has to finish before it delivers others
+        """
         self._unfinished = unfinished
         if self._wake_signal is None:
             signal = Signal()
             try:
                 self.spawn("dispatcher", self._run, signal)
             except BaseException:
-                self.cancelled, self.busy = True, False  # asynchronous handlers are out of the question
+                self.cancelled, self.busy = True, False  # without the task no asynchronous handler can run
                 self._drop_unfinished()
                 raise
             self._wake_signal = signal
         self._wake_signal.set()
 
     async def _run(self, signal: Signal) -> None:
+        """Run the dispatcher's task."""
         self._task = anyio.get_current_task().id
         try:
             with anyio.CancelScope() as self._scope:
-                if self.cancelled:  # before this task had begun
+                if self.cancelled:  # it was cancelled before this task began
                     self._scope.cancel()
                 await self._deliver_pending(signal)
         except (Exception, KeyboardInterrupt, SystemExit):  # on Trio, Ctrl-C may be raised here
             self.cancelled = True
-            self._leave_rest_to_functions()
+            self._leave_events_to_functions()
             raise
-        self._leave_rest_to_functions()
+        self._leave_events_to_functions()
 
-    def _leave_rest_to_functions(self) -> None:
-        """What is due is left to them: whoever runs all this looks again."""
+    def _leave_events_to_functions(self) -> None:
+        """Have the pending events delivered by the task that runs the source, to functions only."""
         self._drop_unfinished()
         self.busy = False
         if self._source is not None:
@@ -365,6 +391,7 @@ class Dispatcher:
             self.busy = False
 
     async def _await_unfinished(self) -> None:
+        """Await the asynchronous handler of the current event, and those after it."""
         if self._unfinished is not None:
             await anyio.lowlevel.checkpoint_if_cancelled()
             unfinished, self._unfinished = self._unfinished, None
@@ -382,36 +409,39 @@ class Dispatcher:
                     raise passing from None
 
     async def _split_exception(self, exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
-        """:return: what a handler has raised, and what has to be raised on"""
+        """Separate what an awaited handler has raised from a cancellation of this task.
+
+        :return: what the handler has raised, and what has to be raised further
+        """
         if isinstance(exc, anyio.get_cancelled_exc_class()) and not (is_cancelled() or await is_cancelled_by_loop(exc)):
             return stray(exc), None
-        if isinstance(exc, GeneratorExit) and self._is_current():  # else it is this task that is being closed
+        if isinstance(exc, GeneratorExit) and self._is_current():  # else this task's own coroutine is being closed
             return exc, None
         return split_exception(exc)
 
     def _is_current(self) -> bool:
-        """Whether the dispatcher's is the current task."""
+        """Whether the current task is the dispatcher's."""
         try:
             return anyio.get_current_task().id == self._task
-        except Exception:  # there is none
+        except Exception:  # no task runs here
             return False
 
     def _drop_unfinished(self) -> None:
-        """Called at the end, when the task may have been cancelled before it began with it."""
+        """Drop the event that the task had to finish, if the task was cancelled before that."""
         unfinished, self._unfinished = self._unfinished, None
         if unfinished is not None:
             unfinished.drop()
 
     def _deliver(self, listeners: Listeners, event: Event[Any]) -> UnfinishedEvent | None:
-        """Call the handlers of an event, then flush what they wrote. Once the owner is cancelled, none runs any more.
+        """Call the handlers of an event, then send what they have written. Once an owner is cancelled, none is called.
 
-        :return: what must be awaited before the next event, if anything
+        :return: what must be awaited before the next event; None if nothing
         """
         for scope in self._scopes:
             if scope.cancel_called:
                 return None
         written = turn.written
-        if written is None:  # it is a task of the source's own that runs this
+        if written is None:  # called by a task of the source's own: the poller, which runs many, has set it
             turn.written = []
             try:
                 return self._deliver(listeners, event)
@@ -430,7 +460,10 @@ class Dispatcher:
                 flush(written)
 
     def _call_timed(self, listeners: Listeners, event: Event[Any], limit: float) -> UnfinishedEvent | None:
-        """The same, and tell of it if that holds up the event loop."""
+        """Call the handlers of an event, and report it if that holds up the event loop.
+
+        :param limit: seconds after which it is reported
+        """
         begun = time.monotonic()
         try:
             return listeners.call(event)
@@ -444,5 +477,5 @@ class Dispatcher:
         self._source.crashed(exc, "a handler", f", on {event.type!r}")
 
     def is_in_handler(self) -> bool:
-        """Whether the current task is running one of the handlers, asynchronously."""
+        """Whether the current task is the dispatcher's, and runs an asynchronous handler."""
         return self.busy and anyio.get_current_task().id == self._task

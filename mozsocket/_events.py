@@ -1,4 +1,4 @@
-"""The events, and the object that they are dispatched to: its ``on…`` handlers and its listeners.
+"""The events, and the objects that they are dispatched to, with their ``on…`` handlers and listeners.
 
 Sources: DOM (``Event``, ``EventTarget``), Gecko's ``TCPSocketEvent``, ``TCPServerSocketEvent`` and
 ``TCPSocketErrorEvent``.
@@ -48,7 +48,7 @@ class Event(Referable, Generic[TargetT]):
     type: str
     target: TargetT
 
-    def __init__(self, type: str, target: TargetT) -> None:  # that of dataclasses takes three times as long
+    def __init__(self, type: str, target: TargetT) -> None:  # the one that dataclass writes takes three times as long
         _set_type(self, type)
         _set_target(self, target)
 
@@ -60,8 +60,11 @@ class Event(Referable, Generic[TargetT]):
 
 
 def setters_of(owner: type, *names: str) -> list[Callable[[Any, Any], None]]:
-    """What sets slots of an immutable object: for the constructor of just that class, as dataclasses of Python 3.10
-    have the slots of their bases once more.
+    """Functions that set slots of an immutable object. Only the constructor of that very class may use them: on Python
+    3.10 each dataclass has its own copies of the slots of its bases.
+
+    :param owner: the class
+    :param names: the names of the slots
     """
     return [getattr(owner, name).__set__ for name in names]
 
@@ -73,7 +76,7 @@ _set_type, _set_target = setters_of(Event, "type", "target")
 class TCPSocketErrorEvent(Event[TargetT]):
     """``error``: a connection failed or was lost, or a server cannot go on.
 
-    :ivar error: the failure as a Python exception; its ``__cause__`` is what it was made from
+    :ivar error: the failure as a Python exception; its ``__cause__`` is the original exception
     """
 
     error: TCPSocketError
@@ -95,7 +98,7 @@ class TCPSocketErrorEvent(Event[TargetT]):
 
     @property
     def errorCode(self) -> int:
-        """The number of what happened, see :class:`TCPSocketError`; 0 where there is none."""
+        """The number of the error, see :attr:`TCPSocketError.errorCode`; 0 if it has none."""
         return self.error.errorCode
 
     def _details(self) -> str:
@@ -108,10 +111,10 @@ _set_error_type, _set_error_target, _set_error = setters_of(TCPSocketErrorEvent,
 class EventHandler(Generic[EventT]):
     """An ``on…`` attribute: ``None``, or a function or ``async def`` function that takes one event.
 
-    An awaitable that the handler returns is awaited before the socket's next event; anything else is ignored.
+    If the handler returns an awaitable, it is awaited before the socket's next event; any other result is ignored.
 
     :param doc: when the event happens, for :func:`help`
-    :raises TypeError: when set to something else
+    :raises TypeError: when set to anything else
     """
 
     def __init__(self, doc: str = "") -> None:
@@ -140,9 +143,9 @@ class EventHandler(Generic[EventT]):
 
 
 class OnlyHandler:
-    """What is for an ``on…`` attribute and cannot be a listener beside it.
+    """A handler for an ``on…`` attribute only, which cannot be added as a listener.
 
-    :ivar words: what it is, for an error
+    :ivar words: what it is, for the beginning of an error message
     """
 
     words: str
@@ -157,30 +160,30 @@ class _Listener(NamedTuple):
 
 
 class Listeners:
-    """What listens to the events of one object: one handler of each type, then the listeners in order of adding.
+    """The handlers and listeners of one object: for each type of event one handler, then listeners in order of adding.
 
-    :ivar handlers: the handlers, by the type
-    :ivar async_types: the types which an ``async def`` function listens to, so that it takes a task to deliver them
-    :ivar plain_types: the types which plain functions listen to, and no ``async def`` function
+    :ivar handlers: the handlers, by the type of event
+    :ivar async_types: the types with an ``async def`` function among their handlers, which need a task to deliver them
+    :ivar plain_types: the types with handlers of which none is an ``async def`` function
     """
 
     __slots__ = ("_added", "async_types", "handlers", "plain_types")
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[[Any], object]] = {}
-        self._added: dict[str, list[_Listener]] | None = None  # seldom used, so made when it is
+        self._added: dict[str, list[_Listener]] | None = None  # the listeners; None while none was ever added
         self.async_types: frozenset[str] = _NO_TYPES
         self.plain_types: frozenset[str] = _NO_TYPES
 
     @classmethod
     def of(cls, type: str, handler: Callable[[Any], object] | None) -> Listeners:
-        """A handler by itself; None for none."""
+        """Listeners of one handler alone; with None, of none."""
         listeners = cls()
         listeners.handle(type, handler)
         return listeners
 
     def handle(self, type: str, handler: Callable[[Any], object] | None) -> None:
-        """Set the handler of a type; None for none."""
+        """Set the handler of a type, or remove it with None."""
         if handler is None:
             self.handlers.pop(type, None)
         else:
@@ -206,14 +209,14 @@ class Listeners:
         return type in self.handlers or bool(self._added and self._added.get(type))
 
     def call(self, event: Event[Any]) -> UnfinishedEvent | None:
-        """Call what listens, in order.
+        """Call the handler and the listeners of an event, in order, up to the first that returns an awaitable.
 
-        :return: None when all of it has returned; else what is left, where a handler was asynchronous
+        :return: that awaitable and the remaining listeners; None if all have returned
         """
-        if self._added is None:  # as a rule
+        if self._added is None:  # the usual case
             handler = self.handlers.get(event.type)
             result = None if handler is None else handler(event)
-            if result is None or isinstance(result, bool):  # as of send()
+            if result is None or isinstance(result, bool):  # a bool comes from a lambda that calls send()
                 return None
             return UnfinishedEvent(result, event, iter(())) if is_to_be_awaited(result) else None
         remaining = self._callbacks(event.type, self._added)
@@ -224,7 +227,7 @@ class Listeners:
         return None
 
     def _callbacks(self, type: str, added: dict[str, list[_Listener]]) -> Iterator[Callable[[Any], object]]:
-        # Those added meanwhile wait for the next event, those removed meanwhile are not called any more (DOM).
+        # Listeners added meanwhile wait for the next event; listeners removed meanwhile are no longer called (DOM).
         entries = tuple(added.get(type, ()))
         handler = self.handlers.get(type)
         if handler is not None:
@@ -263,13 +266,15 @@ _TYPE_SETS: dict[frozenset[str], frozenset[str]] = {}
 
 
 class EventTarget(Unique, Strict, Referable):
-    """What events are dispatched to (DOM): one handler of each type, then the listeners in order of adding."""
+    """An object that events are dispatched to (DOM): for each type of event to one handler, then to the listeners in
+    order of adding.
+    """
 
     __slots__ = ("_listeners",)
 
     _listeners: Listeners
 
-    _types: ClassVar[tuple[str, ...]] = ()  # those that happen to it
+    _types: ClassVar[tuple[str, ...]] = ()  # the types of events that it has
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -286,30 +291,30 @@ class EventTarget(Unique, Strict, Referable):
         return f"; its handlers are {', '.join(f'on{type_}' for type_ in self._types)}"
 
     def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None:
-        """Have a function called with each event of a type, after the ``on…`` handler and the listeners added before.
+        """Call a function with each event of a type, after the ``on…`` handler and the listeners added before.
 
-        Adding a listener that is there already does nothing (DOM).
+        Adding a listener that was added already does nothing (DOM).
 
         :param type: the type of event, such as ``"data"``
         :param listener: a function or ``async def`` function that takes one event
-        :param once: whether to remove it when it is first called
-        :raises ValueError: if events of that type do not happen to this object
-        :raises TypeError: if the listener cannot be called, or is one for ``ondata`` only
+        :param once: whether to remove the listener when it is first called
+        :raises ValueError: if this object has no events of that type
+        :raises TypeError: if the listener cannot be called, or can be set as ``ondata`` only
         """
         self._check_type(type)
         require_callable("a listener", listener)
         if isinstance(listener, OnlyHandler):
             raise TypeError(
-                f"{listener.words} is for ondata only: what it leaves would be told to other listeners twice"
+                f"{listener.words} is for ondata only: data that it leaves would reach other listeners twice"
             )
         self._listeners.add(type, listener, once)
 
     def removeEventListener(self, type: str, listener: Callable[[Any], object]) -> None:
-        """Take back :meth:`addEventListener`. Removing a listener that is not there does nothing (DOM).
+        """Undo :meth:`addEventListener`. Removing a listener that was not added does nothing (DOM).
 
         :param type: the type of event it was added for
         :param listener: the function that was added
-        :raises ValueError: if events of that type do not happen to this object
+        :raises ValueError: if this object has no events of that type
         """
         self._check_type(type)
         self._listeners.remove(type, listener)
@@ -320,7 +325,7 @@ class EventTarget(Unique, Strict, Referable):
 
 
 def types_of(target: EventTarget) -> tuple[str, ...]:
-    """The types of the events that happen to an object."""
+    """The types of events that an object has."""
     return target._types
 
 
@@ -328,9 +333,9 @@ def types_of(target: EventTarget) -> tuple[str, ...]:
 
 
 class UnfinishedEvent:
-    """What is left of calling the listeners of an event: what one of them gave to be awaited, and those after it.
+    """An event whose handlers have not all returned: an awaitable that one of them gave, and the listeners after it.
 
-    One of :meth:`finish` and :meth:`drop` is called, once.
+    Exactly one of :meth:`finish`, :meth:`drop` and :meth:`drop_and_go_on` is called, once.
 
     :ivar event: the event
     """
@@ -345,26 +350,27 @@ class UnfinishedEvent:
         self._remaining = remaining
 
     async def finish(self) -> None:
+        """Await the awaitable, then call and await the remaining listeners."""
         await self._awaitable
         for callback in self._remaining:
-            await anyio.lowlevel.checkpoint_if_cancelled()  # then no handler runs any more
+            await anyio.lowlevel.checkpoint_if_cancelled()  # no listener is called after a cancellation
             result = callback(self.event)
             if isawaitable(result):
                 await result
 
     def drop(self) -> None:
-        """Never mind: a coroutine that is closed does not warn that it was never awaited."""
+        """Await nothing, and close the coroutine, which would else warn that it was never awaited."""
         _drop(self._awaitable)
 
     def drop_and_go_on(self) -> None:
-        """Call those that are left, and await none of them."""
+        """Call the remaining listeners, and await none of them."""
         self.drop()
         for callback in self._remaining:
             _drop(callback(self.event))
 
 
 def is_to_be_awaited(result: object) -> TypeGuard[Awaitable[object]]:
-    """Whether what a handler has returned is."""
+    """Whether the result of a handler has to be awaited."""
     return not isinstance(result, bool) and isawaitable(result)
 
 
@@ -374,8 +380,9 @@ def _drop(result: object) -> None:
 
 
 def is_async(function: Callable[[Any], object]) -> bool:
+    """Whether a function, a method or another callable is asynchronous."""
     plain = function.__func__ if isinstance(function, MethodType) else function
-    if isinstance(plain, FunctionType):  # as a rule, and `inspect` takes its time
+    if isinstance(plain, FunctionType):  # the usual case; `inspect` takes longer
         return bool(plain.__code__.co_flags & CO_COROUTINE)
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 

@@ -1,4 +1,8 @@
-"""How a socket or a server lives: run by a scope, or by an ``async with`` block of its own."""
+"""The lifetime of a socket or a server: from entering a block to leaving it, and what is raised there.
+
+It is run by its owner: a scope, a server, or an ``async with`` block of its own. What the program should know and no
+handler or waiting task was told is raised in that block, or logged.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ __all__ = ("Lifetime", "Member")
 
 
 class Member(Source, Protocol):
-    """What lives: a connection, or what accepts them."""
+    """What has a lifetime: a connection, or an acceptor with its connections."""
 
     @property
     def dispatcher(self) -> Dispatcher: ...
@@ -34,63 +38,65 @@ class Member(Source, Protocol):
 
     @property
     def public_object(self) -> object:
-        """The public object that it is the inside of, for the log."""
+        """The TCPSocket or TCPServerSocket that holds it, for the log."""
 
     def wait_by(self, waiting: Waiting) -> None:
-        """Have its sockets waited for in that way: called before it runs."""
+        """Set the way to wait for its sockets; called before it runs."""
 
     def close(self) -> None: ...
 
     def close_immediately(self) -> None:
-        """With all that belongs to it."""
+        """Close immediately; an acceptor closes its connections too."""
 
     def close_all(self) -> None:
-        """Close in order, with all that belongs to it."""
+        """Close in order; an acceptor closes its connections too."""
 
     def cancel_handlers(self) -> None:
-        """Those of all that belongs to it, too."""
+        """Cancel the running handlers; an acceptor cancels those of its connections too."""
 
     async def live(self) -> None:
-        """Everything from the start to the last event, while the dispatcher has tasks."""
+        """Run from the start to the last event, in the task group that the dispatcher uses."""
 
     def release(self) -> None:
-        """Give back what is held, without an event: called at the end of :meth:`live`, however it ends."""
+        """Close the socket and drop what is buffered, without an event: called at the end of :meth:`live`, however
+        that ends.
+        """
 
     def end(self) -> None:
-        """Refer to nobody any more who refers to it: the last of all."""
+        """Drop the references to all objects that refer to it. This is called last."""
 
     def is_in_handler(self) -> bool:
-        """Whether the current task runs a handler that its end waits for."""
+        """Whether the current task runs a handler that has to return before the member can end."""
 
     def closed_error(self, words: str) -> InvalidStateError:
-        """What is raised where it is too late for what was called.
+        """The exception for a call that comes too late.
 
-        :param words: how it begins
+        :param words: the beginning of its message
         """
 
     @property
     def log_fields(self) -> dict[str, object]:
-        """Of all records about it, for structured logs."""
+        """The fields of all log records about it, for structured logs."""
         ...
 
     def may_log(self, kind: str) -> bool:
-        """Whether one more record of a kind is to be logged; see :class:`LogLimit`."""
+        """Whether to log one more record of a kind; see :class:`LogLimit`."""
 
 
 class Lifetime:
-    """Runs a member once, in one task, until it is closed.
+    """Runs a member once, until it is closed.
 
-    What goes wrong meanwhile is kept, for whoever owns the block that it runs in: what a handler raised, and a
-    failure that neither a handler nor an awaiter was told of. The member is an argument of each call: if it was kept
-    here, who refers to both would be in a circle.
+    It keeps the errors that the owner has to raise or log at the end: what a handler has raised, and a failure that was
+    reported to no handler and no waiting task. The member is an argument of each call, and not kept here, so that the
+    two do not refer to each other: the garbage collector would have to find such a circle.
 
-    :ivar failure: why the member failed, if it did
-    :ivar crash_words: what a handler has raised, if one has, and where
-    :ivar started: whether it runs, or did
-    :ivar loop: the event loop that it runs in, once it runs
-    :ivar thread: the thread of that
-    :ivar over: whether it does no more
-    :ivar changed: what those wait for who wait for the next change; None while nobody does
+    :ivar failure: why the member has failed; None if it has not
+    :ivar crash_words: what a handler has raised, and where, in words; empty if none has raised
+    :ivar started: whether it runs or has run
+    :ivar loop: the event loop that it runs in; None before that
+    :ivar thread: the identifier of that event loop's thread
+    :ivar over: whether it has ended
+    :ivar changed: the AnyIO event that is set at the next change; None while no task waits for it
     """
 
     __slots__ = (
@@ -114,22 +120,24 @@ class Lifetime:
         self.over = False
         self.failure: TCPSocketError | None = None
         self._failure_reported = False
-        self._crash: BaseException | None = None  # what a handler raised
+        self._crash: BaseException | None = None  # what a handler has raised
         self.crash_words = ""
-        self._crashed_in = ("", "")  # in words: where, and on which event
+        self._crashed_in = ("", "")  # in words: where it was raised, and on which event
         self.loop: Loop | None = None
         self.thread: int | None = None
-        self._is_contained = False  # whether that is nobody's trouble but its own
-        self._awaiting = 0  # how many tasks would be told of a failure
+        self._is_contained = False  # whether errors are only logged, as those of accepted connections are
+        self._awaiting = 0  # the number of waiting tasks that a failure would be raised in
         self.changed: anyio.Event | None = None
-        # Those entered by each task, outermost first. None if it was never entered.
-        self._blocks: dict[int, list[TaskGroup | None]] | None = None  # with the task group of one of its own
+        # The blocks that each task has entered, outermost first: the task group of the block that runs the member, None
+        # for a block within. The whole is None if no block was ever entered.
+        self._blocks: dict[int, list[TaskGroup | None]] | None = None
 
     def begin(self) -> None:
-        """It is to run, by a task that is being started."""
+        """Note that a task is being started to run the member."""
         self.started = True
 
     def end_before_it_began(self) -> None:
+        """Note that the member was closed before it ran."""
         self.over = True
 
     def fail(self, failure: TCPSocketError) -> None:
@@ -137,13 +145,16 @@ class Lifetime:
         self.failure = failure
 
     def mark_failure_reported(self) -> None:
-        """Count the failure as told to the program."""
+        """Count the failure as reported to the program."""
         self._failure_reported = True
 
-    # Running. There are three owners, which differ in whom they tell what went wrong.
+    # Running. There are three kinds of owner: a scope, a server, and a block of the member's own. They differ in where
+    # errors are raised or logged.
 
     async def run_in_scope(self, member: Member, scope: anyio.CancelScope) -> None:
-        """For a scope: as a task of a task group, which raises what nobody else was told, and then ends it."""
+        """Run a member as a task of a scope's task group. An error that was reported to nobody is raised here, and so
+        ends the scope.
+        """
         if self.over:
             return
         try:
@@ -163,19 +174,20 @@ class Lifetime:
     def begin_opened(
         self, member: Member, scope: anyio.CancelScope, context: Context, host: Callable[[], object]
     ) -> None:
-        """For a scope, of one that no task runs before there is something that only a task can do.
+        """Begin to run a connection of a scope without a task. A task is started only when something needs it.
 
-        :param context: what the handlers run in
-        :param host: what starts a task with :meth:`run_in_scope`
+        :param context: the context that the handlers run in
+        :param host: starts a task with :meth:`run_in_scope`
         """
         self._note_loop()
         member.dispatcher.begin(member, (scope,), context, host)
 
     def end_opened(self, member: Member, *, cancelled: bool) -> BaseException | None:
-        """The end of one that no task runs, without waiting for anybody.
+        """End a member of a scope that no task runs. This does not wait.
 
-        :param cancelled: whether the scope is: then it raises nothing else
-        :return: what is to leave the scope, if anything: what ends the program, or what nobody was told
+        :param cancelled: whether the scope is cancelled: then only an exception that ends the program is returned
+        :return: the exception that has to leave the scope: one that ends the program, or an error that was reported to
+            nobody; None if there is none
         """
         self._end_without_task(member)
         found: BaseException | None = self._take_exit()
@@ -202,22 +214,22 @@ class Lifetime:
         context: Context,
         host: Callable[[], object],
     ) -> None:
-        """For a server: one connection's trouble is logged, and is no trouble of the others. No task runs it, before
-        there is something that only a task can do.
+        """Begin to run a connection of a server without a task. A task is started only when something needs it. Errors
+        of the connection are logged, and do not affect the server or its other connections.
 
-        :param server: of the server
-        :param scopes: its cancel scopes
-        :param context: what the handlers run in
-        :param host: what starts a task with :meth:`run_accepted`
+        :param server: the lifetime of the server
+        :param scopes: the cancel scopes of the server
+        :param context: the context that the handlers run in
+        :param host: starts a task with :meth:`run_accepted`
         """
         self._is_contained = True
         self.loop, self.thread = server.loop, server.thread
         member.dispatcher.begin(member, scopes, context, host)
 
     def end_accepted(self, member: Member) -> KeyboardInterrupt | SystemExit | None:
-        """The end of one that no task runs, without waiting for anybody.
+        """End a connection of a server that no task runs. This does not wait.
 
-        :return: what is to end the program, if a handler has raised that
+        :return: the exception that ends the program, if a handler has raised one
         """
         self._end_without_task(member)
         found = self._take_exit()
@@ -226,9 +238,9 @@ class Lifetime:
         return found
 
     async def run_accepted(self, member: Member) -> KeyboardInterrupt | SystemExit | None:
-        """The task of such a connection, until its end.
+        """Run a connection of a server as a task, until its end.
 
-        :return: what is to end the program, if a handler has raised that
+        :return: the exception that ends the program, if a handler has raised one
         """
         if self.over:
             return None
@@ -246,7 +258,7 @@ class Lifetime:
         return found
 
     async def _run_beside_body(self, member: Member, body: anyio.CancelScope) -> None:
-        """For a block of its own."""
+        """Run a member as a task of a block of its own. If a handler raises, the body of the block is cancelled."""
         await self._run(member, body)
         if self._crash is not None:
             body.cancel()
@@ -255,7 +267,7 @@ class Lifetime:
         dispatcher = member.dispatcher
         try:
             async with anyio.create_task_group() as tasks:
-                if not dispatcher.runs:  # else it was accepted
+                if not dispatcher.runs:  # else it began without a task, as begin_opened() and begin_accepted() do
                     self._note_loop()
                     dispatcher.begin(member, owners, copy_context())
                 dispatcher.open_tasks(tasks)
@@ -266,16 +278,17 @@ class Lifetime:
                 dispatcher.end_tasks()
         except anyio.get_cancelled_exc_class():
             if is_cancelled():
-                raise  # else it is asyncio's own, of this task alone: no trouble of others
+                raise  # else asyncio has cancelled just this task: that ends no other member
         finally:
             dispatcher.end()
             self.over = True
             self.notify()
         await self.let_waiters_finish()
 
-    # Blocks. They are no context managers of contextlib's, which writes into the exceptions that pass.
+    # Blocks. They do not use contextlib's context managers, which write into the exceptions that pass.
 
     async def enter(self, member: Member) -> None:
+        """Enter a block of the member. The outermost block runs the member, unless a scope does."""
         if self.over and self._blocks is not None:
             raise RuntimeError(f"{member!r} has ended: make a new one")
         if self._blocks is None:
@@ -291,7 +304,11 @@ class Lifetime:
         self._blocks.setdefault(anyio.get_current_task().id, []).append(own)
 
     async def leave(self, member: Member, exc: BaseException | None) -> bool:
-        """:return: whether the exception that leaves the body is taken in"""
+        """Leave a block of the member, and wait until the member has ended.
+
+        :param exc: the exception that leaves the body; None if none does
+        :return: whether that exception goes no further
+        """
         assert self._blocks is not None
         blocks = self._blocks.get(anyio.get_current_task().id)
         if not blocks:
@@ -301,11 +318,14 @@ class Lifetime:
             await self._leave_inner_block(member, exc)
             return False
         try:
-            return await self._leave_and_tell(member, own, exc)
+            return await self._leave_and_report(member, own, exc)
         finally:
             member.end()
 
-    async def _leave_and_tell(self, member: Member, own: TaskGroup, exc: BaseException | None) -> bool:
+    async def _leave_and_report(self, member: Member, own: TaskGroup, exc: BaseException | None) -> bool:
+        """Leave the block that runs the member. One error is raised, the others are logged. First comes an exception
+        that ends the program, then the body's, then what a handler has raised or an unreported failure.
+        """
         try:
             left = await self._leave_own_block(member, own, exc)
         except BaseException:
@@ -329,8 +349,10 @@ class Lifetime:
     async def _leave_own_block(
         self, member: Member, tasks: TaskGroup, exc: BaseException | None
     ) -> BaseException | None:
-        """:return: what is to leave it instead of what nobody was told of: the body's exception, or one that ends the
-        program
+        """Leave the block that runs the member, until its task has ended.
+
+        :return: the exception that leaves the block, and goes before an unreported error: the body's, or one that ends
+            the program; None if there is none
         """
         raised, passing = split_exception(exc)
         if exc is None:
@@ -342,15 +364,15 @@ class Lifetime:
         try:
             left = await ended(tasks, passing)
         except anyio.get_cancelled_exc_class():
-            if raised is None:  # else that tells more
+            if raised is None:  # else the body's exception says more than the cancellation
                 raise
             return exc
-        if left is not None and left is not passing:  # what ends the program
+        if left is not None and left is not passing:  # it ends the program
             return left
         return raised if left is None else exc
 
     async def _leave_inner_block(self, member: Member, exc: BaseException | None) -> None:
-        """Of a block within the owner's: it adds only its ending."""
+        """Leave a block within the owner's. All that such a block does is to close the member, and to wait for that."""
         try:
             if exc is None:
                 member.close()
@@ -363,23 +385,28 @@ class Lifetime:
         if is_of_cancellation(exc):
             await anyio.lowlevel.checkpoint_if_cancelled()
         elif isinstance(exc, Exception):
-            with suppress(anyio.get_cancelled_exc_class()):  # the body's own exception tells more
+            with suppress(anyio.get_cancelled_exc_class()):  # the body's own exception says more
                 await self.wait_until(lambda: self.over)
 
     def require_task(self, member: Member, what: str) -> None:
-        """Where what is called may have to start or wake a task: before anything is changed.
+        """Check that AnyIO can start and wake tasks here; called by methods that may need it, before any change.
 
-        :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
+        :param what: the method
+        :raises RuntimeError: in a callback of the event loop, and in another thread
         """
-        if member.dispatcher.runs:  # else it runs no more, or not yet
+        if member.dispatcher.runs:  # else it does not run yet, or no longer
             require_task(what, member, self.loop)
 
     # Failing
 
     def crashed(self, member: Member, exc: BaseException, where: str, when: str = "") -> None:
-        """Something of the program's has raised what nobody there caught: it ends what it happened in.
+        """Note an exception that a handler or a task of the member has raised, and close the member immediately.
 
-        Nothing is written into the exception, which may not bear it, or be raised in many places.
+        The first exception is kept for the owner, but one that ends the program replaces any other; the rest are
+        logged. Nothing is written into the exception: it may not allow that, or be raised elsewhere too.
+
+        :param where: what has raised it, in words
+        :param when: on which event, in words
         """
         other: BaseException | None = exc
         if self._crash is None or (exit_in(exc) is not None and exit_in(self._crash) is None):
@@ -397,7 +424,7 @@ class Lifetime:
             _break_off(member)
 
     def was_slow(self, member: Member, type: str, seconds: float) -> None:
-        """A handler has held up the event loop."""
+        """Log that a handler has held up the event loop."""
         if member.may_log(f"slow on{type}"):
             fields = {**member.log_fields, "event": "slow", "type": type, "seconds": seconds}
             message = "a handler of %r, on %r, has held up the event loop for %.1f seconds"
@@ -405,17 +432,20 @@ class Lifetime:
 
     @property
     def crash(self) -> BaseException | None:
-        """What a handler has raised, until its owner is told of it."""
+        """What a handler has raised, until it is raised in the owner's block or logged."""
         return self._crash
 
     def _take_exit(self) -> KeyboardInterrupt | SystemExit | None:
+        """The exception that ends the program, if a handler has raised one."""
         found = exit_in(self._crash)
-        if found is self._crash:  # else the others of its group are to be logged
+        if found is self._crash:  # else it came in a group, the others of which are still to be logged
             self._crash = None
         return found
 
     def _raise_unreported(self, member: Member) -> None:
-        """Tell what went wrong and nobody was told of. What a handler raised comes first, and a failure may be why."""
+        """Raise the error that was reported to nobody, if there is one. What a handler has raised goes before a
+        failure, which may be the reason for it; the other is logged.
+        """
         unreported = self._take_unreported()
         self._log_unreported(member)
         try:
@@ -450,27 +480,31 @@ class Lifetime:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a task waits that would be told of a failure."""
+        """Whether a task waits in which a failure would be raised."""
         return self._awaiting > 0
 
     @property
     def failure_reported(self) -> bool:
-        """Whether the program knows of it."""
+        """Whether the failure was reported to the program."""
         return self._failure_reported
 
     # Waiting
 
     def notify(self) -> None:
-        """Have those who wait look again."""
+        """Wake all waiting tasks, to check again what they wait for."""
         if self.changed is not None:
             self.changed.set()
             self.changed = None
 
     async def reach(self, member: Member, what: str, reached: Callable[[], bool], missed: Callable[[], bool]) -> None:
-        """Wait until something is so, for a program that is told of a failure by it.
+        """Wait until a condition is met, for a method that the program awaits.
 
-        :raises TCPSocketError: if it will never be so, as the connection failed or was lost
-        :raises InvalidStateError: if it will never be so for another reason: it was closed first
+        :param what: the method
+        :param reached: the condition
+        :param missed: whether the condition can no longer be met
+        :raises TCPSocketError: if it can no longer be met, because the connection failed or was lost
+        :raises InvalidStateError: if it can no longer be met, because the member was closed
+        :raises RuntimeError: in another event loop, or if nothing runs the member
         """
         if member.dispatcher.runs and current_loop() is not self.loop:
             raise RuntimeError(f"{what} of {member!r}, which runs in another event loop")
@@ -480,7 +514,7 @@ class Lifetime:
             if not (self.started or reached() or missed()):
                 raise RuntimeError(f"{what} waits for {member!r}, which nothing runs: enter it with `async with` first")
             await self.wait_until(lambda: reached() or missed())
-            await anyio.lowlevel.checkpoint_if_cancelled()  # which may have come in the turn that it was reached in
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the task may have been cancelled when the wait was over
         finally:
             self.end_awaiting()
         if reached():
@@ -491,7 +525,9 @@ class Lifetime:
         raise self.failure.again()
 
     async def let_waiters_finish(self) -> None:
-        """Let those who wait, and have been notified, raise what they will: then it is known who was told."""
+        """Let the notified tasks run, so that each raises the failure if it will. After that it is known whether the
+        failure was reported.
+        """
         while self._awaiting:
             await anyio.lowlevel.checkpoint()
 
@@ -502,6 +538,7 @@ class Lifetime:
         await self.changed.wait()
 
     async def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Wait until a condition is met, which is checked at each :meth:`notify`."""
         self.begin_awaiting()
         try:
             while not reached():
@@ -510,21 +547,24 @@ class Lifetime:
             self.end_awaiting()
 
     def begin_awaiting(self) -> None:
-        """A task begins to wait that would be told of a failure."""
+        """Count a task that begins to wait, and in which a failure would be raised."""
         self._awaiting += 1
 
     def end_awaiting(self) -> None:
         self._awaiting -= 1
 
     def refuse_in_handler(self, member: Member, what: str) -> None:
-        """:raises RuntimeError: in a handler of its own, for which the end of all handlers would wait"""
+        """Refuse to wait for the end of the member in one of its own handlers, which has to return first.
+
+        :raises RuntimeError: in such a handler
+        """
         if member.is_in_handler():
             raise RuntimeError(
-                f"{what} waits for the handlers of {member!r}, of which this is one: it could never finish"
+                f"{what}, in a handler of {member!r}, waits for that handler to return: it could never finish"
             )
 
 
 def _break_off(member: Member) -> None:
-    """Close immediately, and wait for no handler."""
+    """Close a member immediately, and cancel its handlers."""
     member.close_immediately()
     member.cancel_handlers()
