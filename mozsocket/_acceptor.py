@@ -1,7 +1,7 @@
-"""Accepts connections and runs them: what is inside of a server.
+"""Accepts the connections of a server, and owns them until they have ended.
 
-A connection is handshaking at first, if there is TLS or a header of the PROXY protocol; then it queues, where as many
-are open as may be; then it is open. Its trouble is no trouble of the others.
+With TLS or the PROXY protocol a connection is handshaking at first. Then it queues, while ``max_connections`` are open.
+Then it is open. An error of one connection does not affect the others.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 __all__ = ("Acceptor",)
 
 ACCEPT_PAUSE = 0.1
-"""Seconds to wait when the system has no room for another connection."""
+"""Seconds to wait before accepting again, when the system has no descriptors or memory for another connection."""
 
 ACCEPTED_AT_ONCE = 16
-"""Connections that are accepted before those that are there have their turn."""
+"""The most connections to accept before other sockets have their turn."""
 
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
-# The connection is lost before it was accepted: accept() names the reason, which is no trouble of the listener's.
-# Those beyond ECONNABORTED are what Linux passes on of the new connection (accept(2), "Error handling").
+# Errors of accept() that concern only the connection, which was lost before it was accepted; the listener still works.
+# All but ECONNABORTED are errors that Linux passes on from the new connection (accept(2), "Error handling").
 _LOST_NAMES = (
     "ECONNABORTED ECONNRESET EPERM EPROTO ENOPROTOOPT ENETDOWN EHOSTDOWN ENONET EHOSTUNREACH ENETUNREACH EOPNOTSUPP"
     " ETIMEDOUT"
@@ -58,14 +58,15 @@ _LOST = frozenset(getattr(errno, name) for name in _LOST_NAMES.split() if hasatt
 
 
 class Acceptor:
-    """
-    :param name: of the server's class, for its ``repr()``
-    :param options: of the server and its connections
-    :param listeners: what listens to its events
+    """The part of a server that does the work: it listens, accepts connections and owns them.
+
+    :param name: the name of the server's class, for its ``repr()``
+    :param options: the options of the server and its connections
+    :param listeners: the listeners for the server's events
     :ivar options: as given
-    :ivar port: what it listens on, or did
-    :ivar listening: the sockets that listen
-    :ivar is_closed: whether it listens no more
+    :ivar port: the port it listens on, or listened on until it was closed
+    :ivar listening: the listening sockets
+    :ivar is_closed: whether it has stopped listening
     """
 
     __slots__ = (
@@ -103,17 +104,17 @@ class Acceptor:
         self.listening: list[_Listener] = []
         self.is_closed = False
         self._adopted = False  # whether others may listen on the same socket: a service manager, sibling processes
-        self._target: EventTarget | None = None  # whose events they are, while it runs
+        self._target: EventTarget | None = None  # the TCPServerSocket; None before it runs, and after
         self._connect_event: Callable[[TCPSocket[Any]], Event[Any]] | None = None
-        self._connections: set[Connection] = set()  # all that were accepted, and have not ended
-        self._handshaking: dict[Connection, None] = {}  # those of them that are not done with that, the oldest first
-        self._queuing: dict[Connection, None] = {}  # those that are, and wait until they may be open
-        self._open: dict[Connection, None] = {}  # those that count to max_connections
+        self._connections: set[Connection] = set()  # all accepted connections that have not ended
+        self._handshaking: dict[Connection, None] = {}  # those that are handshaking, the oldest first
+        self._queuing: dict[Connection, None] = {}  # those after that, which wait until they may be open
+        self._open: dict[Connection, None] = {}  # those that count towards max_connections
         self._logged = LogLimit()
         self._number = next_number()
-        self._address = printable(display(options.host or "*", options.port))  # for people
+        self._address = printable(display(options.host or "*", options.port))  # for repr() and the log
         self._error_delivered = False
-        self._is_paused = False  # whether it accepts nothing for now, as there is no room
+        self._is_paused = False  # whether it accepts nothing for now, for want of capacity
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "listening" if self.listening else "not entered"
@@ -136,7 +137,7 @@ class Acceptor:
     # Before it runs
 
     def bind(self) -> None:
-        """Begin to listen, unless others have.
+        """Bind the port and listen, unless the sockets listen already.
 
         :raises OSError: if the port cannot be listened on
         """
@@ -150,8 +151,9 @@ class Acceptor:
             raise
 
     def listen_on(self, sockets: list[socket.socket], *, adopted: bool = False) -> None:
-        """
-        :param sockets: those that listen, on one port
+        """Use sockets that listen already.
+
+        :param sockets: the listening sockets, on one port
         :param adopted: whether others may listen on them too
         """
         address = sockets[0].getsockname()
@@ -161,14 +163,15 @@ class Acceptor:
         self._address = printable(display(host, self.port))
         self.listening = [_Listener(self, sock) for sock in sockets]
         self._adopted = adopted
-        if self.is_closed:  # already, by the constructor of a subclass
+        if self.is_closed:  # the constructor of a subclass has closed it
             for listener in self.listening:
                 listener.close(stop=False)
 
     def attach(self, target: EventTarget, connect_event: Callable[[TCPSocket[Any]], Event[Any]]) -> None:
-        """Say whose the events are, before it runs.
+        """Set the target of the events, before it runs.
 
-        :param connect_event: what makes the event that tells of an accepted socket
+        :param target: the TCPServerSocket
+        :param connect_event: makes the event ``connect`` for an accepted socket
         """
         self._target, self._connect_event = target, connect_event
 
@@ -182,7 +185,7 @@ class Acceptor:
             for listener in self.listening:
                 if not self.is_closed:
                     listener.begin(self._waiting)
-        except OSError as exc:  # the system has no room for it
+        except OSError as exc:  # the system cannot register one more socket
             self._fail(exc)
         while self.dispatcher.busy or self.has_connections or not self.is_closed:
             await self.lifetime.change()
@@ -215,7 +218,7 @@ class Acceptor:
             connection.cancel_handlers()
 
     def is_in_handler(self) -> bool:
-        # The server ends when its connections have, and they when their handlers have returned.
+        # The server ends after its connections, and those end after their handlers have returned.
         return self.dispatcher.is_in_handler() or any(each.is_in_handler() for each in self._connections)
 
     def release(self) -> None:
@@ -239,7 +242,7 @@ class Acceptor:
         self.lifetime.notify()
 
     pumps_on_notify = False
-    """It runs as a task, which does not look before it is told."""
+    """Its task does not pump the dispatcher at each :meth:`notify`."""
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
@@ -280,8 +283,9 @@ class Acceptor:
     # Accepting
 
     def accept_from(self, listener: _Listener) -> ReadResult:
+        """Accept connections from a listening socket that has some."""
         for _ in range(ACCEPTED_AT_ONCE):
-            if self.is_closed:  # by a handler
+            if self.is_closed:  # a handler has closed it
                 return ReadResult.NOTHING
             if self._is_full():
                 self._pause()
@@ -291,7 +295,10 @@ class Acceptor:
         return ReadResult.MORE
 
     def _accept_one(self, listener: _Listener) -> bool:
-        """:return: whether there may be another"""
+        """Accept one connection.
+
+        :return: whether another may wait to be accepted
+        """
         try:
             sock, peer = listener.socket.accept()
         except BlockingIOError:
@@ -306,14 +313,16 @@ class Acceptor:
         else:
             try:
                 self._take_connection(sock, peer)
-            except Exception as exc:  # of the program's: it is no trouble of other connections
+            except Exception as exc:  # raised by the program's code: it must not affect other connections
                 _log.error("%r could not take a connection", self.public_object, exc_info=exc)
                 sock.close()
         return True
 
     def _wait_for_room(self, exc: OSError, listener: _Listener) -> None:
-        """The system has none for another connection. There may be fewer descriptors than ``max_handshakes``: then the
-        handshake that has waited longest gives way too, when somebody else has come.
+        """Accept no more for :data:`ACCEPT_PAUSE`: the system has no descriptors or memory for another connection.
+
+        If it has no descriptors, handshakes may hold them all before ``max_handshakes`` is reached. So the oldest
+        handshake is given up if another connection waits.
         """
         if self.may_log("no room"):
             message = "%r cannot accept, and tries again in %s s: %s"
@@ -326,18 +335,18 @@ class Acceptor:
         listener.pause(ACCEPT_PAUSE)
 
     def _pause(self) -> None:
-        """Accept nothing until :meth:`_resume`."""
+        """Accept nothing until :meth:`_resume`, as ``max_connections`` is reached."""
         self._is_paused = True
         self._log_limit("reached", "%r has reached its max_connections, %d: others wait")
         for listener in self.listening:
             listener.accept(False)
 
     def _resume(self) -> None:
-        """Accept again, if there may be room now."""
+        """Accept again, if there is capacity again."""
         if self._is_paused and not self._is_full():
             self._is_paused = False
             if self.options.max_connections is not None and not self.is_closed:
-                self._log_limit("left", "%r has room again, below its max_connections, %d")
+                self._log_limit("left", "%r accepts again, below its max_connections, %d")
             for listener in self.listening:
                 listener.accept(True)
 
@@ -355,9 +364,12 @@ class Acceptor:
         self.dispatcher.spawn("failure", self._report_failure)
 
     async def _report_failure(self) -> None:
+        """End the server if its failure was reported to nobody, so that the owner's block raises it now, and not when
+        the last connection ends.
+        """
         await self.lifetime.let_waiters_finish()
         if not self.lifetime.failure_reported:
-            self.dispatcher.cancel()  # for a scope to be told now, and not when the last connection ends
+            self.dispatcher.cancel()
 
     # Connections
 
@@ -398,7 +410,7 @@ class Acceptor:
         return self._listeners, self._connect_event(socket)
 
     async def _serve(self, connection: Connection) -> None:
-        """The task of a connection that needs one."""
+        """Run a connection that needs a task."""
         leaving = None
         try:
             leaving = await connection.lifetime.run_accepted(connection)
@@ -406,6 +418,7 @@ class Acceptor:
             self._ended(connection, leaving)
 
     def finish(self, connection: Connection) -> None:
+        """End a connection that no task runs."""
         if not connection.lifetime.over:
             self._ended(connection, connection.lifetime.end_accepted(connection))
 
@@ -425,7 +438,7 @@ class Acceptor:
         oldest.give_up_handshake()
 
     def admit(self, connection: Connection) -> None:
-        """Count a connection as open when its handshake is done, and when it may be: those that wait come in turn."""
+        """Open a connection whose handshake is done, when ``max_connections`` allows: first come, first served."""
         self._handshaking.pop(connection, None)
         self._queuing[connection] = None
         self._admit_next()
@@ -454,7 +467,7 @@ class Acceptor:
 
 
 class _Listener:
-    """A listening socket of a server's.
+    """A listening socket of a server.
 
     :ivar socket: the socket itself
     """
@@ -466,7 +479,7 @@ class _Listener:
         self.socket = sock
         self._watched = Watched(sock)
         self._registration: Registration | None = None
-        self._paused = False  # for a while
+        self._paused = False  # whether pause() was called, and its time is not over
 
     def begin(self, waiting: Waiting) -> None:
         """Begin to accept."""
@@ -476,23 +489,23 @@ class _Listener:
         if waiting.takes_tasks:
             self.spawn("accept loop", registration.run)
         else:
-            registration.wake()  # to accept once: a socket that cannot accept at all need not be readable
+            registration.wake()  # accept once, to notice a socket that cannot accept at all, and may never be readable
 
     def accept(self, wanted: bool) -> None:
-        """Accept from now on, or not. A pause ends, as something has changed."""
+        """Accept from now on, or stop accepting. This ends a :meth:`pause`."""
         if self._registration is not None and not self._watched.closed:
             self._paused = False
             self._registration.read(wanted)
 
     def pause(self, seconds: float) -> None:
-        """Accept no more for so long."""
+        """Accept nothing for some seconds."""
         assert self._registration is not None
         self._paused = True
         self._registration.read(False)
         self._registration.limit(anyio.current_time() + seconds)
 
     def is_readable(self) -> bool:
-        """Whether somebody waits to be accepted, as far as the system tells."""
+        """Whether a connection waits to be accepted; True if the system cannot say."""
         if not hasattr(select, "poll"):  # pragma: no cover  (Windows)
             return True
         poll = select.poll()
@@ -500,7 +513,10 @@ class _Listener:
         return bool(poll.poll(0))
 
     def close(self, *, stop: bool) -> None:
-        """:param stop: whether nobody else listens on it"""
+        """Close the socket.
+
+        :param stop: whether to stop listening first: not if others listen on the same socket
+        """
         if self._registration is not None:
             self._registration.end()
         if stop:
@@ -510,12 +526,12 @@ class _Listener:
             self._registration.wake()
 
     def end(self) -> None:
-        """Refer to nobody any more."""
+        """Drop the references to the acceptor and the registration's to this object."""
         if self._registration is not None:
             self._registration.detach()
         self._acceptor = None
 
-    # What is told of it
+    # Called by the registration
 
     def on_readable(self) -> ReadResult:
         assert self._acceptor is not None

@@ -1,10 +1,13 @@
-"""What is to be sent, and what was received and cannot be delivered yet: the bounded channel to the dispatcher.
+"""The two buffers of a connection: data to be sent, and received data that cannot be delivered yet.
 
-The rules of sending, each of which is one line below:
+The send buffer decides when the event ``drain`` fires. Its rules:
 
-- ``send()`` gives False, and a ``drain`` is owed, once more than 65536 bytes are buffered.
-- ``send()`` beyond the limit takes nothing, and a ``drain`` is owed, if one can come.
-- An owed ``drain`` is due when nothing is buffered. If more was buffered before it was taken, it is due later.
+- ``send()`` returns False once more than 65536 bytes are buffered, and a ``drain`` is owed.
+- ``send()`` beyond the limit accepts nothing. A ``drain`` is owed then too, if anything is buffered.
+- An owed ``drain`` is pending when nothing is buffered. If the program buffers more before it is delivered, it is
+  postponed until that too was sent.
+
+The inbox is the bounded channel from the reader to the dispatcher.
 """
 
 from __future__ import annotations
@@ -20,50 +23,51 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 __all__ = ("BUFFER_THRESHOLD", "QUEUED_READ_SIZE", "Chunk", "Held", "Inbox", "SendBuffer", "octets")
 
 BUFFER_THRESHOLD = 65536
-"""Bytes buffered above which :meth:`TCPSocket.send` gives False (Gecko's ``BUFFER_SIZE``)."""
+"""The number of buffered bytes above which :meth:`TCPSocket.send` returns False (Gecko's ``BUFFER_SIZE``)."""
 
-_JOIN_BELOW = 4096  # bytes: copying a chunk this small costs less than telling the kernel where it is
+_JOIN_BELOW = 4096  # bytes: chunks smaller than this are joined, as copying costs less than one more for the kernel
 _JOIN_UP_TO = 262_144  # bytes joined at most: what one call to the kernel is likely to take
-_JOIN_AT_ONCE_BELOW = 1024  # bytes: to each that it keeps Python adds some 45, which is little beside this many
-_VECTOR = 64  # chunks given to one call to the kernel; POSIX allows at least 16, every system of ours 1024
+_JOIN_AT_ONCE_BELOW = 1024  # bytes: smaller chunks are joined when appended, as each object takes some 45 bytes more
+_VECTOR = 64  # chunks given to one call to the kernel; POSIX allows at least 16, every supported system 1024
 
 QUEUED_READ_SIZE = 65_536
-"""Bytes read at once, when they have to be queued."""
+"""The most bytes to read by one call, when they have to be queued."""
 
 LIMIT = 262_144
-"""Bytes that it holds before there is no room. Then nothing more is read, and TCP holds the peer back."""
+"""Bytes that the inbox holds before it is full. Then nothing more is read, and TCP holds the peer back."""
 
 LIMIT_AT_THE_END = 1 << 24
-"""The same when nothing more can come than what the operating system has already: more than that is, as a rule."""
+"""The same limit when the peer can send no more: it is usually more than the operating system can still hold."""
 
-_QUEUE_JOINED_BELOW = 4096  # bytes: reads as small as this are joined, so that the limit means memory
+_QUEUE_JOINED_BELOW = 4096  # bytes: reads smaller than this are joined, so that the limit bounds memory
 
 MAX_RETAKEN = 4096
-"""Bytes to take at once of what was taken back. A handler that takes one line of it, and has the rest taken back again,
-has so much copied each time.
+"""The most bytes to take at once of data that was taken back. A handler may use one line of them and have the remainder
+taken back again, which copies up to this many bytes per line.
 """
 
 _NOTHING: deque[bytes | bytearray] = deque()
-"""What is left of those that were never used, as a deque takes 760 bytes."""
+"""Shared by all inboxes that were never closed while data was queued, as a deque takes 760 bytes. It stays empty."""
 
 Chunk: TypeAlias = "bytes | bytearray | memoryview"
 
 _NO_CHUNKS: deque[Chunk] = deque()
-"""Of the buffers that were never used, as a deque takes 760 bytes."""
+"""Shared by all send buffers without queued chunks, as a deque takes 760 bytes. It stays empty."""
 
 _NOTHING_FIRST: list[Chunk] = []
-"""Of those in which nothing was ever put back."""
+"""Shared by all inboxes in which nothing was put back. It stays empty."""
 
 
 class SendBuffer:
-    """What was given to ``send()`` and not yet handed to the operating system.
+    """Data that was given to ``send()`` and not yet handed to the operating system.
 
+    :param limit: the most bytes that :meth:`append` accepts (``max_buffered_amount``); None for no limit
     :ivar amount: its size in bytes: ``bufferedAmount``
-    :ivar sole: all of it, where that is one chunk that nobody awaits, as most often it is; else None
-    :ivar awaited: how many of these come first, up to the end of what was appended by :meth:`append_awaited`
-    :ivar drain_owed: whether a drain is to come, or was until :meth:`drop`
-    :ivar dropped: whether bytes were thrown away unsent
-    :ivar sent: how many bytes were handed over so far
+    :ivar only_chunk: all of the data, if it is one chunk that no sender awaits, as is usual; else None
+    :ivar awaited: the number of bytes up to the end of those that were appended by :meth:`append_awaited`
+    :ivar drain_owed: whether a drain has to be delivered; False after :meth:`drop`
+    :ivar dropped: whether bytes were dropped unsent
+    :ivar sent: the number of bytes handed to the operating system so far
     """
 
     __slots__ = (
@@ -80,22 +84,23 @@ class SendBuffer:
     )
 
     def __init__(self, limit: int | None = None) -> None:
-        self._chunks = _NO_CHUNKS  # but for the sole one
+        self._chunks = _NO_CHUNKS  # all chunks, unless there is only_chunk
         self.only_chunk: bytes | None = None
         self.drain_owed = False
-        self._ended = False
+        self._ended = False  # whether drop() was called
         self._limit = limit
-        self._little = self._at_first_little()  # up to how many bytes every chunk is kept as it is, which costs least
+        self._little = self._at_first_little()  # bytes up to which append() just adds a chunk, which costs least
         self.amount = 0
         self.awaited = 0
         self.dropped = False
         self.sent = 0
 
     def append(self, data: bytes) -> bool:
-        """Take data to be sent.
+        """Append data to be sent.
 
         :return: False if more than :data:`BUFFER_THRESHOLD` bytes are now buffered: a drain is owed
-        :raises BufferError: if that would be more than the limit; nothing is taken, but a drain is owed
+        :raises BufferError: if that would exceed the limit; nothing is appended, but a drain is owed if anything is
+            buffered
         """
         if self._ended:
             return True
@@ -113,13 +118,13 @@ class SendBuffer:
         return True
 
     def _keep_only_chunk(self) -> None:
-        """It is one of many."""
+        """Move the only chunk into the queue of chunks."""
         if self.only_chunk is not None:
             self._chunks = deque((self.only_chunk,))
             self.only_chunk = None
 
     def _append_to_more(self, data: bytes, amount: int) -> bool:
-        """Where it is not a little that is buffered, or some has to wait."""
+        """Append data if much is buffered, or the operating system has not taken all that it was given."""
         if self._limit is not None and amount > self._limit:
             self.drain_owed = self.drain_owed or self.amount > 0
             raise BufferError(
@@ -140,28 +145,29 @@ class SendBuffer:
         return True
 
     def _at_first_little(self) -> int:
+        """The bytes up to which neither the limit nor a drain has to be considered."""
         return BUFFER_THRESHOLD if self._limit is None else min(self._limit, BUFFER_THRESHOLD)
 
     def _tail(self) -> bytearray:
-        """What small chunks are joined in as they come, so that little more is held than was given."""
+        """The last chunk, in which small chunks are joined, so that memory is little more than the bytes buffered."""
         chunks = self._chunks
         tail = chunks[-1]
         if not isinstance(tail, bytearray) or len(tail) >= _JOIN_UP_TO:
             tail = bytearray()
-            if self.amount < min(_JOIN_UP_TO, _JOIN_AT_ONCE_BELOW * len(chunks)):  # as a rule, and no loop
+            if self.amount < min(_JOIN_UP_TO, _JOIN_AT_ONCE_BELOW * len(chunks)):  # usual: all of them are small
                 tail = tail.join(chunks)
                 chunks.clear()
             chunks.append(tail)
         return tail
 
     def only_chunk_is_sent(self) -> None:
-        """The sole chunk was handed over as a whole."""
+        """Note that the only chunk was handed over as a whole."""
         self.only_chunk = None
         self.sent += self.amount
         self.amount = 0
 
     def append_awaited(self, data: bytes) -> None:
-        """Take data whose sender waits until it is handed over: it counts to no limit, and no drain is owed for it."""
+        """Append data whose sender waits until it is handed over. It counts towards no limit, and no drain is owed."""
         if data and not self._ended:
             self._keep_only_chunk()
             self._chunks = self._chunks or deque()
@@ -170,9 +176,9 @@ class SendBuffer:
             self.awaited = self.amount
 
     def next_write(self, limit: int = sys.maxsize) -> list[Chunk]:
-        """What to hand over next, in one call: some large chunks as they are, or many small ones joined.
+        """The chunks to hand to the operating system next, in one call. Small chunks are joined, large ones are not.
 
-        :param limit: how many bytes at most
+        :param limit: the most bytes to hand over
         """
         self._keep_only_chunk()
         chunks = self._chunks
@@ -182,9 +188,10 @@ class SendBuffer:
         return first if self.amount <= limit else _cut(first, limit)
 
     def _pop_small(self) -> list[Chunk]:
+        """Take the small chunks at the beginning, as many as are to be joined."""
         chunks = self._chunks
         small: list[Chunk] = []
-        if self.amount <= min(_JOIN_UP_TO, _JOIN_BELOW * len(chunks)):  # the usual case, and no loop
+        if self.amount <= min(_JOIN_UP_TO, _JOIN_BELOW * len(chunks)):  # usual: all of them are small
             small.extend(chunks)
             chunks.clear()
             return small
@@ -195,7 +202,7 @@ class SendBuffer:
         return small
 
     def advance(self, count: int) -> None:
-        """Count bytes as handed over: the first of what :meth:`next_write` gave."""
+        """Count bytes as handed over, and drop them. They are the first of those that :meth:`next_write` has given."""
         self._keep_only_chunk()
         self.sent += count
         self.amount -= count
@@ -204,7 +211,7 @@ class SendBuffer:
         if not self.amount:
             self._chunks = _NO_CHUNKS
             return
-        self._little = 0  # what comes now has to wait
+        self._little = 0  # the operating system takes no more for now: further chunks are joined
         chunks = self._chunks
         while count:
             chunk = chunks.popleft()
@@ -219,14 +226,14 @@ class SendBuffer:
         return self.drain_owed and not self.amount
 
     def take_drain(self) -> bool:
-        """Whether a drain is due; if so it counts as delivered."""
-        due = self.drain_owed and not self.amount
-        if due:
+        """Whether a drain is pending; if so, it counts as delivered."""
+        pending = self.drain_owed and not self.amount
+        if pending:
             self.drain_owed = False
-        return due
+        return pending
 
     def drop(self) -> None:
-        """Throw away what is buffered, and whatever comes: the connection is lost, or wanted no more."""
+        """Drop what is buffered, and whatever is appended later: the connection is lost, or closed immediately."""
         self.dropped = self.dropped or self.amount > 0
         self._ended = True
         self._chunks, self.only_chunk = _NO_CHUNKS, None
@@ -235,7 +242,7 @@ class SendBuffer:
 
 
 def _cut(chunks: list[Chunk], limit: int) -> list[Chunk]:
-    """The first bytes of some chunks."""
+    """The first bytes of some chunks, up to a limit."""
     first: list[Chunk] = []
     for chunk in chunks:
         if len(chunk) >= limit:
@@ -246,33 +253,34 @@ def _cut(chunks: list[Chunk], limit: int) -> list[Chunk]:
 
 
 class Held(Protocol):
-    """What the handler of data was given and has not taken: some whole lines, say, and what there is of the next."""
+    """Data that the handler of ``data`` was given and has not used, such as some lines and the beginning of another."""
 
     @property
     def is_pending(self) -> bool:
-        """Whether there is something that it can take now."""
+        """Whether the handler can use some of the data now, such as a whole line."""
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether there is something that it can take only together with what comes behind it."""
+        """Whether some of the data can be used only with more, such as the beginning of a line."""
 
     def finish(self, event: Any) -> object:
-        """A handler, for an event of data without any: nothing comes behind it."""
+        """A handler for the last ``data`` event, which has no data: the peer has ended, and no more will follow."""
 
     def take_back(self) -> bytes:
-        """All of it. Then it is empty, and its handler, if that is running, is done."""
+        """Take all of the data back. A running handler gets no more of it."""
 
 
 class Inbox:
-    """A memory-object channel of reads; made when it is first needed, as most never are.
+    """A queue of received data that cannot be delivered yet: a memory-object channel, which is made when it is first
+    needed, as most connections never do.
 
-    A read is in it at once, and nothing more is read while there is no room: none is ever on its way to it, where
-    ``upgradeToSecure()`` would not find it.
+    The reader puts each read into it immediately, and reads nothing while it is full. So no data is ever on the way to
+    it, where ``upgradeToSecure()`` would not find it.
 
-    :ivar count: how many pieces of it are queued
+    :ivar count: the number of chunks that are queued
     :ivar used: whether anything was ever queued
-    :ivar held: what was taken out of it, or was never in it, and the handler of data holds
-    :ivar retaken: how many bytes come first that were taken back from there
+    :ivar held: the data that the handler of ``data`` was given, queued before or not, and has not used
+    :ivar retaken: the number of bytes at the beginning of the queue that were taken back from the handler
     """
 
     __slots__ = (
@@ -292,18 +300,19 @@ class Inbox:
     def __init__(self) -> None:
         self.used = False
         self.count = 0
-        self._size = 0  # in bytes
+        self._size = 0  # the bytes that are queued
         self._limit = LIMIT
-        self._first = _NOTHING_FIRST  # what comes before all that, the next last: rests of reads, and what was put back
-        self._left = _NOTHING  # what was in the channel when that was closed
-        self._tail: bytearray | None = None  # the last read, if it is small and others can be joined to it
+        # Data that comes before the channel's, in reverse order: what was put back, and remainders of reads.
+        self._first = _NOTHING_FIRST
+        self._left = _NOTHING  # the data that was in the channel when that was closed
+        self._tail: bytearray | None = None  # the last chunk, if others can be joined to it
         self.held: Held | None = None
         self.retaken = 0
         self._sender: MemoryObjectSendStream[bytes | bytearray]
         self._receiver: MemoryObjectReceiveStream[bytes | bytearray]
 
     def put(self, data: bytes) -> None:
-        """To be called while there is room. What is put in after :meth:`discard` is discarded too."""
+        """Queue data; to be called only while the inbox is not full. After :meth:`discard` it is discarded too."""
         if not self.used:
             self.used = True
             self._sender, self._receiver = anyio.create_memory_object_stream[bytes | bytearray](math.inf)
@@ -321,15 +330,15 @@ class Inbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be put in."""
+        """Whether more may be queued."""
         return self._size < self._limit
 
     def make_room(self) -> None:
-        """Take more than usual: the peer is gone, and what it has sent is to be kept."""
+        """Raise the limit: the connection is lost, and all that the peer has sent before is to be kept."""
         self._limit = LIMIT_AT_THE_END
 
     def take(self, size: int = QUEUED_READ_SIZE) -> bytes | None:
-        """The next of it, at most ``size`` bytes; None if there is none, or it was discarded."""
+        """Take the first data of the queue, at most ``size`` bytes; None if nothing is queued."""
         if not self.count:
             return None
         data = self._first.pop() if self._first else self._next()
@@ -354,15 +363,15 @@ class Inbox:
         return data
 
     def put_back(self, data: bytes) -> None:
-        """Put what was taken, or would have been the next, back before all else."""
+        """Queue data before all other: data that was taken, or that belongs before what is queued."""
         self._put_first(data)
         self.count += 1
         self._size += len(data)
 
     def take_back(self) -> int:
-        """Put back what the handler of data holds: it is for another now, or has to wait.
+        """Queue the data again that the handler of ``data`` holds: it is for another handler now, or has to wait.
 
-        :return: how many bytes
+        :return: the number of bytes
         """
         data = b"" if self.held is None else self.held.take_back()
         if data:
@@ -371,7 +380,7 @@ class Inbox:
         return len(data)
 
     def discard(self) -> None:
-        """Forget what is queued, and what is held."""
+        """Drop what is queued, what is held by the handler, and whatever is queued later."""
         if self.used:
             self._receiver.close()
         if self.held is not None:
@@ -381,7 +390,7 @@ class Inbox:
         self.count = self._size = self.retaken = 0
 
     def close(self) -> None:
-        """Put nothing in any more. What is queued can still be taken."""
+        """Close the channel: nothing more is queued, but what is queued can still be taken."""
         if self.used:
             queued = self.count - len(self._first) - len(self._left)
             if queued:
@@ -399,15 +408,15 @@ def octets(
     ascii_only: bool = False,
     what: str = "send() takes",
 ) -> bytes:
-    """The bytes that a call of ``send(data, byteOffset, byteLength)`` means, as they are now.
+    """The bytes that ``send(data, byteOffset, byteLength)`` has to send, as they are now.
 
-    :param data: bytes-like, or a ``str`` of characters up to U+00FF, one a byte
-    :param ascii_only: whether a ``str`` has to be ASCII, so that nobody has to ask which encoding is meant
-    :param byteOffset: where the slice starts; clamped to the data, as in Gecko
-    :param byteLength: its length, likewise clamped; None for all the rest
-    :param what: how an error begins
-    :raises TypeError: if one of them is of another type
-    :raises ValueError: if a number is negative, or a character is not one of those
+    :param data: bytes-like, or a ``str`` of characters up to U+00FF, one per byte
+    :param byteOffset: where the slice starts, in bytes; clamped to the data, as in Gecko
+    :param byteLength: its length in bytes, likewise clamped; None for everything after the offset
+    :param ascii_only: whether a ``str`` has to be ASCII, which is the same in all usual encodings
+    :param what: the beginning of an error message
+    :raises TypeError: if an argument is of another type
+    :raises ValueError: if a number is negative, or a character is not allowed
     """
     start = _unsigned("byteOffset", byteOffset)
     stop = None if byteLength is None else start + _unsigned("byteLength", byteLength)
@@ -420,7 +429,7 @@ def octets(
     except TypeError:
         raise TypeError(f"{what} a bytes-like object or a str, not {type(data).__name__}") from None
     with view:
-        if not (view.c_contiguous and view.nbytes):  # which a flat view could not be had of
+        if not (view.c_contiguous and view.nbytes):  # cast() refuses such a view
             return view.tobytes()[start:stop]
         with view.cast("B") as flat:
             return bytes(flat[start:stop])  # copied: the program may change it before it is sent
@@ -440,6 +449,6 @@ def _encoded(text: str, ascii_only: bool, what: str) -> bytes:
     except UnicodeEncodeError as exc:
         accepted = 'ASCII, or with binaryType="string" of ' if ascii_only else ""
         raise ValueError(
-            f"{what} str of {accepted}characters up to U+00FF, one a byte; character {exc.start} is"
+            f"{what} a str of {accepted}characters up to U+00FF, one per byte; character {exc.start} is"
             f" U+{ord(text[exc.start]):04X}: encode the text first, as by text.encode()"
         ) from None

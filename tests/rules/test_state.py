@@ -441,8 +441,8 @@ def test_bytes_need_not_be_ascii(data: Any) -> None:
 @pytest.mark.parametrize(
     ("ascii_only", "accepted"),
     [
-        (False, "characters up to U+00FF, one a byte"),
-        (True, 'ASCII, or with binaryType="string" of characters up to U+00FF, one a byte'),
+        (False, "characters up to U+00FF, one per byte"),
+        (True, 'ASCII, or with binaryType="string" of characters up to U+00FF, one per byte'),
     ],
 )
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_text_that_is_no_bytes_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ValueError, match="U") as raised:
         octets(text, ascii_only=ascii_only)
-    assert str(raised.value) == f"send() takes str of {accepted}; {where}: encode the text first, as by text.encode()"
+    assert str(raised.value) == f"send() takes a str of {accepted}; {where}: encode the text first, as by text.encode()"
     assert raised.value.__suppress_context__
 
 

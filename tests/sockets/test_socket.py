@@ -186,7 +186,7 @@ async def test_wrong_data_takes_nothing(role: str, listener: stdlib_socket.socke
             with pytest.raises(ValueError, match="encode the text first") as raised:
                 socket.send(text)
             assert str(raised.value) == (
-                'send() takes str of ASCII, or with binaryType="string" of characters up to U+00FF, one a byte;'
+                'send() takes a str of ASCII, or with binaryType="string" of characters up to U+00FF, one per byte;'
                 f" {place}: encode the text first, as by text.encode()"
             )
         with pytest.raises(ValueError, match="byteOffset must not be negative"):
@@ -466,7 +466,7 @@ async def test_binary_type_string(role: str, listener: stdlib_socket.socket) -> 
             socket.send(every)
             assert await blocking(read_exactly, peer, 256) == bytes(range(256))
             with pytest.raises(
-                ValueError, match=r"str of characters up to U\+00FF, one a byte; character 0 is U\+20AC"
+                ValueError, match=r"str of characters up to U\+00FF, one per byte; character 0 is U\+20AC"
             ):
                 socket.send("€")
         await events.first("close")

@@ -290,8 +290,8 @@ async def test_bad_arguments_change_nothing(listener: socket.socket) -> None:
                 with pytest.raises(ValueError, match="leftover") as raised:
                     socket_.upgradeToSecure(leftover="\x16\x03\x01\x80")
                 assert str(raised.value) == (
-                    'leftover must be str of ASCII, or with binaryType="string" of characters up to U+00FF, one a byte;'
-                    " character 3 is U+0080: encode the text first, as by text.encode()"
+                    'leftover must be a str of ASCII, or with binaryType="string" of characters up to U+00FF, one per'
+                    " byte; character 3 is U+0080: encode the text first, as by text.encode()"
                 )
                 if role == "server":
                     with pytest.raises(ValueError, match="accepted socket needs an ssl_context"):
