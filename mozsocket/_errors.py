@@ -1,8 +1,8 @@
-"""The public exceptions, and the one place that turns an exception into an error name.
+"""The public exceptions, and the one place that gives an exception its error name.
 
-The names are those of Gecko's ``TCPSocketErrorEvent``. A name says what happened; its class, which MDN calls the
-``message``, says to what: ``"Network"``, to the connection; ``"SecurityCertificate"``, the peer's certificate was not
-accepted here; ``"SecurityProtocol"``, anything else that TLS fails for, as when the peer did not accept ours.
+The names are those of Gecko's ``TCPSocketErrorEvent``. A name says what happened. Its class, which MDN calls the
+``message``, is ``"Network"`` for failures of the connection, ``"SecurityCertificate"`` if we did not accept the peer's
+certificate, and ``"SecurityProtocol"`` for any other failure of TLS, also if the peer did not accept our certificate.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _INTERRUPTED = frozenset(
     if hasattr(errno, name)
 )
 
-# When several addresses fail, the one whose failure says most about the peer is named: an answer before a silence,
-# a silence before trouble that may lie on this machine (no IPv6 route, say).
+# When several addresses fail, the failure that says most about the peer gives the name: an answer before a timeout, and
+# a timeout before an error whose reason may lie on this machine, such as a missing IPv6 route.
 _TELLING = (
     "ConnectionRefusedError",
     "NetworkInterruptError",
@@ -35,11 +35,11 @@ _TELLING = (
     "DomainNotFoundError",
 )
 
-# What OpenSSL says of a certificate (openssl/x509_vfy.h), by the number of the verification error.
+# Errors in verifying a certificate, by OpenSSL's number (openssl/x509_vfy.h).
 _CERTIFICATE_NAMES = {
     **dict.fromkeys((9, 10), "SecurityExpiredCertificateError"),  # not yet valid; expired
     23: "SecurityRevokedCertificateError",
-    # No issuer, self-signed, or a chain whose issuers may not issue it.
+    # The issuer is unknown, the certificate is self-signed, or an issuer in the chain may not issue it.
     **dict.fromkeys(
         (2, 18, 19, 20, 21, 22, 24, 25, 27, 28, 29, 30, 31, 32, 79), "SecurityUntrustedCertificateIssuerError"
     ),
@@ -47,12 +47,12 @@ _CERTIFICATE_NAMES = {
     # Keys and signatures that are too weak for the context's security level.
     **dict.fromkeys((66, 67, 68, 76), "SecurityCertificateSignatureAlgorithmDisabledError"),
     **dict.fromkeys((62, 63, 64), "SecurityCertificateDomainMismatchError"),  # host name, e-mail address, IP address
-    # It cannot be read, its signature is wrong, or it is not made as RFC 5280 demands.
+    # It cannot be read, its signature is wrong, or it does not conform to RFC 5280.
     **dict.fromkeys((4, 6, 7, 13, 14, 77, 78, *range(80, 95)), "SecurityBadCertificateError"),
 }
 
-# What else OpenSSL says (openssl/sslerr.h), by the reason's mnemonic: its number, and the name. Above 1000 it is the
-# alert that the peer has sent (RFC 8446, section 6), so what is said of a certificate there is said of ours.
+# Other errors of OpenSSL (openssl/sslerr.h), by the mnemonic of the reason: its number, and the name. A number above
+# 1000 is an alert that the peer has sent (RFC 8446, section 6): if it is about a certificate, it is about ours.
 _REASONS = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": (199, "SecurityNoCertificateError"),
     "SSLV3_ALERT_NO_CERTIFICATE": (1041, "SecurityNoCertificateError"),
@@ -75,7 +75,7 @@ _REASONS = {
     "UNEXPECTED_EOF_WHILE_READING": (294, "NetworkInterruptError"),
 }
 
-# Those of no name of their own: all alerts, and what else a peer's records can be the reason for.
+# Errors without a name of their own: all other alerts, and everything else that a peer's records can cause.
 _OTHERS = """
     APP_DATA_IN_HANDSHAKE:100 NO_SUITABLE_KEY_SHARE:101 BAD_DH_VALUE:102 BAD_CHANGE_CIPHER_SPEC:103
     INCONSISTENT_EXTMS:104 BAD_HELLO_REQUEST:105 BAD_DECOMPRESSION:107 BAD_KEY_SHARE:108 BAD_EXTENSION:110
@@ -130,24 +130,26 @@ class InvalidStateError(RuntimeError):
 
 
 class ConnectionLostError(InvalidStateError):
-    """A method was called that needs the connection, which was lost, or which the peer has ended. In either case the
-    program has not closed it. Its ``__cause__`` is the :class:`TCPSocketError`, if there is one.
+    """A method was called that needs the connection, but the connection was lost, or the peer has ended it; the program
+    has not closed it. The ``__cause__`` is the :class:`TCPSocketError`, if the connection was lost.
     """
 
 
 class TCPSocketError(OSError):
-    """A connection failed or was lost. Carries what MDN's ``error`` event carries.
+    """A connection failed or was lost. It has the attributes of MDN's ``error`` event, and more.
 
     :ivar name: what happened, such as ``"ConnectionRefusedError"`` (Gecko's names)
     :ivar message: the class of the error: ``"Network"``, ``"SecurityProtocol"`` or ``"SecurityCertificate"``
-    :ivar errorCode: the ``errno`` (of a name that was not found, the resolver's code); of ``"SecurityCertificate"``
-        OpenSSL's verification error, of ``"SecurityProtocol"`` its reason; 0 where there is none
+    :ivar errorCode: for ``"Network"`` the ``errno``, or the resolver's code if the name was not found; for
+        ``"SecurityCertificate"`` the number of OpenSSL's verification error, for ``"SecurityProtocol"`` that of
+        OpenSSL's reason; 0 if there is none
     :ivar detail: the failure in words
-    :ivar peer: the host and port that it happened with, as ``"localhost:25"``; empty if there is none
-    :ivar peer_certificates: of ``"SecurityCertificate"`` what the peer has shown, each in DER: its own certificate,
-        then those that vouch for it. Empty otherwise, and of a client refused by a server: OpenSSL keeps none then
+    :ivar peer: the peer's host and port, as ``"localhost:25"``; empty if there is none
+    :ivar peer_certificates: for ``"SecurityCertificate"`` the certificates that the peer has sent, each in DER: first
+        its own, then those of its issuers. Empty for other errors, and if a server has refused a client's certificate,
+        as OpenSSL then keeps none
 
-    Its ``__cause__`` is the exception it was made from; where several addresses were tried, the group of all.
+    Its ``__cause__`` is the original exception; if several addresses were tried, the group of all exceptions.
 
     The names, by their class:
 
@@ -198,7 +200,7 @@ class TCPSocketError(OSError):
         return f"<{type(self).__name__} {self}>"
 
     def again(self) -> TCPSocketError:
-        """A fresh copy: an exception raised in several tasks would gather the tracebacks of all of them."""
+        """A copy, to be raised: one exception raised in several tasks would collect the tracebacks of all of them."""
         class_, arguments = self.__reduce__()
         copy = class_(*arguments)
         copy.__cause__ = self.__cause__
@@ -206,11 +208,11 @@ class TCPSocketError(OSError):
 
 
 def explain(exc: BaseException, peer: str = "", certificates: tuple[bytes, ...] = ()) -> TCPSocketError:
-    """The error that the program is told of, with ``exc`` as its cause.
+    """The error that is reported to the program, with ``exc`` as its cause.
 
     :param exc: an :exc:`OSError`, a :exc:`UnicodeError` (a host name that IDNA forbids), or a group of them
-    :param peer: the host and port that it happened with
-    :param certificates: what the peer has shown, for an error that is about them
+    :param peer: the peer's host and port
+    :param certificates: the certificates that the peer has sent, in case the error is about them
     """
     telling = min(_leaves(exc), key=_rank)
     name, code = _name_and_code(telling)
@@ -222,8 +224,8 @@ def explain(exc: BaseException, peer: str = "", certificates: tuple[bytes, ...] 
 
 
 def _let_go(exc: BaseException | None) -> None:
-    """Take the tracebacks from an exception, and from those behind it: they refer to what will keep the failure, and in
-    such a circle both would wait for the garbage collector.
+    """Remove the tracebacks of an exception, and of its causes and its group. Their frames refer to the connection, and
+    the connection keeps the failure: such a circle would wait for the garbage collector.
     """
     if exc is not None and exc.__traceback__ is not None:
         exc.__traceback__ = None
@@ -232,8 +234,11 @@ def _let_go(exc: BaseException | None) -> None:
 
 
 def tells_more(exc: BaseException, error: TCPSocketError) -> bool:
-    """Whether an exception says more of why a connection is lost than the error that the program would be told of: as
-    the peer's TLS alert does, which comes before the reset but is read after it.
+    """Whether an exception says more about why a connection was lost than the error found before. So does a TLS alert
+    that the peer has sent before its reset, as it is read after the reset was noticed.
+
+    :param exc: the exception
+    :param error: the error that would be reported otherwise
     """
     return error.__cause__ is not None and min(map(_rank, _leaves(exc))) < min(map(_rank, _leaves(error.__cause__)))
 
@@ -259,7 +264,7 @@ def _class(name: str, exc: BaseException) -> str:
 
 def _name_and_code(exc: BaseException) -> tuple[str, int]:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        code = getattr(exc, "verify_code", 0)  # which OpenSSL sets; a program's own has none
+        code = getattr(exc, "verify_code", 0)  # set by ssl; missing if the program has made the exception
         return _CERTIFICATE_NAMES.get(code, "SecurityError"), code
     if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return _REASONS["UNEXPECTED_EOF_WHILE_READING"][::-1]
@@ -272,9 +277,9 @@ def _name_and_code(exc: BaseException) -> tuple[str, int]:
 
 
 def _reason(exc: ssl.SSLError) -> str:
-    """OpenSSL's mnemonic; empty if Python made the exception.
+    """The mnemonic of OpenSSL's reason; empty if the exception is Python's own.
 
-    Where it is newer than this Python's table of them, it is made from OpenSSL's words, which differ only in case.
+    For reasons newer than this Python's table it is made from OpenSSL's message, which differs only in case and spaces.
     """
     if reason := getattr(exc, "reason", None):
         return str(reason)
@@ -283,8 +288,8 @@ def _reason(exc: ssl.SSLError) -> str:
 
 
 def _number(exc: ssl.SSLError) -> int:
-    """OpenSSL's number of a reason that is not in the table, where it is said instead of words; else 0. ``errno`` is
-    not of any use: it is a class of errors, as which OpenSSL counts them all.
+    """The number of OpenSSL's reason, if the exception gives a number in place of words; else 0. ``errno`` does not
+    help: it is the same for all reasons.
     """
     number = re.search(r"\breason\((\d+)\)", f"{getattr(exc, 'reason', None)} {exc.strerror}", re.IGNORECASE)
     return int(number[1]) if number else 0
@@ -301,7 +306,7 @@ def _network_name(exc: BaseException) -> str:
 
 
 def _errno(exc: BaseException) -> int:
-    if isinstance(exc, OSError) and isinstance(exc.errno, int):  # some libraries have words there
+    if isinstance(exc, OSError) and isinstance(exc.errno, int):  # some libraries put a message there
         return exc.errno
     return errno.ETIMEDOUT if isinstance(exc, TimeoutError) else 0
 

@@ -1,4 +1,7 @@
-"""What was raised: a cancellation, what is to end the program, or something of the program's own."""
+"""Tells exceptions apart: cancellations, exceptions that end the program, and those that the program's code has raised.
+
+Handlers may raise any of them, and on Trio several may come in one group.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,15 @@ __all__ = (
 
 
 def is_cancelled() -> bool:
-    """Whether any scope around the current task is cancelled. Not for the hot paths: it takes microseconds."""
+    """Whether any cancel scope around the current task is cancelled. It takes microseconds: not for the fast path."""
     return anyio.current_effective_deadline() == -math.inf
 
 
 async def is_cancelled_by_loop(exc: BaseException) -> bool:
-    """Whether a cancellation is of the event loop's own kind: of the task, by asyncio, whatever scopes it is in."""
+    """Whether asyncio is cancelling the current task itself, whatever cancel scopes it is in.
+
+    :param exc: the cancellation that was raised
+    """
     if not type(exc).__module__.startswith("asyncio"):
         return False
     from ._asyncio import is_being_cancelled
@@ -49,12 +55,12 @@ async def is_cancelled_by_loop(exc: BaseException) -> bool:
 
 
 def runs_asyncio() -> bool:
-    """Whether the event loop is asyncio's, or one in its manner."""
+    """Whether the event loop is asyncio's, or one that implements asyncio's interface, such as uvloop."""
     return anyio.get_cancelled_exc_class().__module__.startswith("asyncio")
 
 
 def own_cancellation() -> OwnCancellation | None:
-    """What tells whether the current task cancels itself; None where tasks cannot, as on Trio."""
+    """Watches whether the current task cancels itself; None if tasks cannot do that, as on Trio."""
     if not runs_asyncio():
         return None
     from ._asyncio import OwnCancellation
@@ -63,67 +69,71 @@ def own_cancellation() -> OwnCancellation | None:
 
 
 async def pass_over(own: OwnCancellation, before: int) -> None:
-    """Go on, where the current task has cancelled itself, and nobody else has.
+    """Undo the cancellation of the current task by itself, unless its owner has cancelled it too.
 
-    :param before: what its count was before
+    :param own: the count of the task's cancellations
+    :param before: what that count was before
     """
     own.take_back(before)
     try:
         await anyio.lowlevel.checkpoint()
     except anyio.get_cancelled_exc_class():
-        if is_cancelled():  # by its owner, too
+        if is_cancelled():  # the owner has cancelled it too
             raise
 
 
 def is_of_cancellation(exc: BaseException | None) -> bool:
-    """Whether it is what a method has said of a socket that was closed by a cancellation, which is about to be raised
-    in the program too: it need not know of both.
+    """Whether an exception only follows from a cancellation: a method has refused a socket that the cancellation had
+    closed. The cancellation is about to be raised in the program too, which need not get both.
     """
     return isinstance(exc, InvalidStateError) and is_cancelled()
 
 
 def split_exception(exc: BaseException | None) -> tuple[BaseException | None, BaseException | None]:
-    """Tell what a program has raised from a cancellation. On Trio the two may come in one group.
+    """Separate what the program has raised from a cancellation. On Trio the two may come in one group.
 
-    :return: what was raised, and what has to be raised on
+    :return: what the program has raised, and the cancellation, which has to be raised further
     """
     cancelled = anyio.get_cancelled_exc_class()
     if isinstance(exc, BaseExceptionGroup):
         passing, raised = BaseExceptionGroup.split(exc, cancelled)
         return (exc if passing is None else raised), passing
-    if isinstance(exc, (cancelled, GeneratorExit)):  # by which a coroutine is closed
+    if isinstance(exc, (cancelled, GeneratorExit)):  # a coroutine is being closed
         return None, exc
     return exc, None
 
 
 def without_task(exc: BaseException) -> BaseException:
-    """What a function that is not asynchronous, and so cannot be cancelled, has raised."""
+    """What a plain function has raised: as it cannot be cancelled, a cancellation becomes an ordinary exception."""
     return stray(exc) if isinstance(exc, anyio.get_cancelled_exc_class()) else exc
 
 
 def stray(exc: BaseException) -> Exception:
-    """For a cancellation that was not ours, such as that of a future whose result a handler took."""
+    """An ordinary exception for a cancellation that a handler has raised, but nobody has requested. An example is that
+    of a cancelled future whose result the handler has asked for.
+    """
     error = RuntimeError(f"a handler raised {type(exc).__name__}, though nothing had cancelled it")
     error.__cause__ = exc
     return error
 
 
 def exit_in(exc: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
-    """What is to end the program, in an exception that may be a group."""
+    """The exception that ends the program, KeyboardInterrupt or SystemExit, in an exception that may be a group."""
     if isinstance(exc, BaseExceptionGroup):
         return next((found for inner in exc.exceptions if (found := exit_in(inner)) is not None), None)
     return exc if isinstance(exc, (KeyboardInterrupt, SystemExit)) else None
 
 
 def log_displaced(exc: BaseException | None) -> None:
-    """Log what is not raised, as what ends the program is raised in its place."""
+    """Log an exception in place of which another, which ends the program, is raised."""
     raised, _ = split_exception(exc)
     if raised is not None:
         _log.error("the program is being ended, and also raised %s", shown(raised), exc_info=raised)
 
 
 def shown(exc: BaseException) -> str:
+    """An exception as text for the log."""
     try:
         return ascii(exc)
-    except Exception:  # it is the program's, and may be any
+    except Exception:  # the exception may be of the program's own class, whose repr() raises
         return type(exc).__name__
