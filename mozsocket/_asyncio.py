@@ -1,4 +1,4 @@
-"""What AnyIO does not tell of asyncio; imported when that runs."""
+"""Facts about asyncio's tasks that AnyIO does not give. Imported only if asyncio, or a loop like it, runs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ __all__ = ("AsyncioLoop", "OwnCancellation", "is_being_cancelled")
 
 
 class AsyncioLoop:
-    """The running event loop. AnyIO tells as well, but it takes ten times as long, at each ``send()``."""
+    """The running event loop. To ask AnyIO would take ten times as long, at each ``send()``."""
 
     def __init__(self) -> None:
-        self._loop = weakref.ref(asyncio.get_running_loop())  # which AnyIO keeps this for
+        self._loop = weakref.ref(asyncio.get_running_loop())  # weak, as a RunVar of that event loop keeps this object
 
     def runs_task(self) -> bool:
-        """Whether it is running one of its tasks, here: not a callback, and not in another thread."""
+        """Whether the caller runs in one of its tasks: not in a callback, and not in another thread."""
         try:
             return asyncio.get_running_loop() is self._loop() and asyncio.current_task() is not None
-        except RuntimeError:  # none runs here
+        except RuntimeError:  # no event loop runs in this thread
             return False
 
 
 async def is_being_cancelled() -> bool:
-    """Whether the current task has been cancelled by :meth:`asyncio.Task.cancel`, as on shutting down all of them are.
+    """Whether the current task is being cancelled by :meth:`asyncio.Task.cancel`, as all tasks are on shutting down.
 
-    AnyIO tells of its cancel scopes only. And the exception alone tells nothing: it is the same when a future, of which
-    the task awaits the result, was cancelled by whom it belongs to. Before Python 3.11 a task does not tell either; but
-    where all tasks are cancelled, those that AnyIO's scopes belong to have been so a turn later, and the scopes tell.
+    AnyIO knows only about its cancel scopes. Nor does the exception say it: a future that the task awaits raises the
+    same if somebody has cancelled the future. On Python 3.10 a task does not say it either. But when all tasks are
+    cancelled, the tasks that AnyIO's scopes belong to have been cancelled one turn of the event loop later, which the
+    scopes then show.
     """
     if sys.version_info >= (3, 11):
         task = asyncio.current_task()
@@ -42,8 +43,10 @@ async def is_being_cancelled() -> bool:
 
 
 class OwnCancellation:
-    """Tells whether a function that the current task has called has cancelled that very task, by
-    :meth:`asyncio.Task.cancel`, and takes it back.
+    """Shows whether a function called by the current task has cancelled that very task, by
+    :meth:`asyncio.Task.cancel`, and can undo it.
+
+    :ivar count: gives the number of requests to cancel the task so far
     """
 
     def __init__(self) -> None:
@@ -53,12 +56,12 @@ class OwnCancellation:
         if sys.version_info >= (3, 11):
             self.count: Callable[[], int] = task.cancelling
         else:
-            self.count = partial(getattr, task, "_must_cancel")  # it does not tell otherwise
+            self.count = partial(getattr, task, "_must_cancel")  # a bool; Python 3.10 has nothing public for it
 
     def take_back(self, before: int) -> None:
-        """Before Python 3.13 it is raised at the next checkpoint nevertheless.
+        """Undo the requests to cancel the task. Before Python 3.13 one is still raised at the next checkpoint.
 
-        :param before: what :attr:`count` has said before
+        :param before: what :attr:`count` gave before those requests
         """
         if sys.version_info >= (3, 11):
             while self._task.cancelling() > before:

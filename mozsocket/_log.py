@@ -1,5 +1,7 @@
-"""The logger ``mozsocket``, where is told what nobody else was: never at the rate of who wants to fill a disk, and what
-the program's own handlers and filters of logging raise is not the end of a connection, or of a server.
+"""The logger ``mozsocket``, for all that is not raised in the program, such as the errors of accepted connections.
+
+The number of a server's records is limited, so that no peer can fill a disk. An exception that the program's own
+logging handlers or filters raise ends neither a connection nor a server.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ __all__ = ("SLOW", "LogLimit", "debug", "error", "info", "is_debugging", "warnin
 _logger = logging.getLogger("mozsocket")
 
 VARIABLE = "MOZSOCKET_SLOW_HANDLERS"
-"""The environment variable that has handlers told of that take longer than so many seconds."""
+"""The environment variable for :data:`SLOW`, in seconds."""
 
 
 def _slow() -> float | None:
-    """:raises ValueError: if the environment asks for what is no number of seconds"""
+    """Read :data:`SLOW` from the environment.
+
+    :raises ValueError: if the variable is not a number of seconds
+    """
     chosen = os.environ.get(VARIABLE)
     if not chosen:
         return 1 if sys.flags.dev_mode else None
@@ -33,23 +38,23 @@ def _slow() -> float | None:
 
 
 SLOW = _slow()
-"""Seconds after which a handler is told of that holds up the event loop; None for never, as looking at the clock costs
-a little with each event. In Python's development mode it is 1.
+"""Seconds for which a handler may hold up the event loop before it is logged. None, the default, for no limit, as
+reading the clock costs a little with each event; in Python's development mode the default is 1.
 """
 
 MAX_BURST = 10
-"""Records of a kind that are logged one by one in each period."""
+"""The most records of one kind that a server logs one by one in each period."""
 
 PERIOD = 60
-"""Seconds."""
+"""The length of that period in seconds."""
 
 
 Fields = Mapping[str, object]
-"""For structured logs: attributes of the record."""
+"""Attributes of a log record, for structured logs."""
 
 
 def is_debugging() -> bool:
-    """Whether what is told by :func:`debug` is wanted."""
+    """Whether the records of :func:`debug` are logged."""
     return _logger.isEnabledFor(logging.DEBUG)
 
 
@@ -73,54 +78,54 @@ def _log(
     level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None, fields: Fields | None
 ) -> None:
     try:
-        # Not the exception alone, as logging asks for its truth, and it may be any.
+        # A tuple, as logging would ask a mere exception for its truth value, which the program's class may raise in.
         raised = None if exc_info is None else (type(exc_info), exc_info, _latest(exc_info.__traceback__))
         _logger.log(level, message, *args, exc_info=raised, extra=fields)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:
-        if logging.raiseExceptions and sys.stderr is not None:  # as logging does with its own handlers' trouble
-            with suppress(Exception):  # there may be nobody to tell
+        if logging.raiseExceptions and sys.stderr is not None:  # as logging does when one of its handlers raises
+            with suppress(Exception):  # writing to stderr may fail too
                 traceback.print_exc()
 
 
 def _latest(whole: TracebackType | None) -> TracebackType | None:
-    """Of an exception that is raised again and again, what tells of the last time: Python goes on with what it has, so
-    that the records, too, would grow.
+    """The part of a traceback that belongs to the latest time the exception was raised. If a program raises one
+    exception again and again, Python adds to its traceback each time, and each record would be longer than the last.
     """
     entries: list[TracebackType] = []
     ours = set()
-    rest = whole
-    while rest is not None:
-        frame = rest.tb_frame
+    entry = whole
+    while entry is not None:
+        frame = entry.tb_frame
         if str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
             if frame.f_code in ours:
                 break
             ours.add(frame.f_code)
-        entries.append(rest)
-        rest = rest.tb_next
+        entries.append(entry)
+        entry = entry.tb_next
     else:
         return whole
     latest = None
-    for entry in reversed(entries):
-        latest = TracebackType(latest, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    for each in reversed(entries):
+        latest = TracebackType(latest, each.tb_frame, each.tb_lasti, each.tb_lineno)
     return latest
 
 
 class LogLimit:
-    """What a server logs of its connections: of each kind some a minute, and then how many more there were."""
+    """Limits what a server logs about its connections: ten records a minute of each kind, then the number of others."""
 
     __slots__ = ("_kinds",)
 
     def __init__(self) -> None:
-        self._kinds: dict[str, tuple[float, int]] = {}  # when the period began, and how many there were in it
+        self._kinds: dict[str, tuple[float, int]] = {}  # of each kind, when its period began, and the number in it
 
     def allows(self, owner: object, kind: str) -> bool:
-        """Count one more.
+        """Count one more record.
 
         :param owner: the server, for its ``repr()``
-        :param kind: what is counted together; of few values
-        :return: whether it is to be logged
+        :param kind: the kind of record; there have to be few kinds
+        :return: whether to log it
         """
         now = time.monotonic()
         began, count = self._kinds.get(kind, (now, 0))
@@ -131,7 +136,7 @@ class LogLimit:
         return count < MAX_BURST
 
     def close(self, owner: object) -> None:
-        """Log how many were left out so far."""
+        """Log how many records were left out in the current periods."""
         for kind in tuple(self._kinds):
             self._log_suppressed(owner, kind)
 

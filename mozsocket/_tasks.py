@@ -1,4 +1,4 @@
-"""What is needed of tasks, beside what AnyIO has: a signal that is kept, the event loop, leaving a group."""
+"""Additions to AnyIO's tasks: a signal that is kept, the event loop as an object, and leaving a task group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ("Loop", "Signal", "current_loop", "ended", "require_task")
 
 
 class Signal:
-    """Wakes one waiting task. A wake-up that nobody waits for yet is kept."""
+    """Wakes one task that waits for it. If no task is waiting, the next :meth:`wait` returns immediately."""
 
     __slots__ = ("_event",)
 
@@ -38,17 +38,17 @@ class Loop(Protocol):
     """An event loop."""
 
     def runs_task(self) -> bool:
-        """Whether it is running one of its tasks, here: not a callback, and not in another thread."""
+        """Whether the caller runs in one of its tasks: not in a callback, and not in another thread."""
 
 
 class _AnyLoop:
-    """One of which nothing is known but what AnyIO tells."""
+    """An event loop that is known only through AnyIO."""
 
     def runs_task(self) -> bool:
         try:
             anyio.get_current_task()
             return current_loop() is self
-        except Exception:  # no event loop runs here, or none of its tasks
+        except Exception:  # no event loop runs in this thread, or no task of it
             return False
 
 
@@ -56,7 +56,7 @@ _current: RunVar[Loop] = RunVar("mozsocket's event loop")
 
 
 def current_loop() -> Loop:
-    """The event loop that runs here."""
+    """The event loop that runs in this thread."""
     try:
         return _current.get()
     except LookupError:
@@ -73,11 +73,12 @@ def _make_loop() -> Loop:
 
 
 def require_task(what: str, owner: object, loop: Loop | None) -> None:
-    """
-    :param what: what is called, and may have to start or wake a task
-    :param owner: of what
-    :param loop: the event loop that it belongs to
-    :raises RuntimeError: in a callback of the event loop, or another thread: AnyIO can do neither there
+    """Check that the caller runs in a task of an event loop, as AnyIO can start and wake tasks only there.
+
+    :param what: the method that may have to start or wake a task
+    :param owner: the object that has the method
+    :param loop: the event loop that the object belongs to
+    :raises RuntimeError: in a callback of the event loop, and in another thread
     """
     if loop is None or not loop.runs_task():
         raise RuntimeError(
@@ -90,9 +91,10 @@ def require_task(what: str, owner: object, loop: Loop | None) -> None:
 async def ended(tasks: TaskGroup, exc: BaseException | None = None) -> BaseException | None:
     """Leave the block of a task group.
 
-    :param exc: by what
-    :return: what is to leave the block around: ``exc`` unless it is taken in, or what is to end the program, which does
-        not do so from within a group. On Trio, Ctrl-C may be raised in any of the tasks
+    :param exc: the exception that leaves its body; None if none does
+    :return: the exception to raise then; None if there is none. It is ``exc``, unless the task group suppresses that,
+        or an exception that ends the program, taken out of the task group's ExceptionGroup, as it would not end the
+        program from within. On Trio, Ctrl-C may be raised in any of the tasks
     """
     try:
         if exc is None:
