@@ -178,7 +178,7 @@ class Acceptor:
     def wait_by(self, waiting: Waiting) -> None:
         self._waiting = waiting
 
-    # Life
+    # Running
 
     async def live(self) -> None:
         try:
@@ -356,6 +356,7 @@ class Acceptor:
             _log.info(message, self.public_object, self.options.max_connections, fields=fields)
 
     def _fail(self, exc: OSError) -> None:
+        """Stop listening because of a failure, and report it."""
         self.lifetime.fail(explain(exc))
         self.close()
         if self._listeners.has("error"):
@@ -374,6 +375,7 @@ class Acceptor:
     # Connections
 
     def _take_connection(self, sock: socket.socket, peer: Any) -> None:
+        """Begin to run a connection; close it if the program has set no ``onconnect``."""
         if not self._listeners.has("connect"):
             if self.may_log("no onconnect"):
                 shown = printable(display(*host_and_port(peer)))
@@ -456,6 +458,7 @@ class Acceptor:
         return limit is not None and len(self._open) + len(self._queuing) >= limit
 
     def _forget(self, connection: Connection) -> None:
+        """Remove a connection that has ended, and let others have its place."""
         self._connections.discard(connection)
         self._handshaking.pop(connection, None)
         self._queuing.pop(connection, None)

@@ -25,7 +25,7 @@ __all__ = ("BUFFER_THRESHOLD", "QUEUED_READ_SIZE", "Chunk", "Held", "Inbox", "Se
 BUFFER_THRESHOLD = 65536
 """The number of buffered bytes above which :meth:`TCPSocket.send` returns False (Gecko's ``BUFFER_SIZE``)."""
 
-_JOIN_BELOW = 4096  # bytes: chunks smaller than this are joined, as copying costs less than one more for the kernel
+_JOIN_BELOW = 4096  # bytes: smaller chunks are joined, as copying one costs less than passing one more to the kernel
 _JOIN_UP_TO = 262_144  # bytes joined at most: what one call to the kernel is likely to take
 _JOIN_AT_ONCE_BELOW = 1024  # bytes: smaller chunks are joined when appended, as each object takes some 45 bytes more
 _VECTOR = 64  # chunks given to one call to the kernel; POSIX allows at least 16, every supported system 1024

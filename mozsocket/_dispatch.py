@@ -43,7 +43,7 @@ of each may send 128 KiB, for which the others wait."""
 EVENTS_PER_CHECKPOINT = 4
 """Data events that the dispatcher's task delivers before other tasks have their turn. It has to be more than the reader
 queues in its turn: as long as the dispatcher is busy the reader queues what it reads, and a transfer that once had to
-wait for a handler would never get back to the faster way.
+wait for a handler would stay on that slow path.
 """
 
 
@@ -125,7 +125,7 @@ class Dispatcher:
         self.busy = False
         self.cancelled = False
 
-    # Its life
+    # Beginning and ending
 
     def begin(
         self,
@@ -277,6 +277,7 @@ class Dispatcher:
             self._start(unfinished)
 
     def _deliver_some(self, *, behind_handler: bool) -> None:
+        """Deliver up to :data:`EVENTS_PER_PUMP` events, then have the others delivered soon."""
         source, unfinished = self._source, None
         assert source is not None
         for _ in range(EVENTS_PER_PUMP):
@@ -441,7 +442,7 @@ class Dispatcher:
             if scope.cancel_called:
                 return None
         written = turn.written
-        if written is None:  # called by a task of the source's own: the poller, which runs many, has set it
+        if written is None:  # a task of the source's own calls this; the poller, which runs many sources, has set it
             turn.written = []
             try:
                 return self._deliver(listeners, event)

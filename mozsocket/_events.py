@@ -74,7 +74,7 @@ _set_type, _set_target = setters_of(Event, "type", "target")
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class TCPSocketErrorEvent(Event[TargetT]):
-    """``error``: a connection failed or was lost, or a server cannot go on.
+    """``error``: a connection failed or was lost, or a server can no longer listen.
 
     :ivar error: the failure as a Python exception; its ``__cause__`` is the original exception
     """
@@ -359,7 +359,7 @@ class UnfinishedEvent:
                 await result
 
     def drop(self) -> None:
-        """Await nothing, and close the coroutine, which would else warn that it was never awaited."""
+        """Await nothing, and close the coroutine, which would otherwise warn that it was never awaited."""
         _drop(self._awaitable)
 
     def drop_and_go_on(self) -> None:

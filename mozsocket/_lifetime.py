@@ -1,7 +1,7 @@
 """The lifetime of a socket or a server: from entering a block to leaving it, and what is raised there.
 
-It is run by its owner: a scope, a server, or an ``async with`` block of its own. What the program should know and no
-handler or waiting task was told is raised in that block, or logged.
+A member is run by its owner: a scope, a server, or an ``async with`` block of its own. An error that was reported to no
+handler and no waiting task is raised in the owner's block, or logged.
 """
 
 from __future__ import annotations
@@ -201,6 +201,7 @@ class Lifetime:
         self.loop, self.thread = current_loop(), get_ident()
 
     def _end_without_task(self, member: Member) -> None:
+        """End a member that no task runs, up to the errors that are left to report."""
         member.release()
         member.dispatcher.end()
         self.over = True
@@ -455,6 +456,7 @@ class Lifetime:
             del unreported  # its traceback refers to this frame
 
     def _take_unreported(self) -> BaseException | None:
+        """The error to raise that was reported to nobody, which counts as reported then; None if there is none."""
         crash, self._crash = self._crash, None
         if crash is not None or self.failure is None or self._failure_reported:
             return crash
@@ -507,14 +509,14 @@ class Lifetime:
         :raises RuntimeError: in another event loop, or if nothing runs the member
         """
         if member.dispatcher.runs and current_loop() is not self.loop:
-            raise RuntimeError(f"{what} of {member!r}, which runs in another event loop")
+            raise RuntimeError(f"{what} of {member!r} cannot be awaited here: it runs in another event loop")
         self.begin_awaiting()
         try:
             await anyio.lowlevel.checkpoint()
             if not (self.started or reached() or missed()):
                 raise RuntimeError(f"{what} waits for {member!r}, which nothing runs: enter it with `async with` first")
             await self.wait_until(lambda: reached() or missed())
-            await anyio.lowlevel.checkpoint_if_cancelled()  # the task may have been cancelled when the wait was over
+            await anyio.lowlevel.checkpoint_if_cancelled()  # the task may have been cancelled just when the wait ended
         finally:
             self.end_awaiting()
         if reached():
@@ -560,7 +562,7 @@ class Lifetime:
         """
         if member.is_in_handler():
             raise RuntimeError(
-                f"{what}, in a handler of {member!r}, waits for that handler to return: it could never finish"
+                f"{what} waits for the handlers of {member!r} to return, this one included: it could never finish"
             )
 
 

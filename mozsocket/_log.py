@@ -78,7 +78,7 @@ def _log(
     level: int, message: str, args: tuple[object, ...], exc_info: BaseException | None, fields: Fields | None
 ) -> None:
     try:
-        # A tuple, as logging would ask a mere exception for its truth value, which the program's class may raise in.
+        # A tuple: logging would test a mere exception for its truth, where the program's own class may raise.
         raised = None if exc_info is None else (type(exc_info), exc_info, _latest(exc_info.__traceback__))
         _logger.log(level, message, *args, exc_info=raised, extra=fields)
     except (KeyboardInterrupt, SystemExit):

@@ -111,7 +111,7 @@ class SocketOptions(_Absent, Generic[BinaryTypeT]):
         when an attacker cuts it off; if not, that counts as the peer's end (AnyIO's term)
     """
 
-    if TYPE_CHECKING:  # for type checkers, from its literal type follows the type of the data
+    if TYPE_CHECKING:  # the type of the data follows from the literal type of this option
         binaryType: BinaryTypeT = "arraybuffer"  # type: ignore[assignment]
     else:
         binaryType: BinaryType = "arraybuffer"
@@ -460,7 +460,7 @@ def _refuse_without_tls(name: str, value: object) -> None:
     """
     if value is not None:
         raise ValueError(
-            f"{name} alone encrypts nothing: say useSecureTransport=True too or, for STARTTLS, give {name} to"
+            f"{name} alone encrypts nothing: pass useSecureTransport=True too or, for STARTTLS, give {name} to"
             " upgradeToSecure() instead"
         )
 
@@ -497,7 +497,7 @@ def check_server_hostname(value: object) -> None:
 def identity(host: str) -> str | None:
     """The name or address that the peer's certificate must be for; None if the host has none.
 
-    A name is encoded by IDNA 2008, as it is to look it up. :mod:`ssl` would encode it by IDNA 2003, and accept a
+    A name is encoded by IDNA 2008, as for looking it up. :mod:`ssl` would encode it by IDNA 2003, and accept a
     certificate for another name: for "faß.example" that of "fass.example".
 
     :raises UnicodeError: if the name cannot be one

@@ -125,7 +125,7 @@ def exit_in(exc: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
 
 
 def log_displaced(exc: BaseException | None) -> None:
-    """Log an exception in place of which another, which ends the program, is raised."""
+    """Log an exception that is not raised, as one that ends the program is raised in its place."""
     raised, _ = split_exception(exc)
     if raised is not None:
         _log.error("the program is being ended, and also raised %s", shown(raised), exc_info=raised)

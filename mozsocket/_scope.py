@@ -65,7 +65,7 @@ class MozTCPSocket(Unique, Strict, Referable):
         self._context: Context | None = None  # the context in which the block was entered
 
     def _what_there_is(self) -> str:
-        return ", and no events: those happen to what open() and listen() give"
+        return ", and no events: set handlers on the sockets and servers that open() and listen() return"
 
     @property
     def cancel_scope(self) -> anyio.CancelScope:
@@ -221,7 +221,7 @@ class MozTCPSocket(Unique, Strict, Referable):
                 self._end(connection, tasks, cancelled=cancelled)
             if cancelled:
                 raise  # else asyncio has cancelled just this task: that ends no other connection
-        if own is not None and own.count() != before:  # by a handler
+        if own is not None and own.count() != before:  # a handler has cancelled this task
             connection.on_cancelled()
             await pass_over(own, before)
 

@@ -180,6 +180,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
         def addEventListener(self, type: str, listener: Callable[[Any], object], *, once: bool = False) -> None: ...
 
     def _set_up(self, host: str, port: int, options: SocketOptions) -> Connection:
+        """Initialize the object, and give it a connection."""
         super().__init__()
         connection = Connection(type(self).__name__, host, port, options, self._listeners)
         _set_connection(self, connection)

@@ -222,7 +222,7 @@ class SocketStream(Unique, Referable, ByteStream):
         if machine.ready is _CONNECTING:
             await self._connected()
         await self._until(lambda: machine.own_side is not OwnSide.OPEN or not connection.outgoing.awaited)
-        await anyio.lowlevel.checkpoint_if_cancelled()  # the task may have been cancelled when the wait was over
+        await anyio.lowlevel.checkpoint_if_cancelled()  # the task may have been cancelled just when the wait ended
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         """Wait until a condition is met.
@@ -265,6 +265,7 @@ class SocketStream(Unique, Referable, ByteStream):
         self._raise_lost()
 
     def _raise_lost(self) -> None:
+        """Raise the failure of the connection, which then counts as reported."""
         lifetime = self._connection.lifetime
         assert lifetime.failure is not None
         lifetime.mark_failure_reported()

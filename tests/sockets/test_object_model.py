@@ -47,7 +47,7 @@ unix = pytest.mark.skipif(not hasattr(stdlib_socket, "AF_UNIX"), reason="the sys
 
 SOCKET_HANDLERS = "its handlers are onclose, ondata, ondrain, onend, onerror, onopen, onsecure"
 SERVER_HANDLERS = "its handlers are onconnect, onerror"
-NO_HANDLERS = "and no events: those happen to what open() and listen() give"
+NO_HANDLERS = "and no events: set handlers on the sockets and servers that open() and listen() return"
 
 OBJECTS: dict[type, Callable[[], Any]] = {
     TCPSocket: lambda: TCPSocket("localhost", 80),

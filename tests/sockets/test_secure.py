@@ -603,7 +603,7 @@ def calls(tcp: MozTCPSocket) -> Iterator[tuple[list[Callable[..., Any]], list[Ca
 async def test_an_option_of_tls_where_there_is_none(context: Callable[[], ssl.SSLContext], said: Any) -> None:
     """A program that passes such an option expects encryption."""
     message = (
-        "{0} alone encrypts nothing: say useSecureTransport=True too or, for STARTTLS, give {0} to upgradeToSecure()"
+        "{0} alone encrypts nothing: pass useSecureTransport=True too or, for STARTTLS, give {0} to upgradeToSecure()"
         " instead"
     )
     async with MozTCPSocket() as tcp:
