@@ -417,7 +417,13 @@ class Lifetime:
             self.crash_words = f"{self._crashed_in[0]} raised {shown(exc)}{self._crashed_in[1]}"
         if other is not None:
             self._log_crash(
-                member, "another of %r: %s raised %s%s", other, member.public_object, where, shown(other), when
+                member,
+                "another exception in %r: %s raised %s%s",
+                other,
+                member.public_object,
+                where,
+                shown(other),
+                when,
             )
         if self._is_contained and exit_in(exc) is None:
             member.close_immediately()

@@ -292,7 +292,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
             ``drain`` will fire when all of it has been handed to the operating system
         :raises InvalidStateError: if the socket is not open
         :raises BufferError: if more than ``max_buffered_amount`` bytes would be buffered; then none of the data is
-            accepted, and ``drain`` will fire when all that is buffered has been handed over
+            accepted, and if anything is buffered, ``drain`` will fire when that has been handed over
         :raises TypeError: if the data is of another type
         :raises ValueError: if an offset is negative, or a character is not allowed
         """
