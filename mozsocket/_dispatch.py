@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     Ts = TypeVarTuple("Ts")
 
 __all__ = ("Dispatcher", "Source")
+
+Call: TypeAlias = Callable[[Event[Any]], UnfinishedEvent | None]
+"""Calls handlers of an event, and returns it if one of them has to be awaited."""
 
 EVENTS_PER_PUMP = 2
 """Events delivered by one call of :meth:`Dispatcher.pump`, before other tasks and sockets have their turn. The handler
@@ -270,7 +273,7 @@ class Dispatcher:
     def deliver(self, event: Event[Any]) -> None:
         """Deliver an event before all that are pending. Only while not busy, and if its handlers are functions."""
         self.busy = True
-        unfinished = self._deliver(self._listeners, event)
+        unfinished = self._deliver(self._listeners.call, event)
         if unfinished is None:
             self.busy = False
         elif self._source is not None:
@@ -290,8 +293,9 @@ class Dispatcher:
             if behind_handler and is_cancelled():
                 return  # a handler has cancelled the owner, and no checkpoint has come since
             behind_handler = True
-            unfinished = self._deliver(*found)
-            if source.pumps_on_notify and found[1].type == "drain":
+            listeners, event = found
+            unfinished = self._deliver(listeners.call, event)
+            if source.pumps_on_notify and event.type == "drain":
                 break  # the peer may be in this process: it reads what was sent while that is in the processor's cache
         if unfinished is None and source.pumps_on_notify and not self._listeners.async_types:
             self.busy = False
@@ -302,17 +306,12 @@ class Dispatcher:
     def _deliver_without_tasks(self) -> None:
         assert self._source is not None
         while (found := self._source.next_event()) is not None:
-            unfinished = self._deliver(*found)
+            listeners, event = found
+            unfinished = self._deliver(listeners.call, event)
             if unfinished is not None:
-                self._call_functions(unfinished)
+                unfinished.drop()
+                self._deliver(unfinished.call_remaining, event)
         self.busy = False
-
-    def _call_functions(self, unfinished: UnfinishedEvent) -> None:
-        """Call the remaining handlers of an event, and await none of them."""
-        try:
-            unfinished.drop_and_go_on()
-        except BaseException as exc:
-            self._handler_raised(without_task(exc), unfinished.event)
 
     def cancel_handlers(self) -> None:
         """Cancel the running asynchronous handler, and begin no other. Functions are still called."""
@@ -382,7 +381,7 @@ class Dispatcher:
             delivered = 0
             while (found := source.next_event()) is not None:
                 listeners, event = found
-                self._unfinished = self._deliver(listeners, event)
+                self._unfinished = self._deliver(listeners.call, event)
                 await self._await_unfinished()
                 delivered += 1
                 if delivered % EVENTS_PER_CHECKPOINT and event.type == "data":
@@ -433,8 +432,10 @@ class Dispatcher:
         if unfinished is not None:
             unfinished.drop()
 
-    def _deliver(self, listeners: Listeners, event: Event[Any]) -> UnfinishedEvent | None:
+    def _deliver(self, call: Call, event: Event[Any]) -> UnfinishedEvent | None:
         """Call the handlers of an event, then send what they have written. Once an owner is cancelled, none is called.
+
+        :param call: calls them
 
         :return: what must be awaited before the next event; None if nothing
         """
@@ -445,14 +446,14 @@ class Dispatcher:
         if written is None:  # a task of the source's own calls this; the poller, which runs many sources, has set it
             turn.written = []
             try:
-                return self._deliver(listeners, event)
+                return self._deliver(call, event)
             finally:
                 turn.written = None
         assert self._context is not None
         try:
             if SLOW is not None:
-                return self._context.run(self._call_timed, listeners, event, SLOW)
-            return self._context.run(listeners.call, event)
+                return self._context.run(self._call_timed, call, event, SLOW)
+            return self._context.run(call, event)
         except BaseException as exc:
             self._handler_raised(without_task(exc), event)
             return None
@@ -460,14 +461,14 @@ class Dispatcher:
             if written:
                 flush(written)
 
-    def _call_timed(self, listeners: Listeners, event: Event[Any], limit: float) -> UnfinishedEvent | None:
+    def _call_timed(self, call: Call, event: Event[Any], limit: float) -> UnfinishedEvent | None:
         """Call the handlers of an event, and report it if that holds up the event loop.
 
         :param limit: seconds after which it is reported
         """
         begun = time.monotonic()
         try:
-            return listeners.call(event)
+            return call(event)
         finally:
             seconds = time.monotonic() - begun
             if seconds > limit and self._source is not None:

@@ -335,7 +335,7 @@ def types_of(target: EventTarget) -> tuple[str, ...]:
 class UnfinishedEvent:
     """An event whose handlers have not all returned: an awaitable that one of them gave, and the listeners after it.
 
-    Exactly one of :meth:`finish`, :meth:`drop` and :meth:`drop_and_go_on` is called, once.
+    Either :meth:`finish` or :meth:`drop` is called, once; :meth:`call_remaining` only after the latter.
 
     :ivar event: the event
     """
@@ -362,11 +362,10 @@ class UnfinishedEvent:
         """Await nothing, and close the coroutine, which would otherwise warn that it was never awaited."""
         _drop(self._awaitable)
 
-    def drop_and_go_on(self) -> None:
+    def call_remaining(self, event: Event[Any]) -> None:
         """Call the remaining listeners, and await none of them."""
-        self.drop()
         for callback in self._remaining:
-            _drop(callback(self.event))
+            _drop(callback(event))
 
 
 def is_to_be_awaited(result: object) -> TypeGuard[Awaitable[object]]:

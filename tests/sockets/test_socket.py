@@ -9,6 +9,7 @@ import re
 import socket as stdlib_socket
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -1202,6 +1203,26 @@ async def test_what_a_handler_of_connect_sets_holds_for_the_connection(listener:
             await send_all(peer, b"x")
             while not seen:
                 await all_blocked()
+    assert seen == ["its own"]
+
+
+async def test_a_listener_behind_a_handler_that_is_not_awaited_has_the_connection_s_context() -> None:
+    """When a block is left by an exception, asynchronous handlers are not awaited any more."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[str] = []
+
+    async def never_awaited(event: Any) -> None:
+        seen.append("awaited")
+
+    with suppress(ZeroDivisionError):
+        async with connected_peer() as (sock, peer):
+            sock.ondata = lambda event: request.set("its own")
+            await peer.send(b"x")
+            while not sock.bytes_received:
+                await all_blocked()
+            sock.onclose = never_awaited
+            sock.addEventListener("close", lambda event: seen.append(request.get()))
+            raise ZeroDivisionError
     assert seen == ["its own"]
 
 
