@@ -225,7 +225,7 @@ class Acceptor:
         self.close()
         for connection in tuple(self._connections):
             if not connection.dispatcher.has_task:
-                self.finish(connection)
+                self.end_without_task(connection)
         self._logged.close(self.public_object)
 
     @property
@@ -419,7 +419,7 @@ class Acceptor:
         finally:
             self._ended(connection, leaving)
 
-    def finish(self, connection: Connection) -> None:
+    def end_without_task(self, connection: Connection) -> None:
         """End a connection that no task runs."""
         if not connection.lifetime.over:
             self._ended(connection, connection.lifetime.end_accepted(connection))

@@ -129,7 +129,7 @@ class Host(Protocol):
     def may_log(self, kind: str) -> bool:
         """Whether one more record of this kind may be logged."""
 
-    def finish(self, connection: Connection) -> None:
+    def end_without_task(self, connection: Connection) -> None:
         """End a connection that runs without a task, when it is over or nobody waits for its socket any more.
         Doing it twice does no harm.
         """
@@ -157,12 +157,12 @@ class Connection:
 
     __slots__ = (
         "_data_event",
+        "_end_without_task",
         "_fast_path",
-        "_finish",
-        "_finished",
         "_flush_scheduled",
         "_header",
         "_idleness",
+        "_is_over",
         "_journal",
         "_limits",
         "_listeners",
@@ -220,7 +220,7 @@ class Connection:
         self._waiting: Waiting = by_tasks
         self._registration: Registration | None = None  # once the socket is waited for
         self._server: Host | None = None  # the server that has accepted it
-        self._finish: Callable[[Connection], None] | None = None  # ends it, where no task runs it
+        self._end_without_task: Callable[[Connection], None] | None = None  # ends it, where no task runs it
         self._target: EventTarget | None = None  # the target of its events, while it runs
         self._data_event: DataEvent = _no_event
         self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = (
@@ -228,7 +228,7 @@ class Connection:
         )
         self._flush_scheduled = False  # whether the send buffer will be flushed
         self._opening_has_begun = False  # by a task that does nothing but connect
-        self._finished: anyio.Event | None = None  # for a task that runs it by just waiting for its end
+        self._is_over: anyio.Event | None = None  # for a task that runs it by just waiting for its end
         self._other_bytes_read = 0  # bytes that were queued before delivery, or discarded
         self._read_size = FAST_READ_SIZE  # of the next read on the fast path
         self._fast_path = False  # whether it may be taken: see _check_fast_path()
@@ -298,7 +298,7 @@ class Connection:
         self._journal = Journal.if_wanted()
         if self._journal is not None:
             self._journal.accepted(self, server)
-        self._server, self._finish = server, server.finish
+        self._server, self._end_without_task = server, server.end_without_task
         self._opening_event = opening
         self.lifetime.begin()
         if not self.options.useSecureTransport and not self.options.proxy_protocol:
@@ -320,9 +320,9 @@ class Connection:
         if not self._opening_has_begun:
             await self._open()
         if self.pumps_on_notify:
-            self._finished = finished = anyio.Event()
+            self._is_over = is_over = anyio.Event()
             self.notify()
-            await finished.wait()
+            await is_over.wait()
             return
         self.dispatcher.pump()
         while self.dispatcher.busy or not self.machine.is_over():
@@ -351,12 +351,12 @@ class Connection:
         if self._registration is not None:
             await self._registration.run()
 
-    async def open(self, finish: Callable[[Connection], None]) -> None:
+    async def open(self, end_without_task: Callable[[Connection], None]) -> None:
         """Connect, in a task that ends then: afterwards the connection runs without a task until something needs one.
 
-        :param finish: :meth:`Host.finish`
+        :param end_without_task: :meth:`Host.end_without_task`
         """
-        self._finish = finish
+        self._end_without_task = end_without_task
         self._opening_has_begun = True
         await self._open()
         self._continue_without_task()
@@ -377,7 +377,7 @@ class Connection:
     def _continue_without_task(self) -> None:
         if not self.pumps_on_notify:
             self.dispatcher.pump()
-        self._finish_if_over()
+        self._end_if_over()
 
     def start(self) -> None:
         """Begin to wait for the connected socket."""
@@ -428,7 +428,7 @@ class Connection:
     def end(self) -> None:
         if self._registration is not None:
             self._registration.detach()
-        self._target = self._opening_event = self._finish = None
+        self._target = self._opening_event = self._end_without_task = None
         self._data_event = _no_event
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
@@ -1048,10 +1048,10 @@ class Connection:
         self._open_if_admitted()
         if self.pumps_on_notify:
             self.dispatcher.pump()
-            self._finish_if_over()
+            self._end_if_over()
         return self.machine.reads() and not self.inbox.has_room
 
-    def _finish_if_over(self) -> None:
+    def _end_if_over(self) -> None:
         dispatcher = self.dispatcher
         if dispatcher.busy:
             return
@@ -1059,15 +1059,15 @@ class Connection:
             if self.machine.shut and not dispatcher.has_task:
                 dispatcher.request_task()  # as the poller does not keep its owner waiting any more
             return
-        if self._finished is not None:
-            self._finished.set()
+        if self._is_over is not None:
+            self._is_over.set()
         elif dispatcher.has_task:
-            pass  # that task finishes it when it begins
+            pass  # that task ends it when it begins
         elif self.lifetime.is_awaited:
             dispatcher.request_task()  # so that those who wait raise the failure first
         else:
-            assert self._finish is not None
-            self._finish(self)
+            assert self._end_without_task is not None
+            self._end_without_task(self)
 
     def on_hung_up(self) -> None:
         if self.machine.reads():
@@ -1075,8 +1075,8 @@ class Connection:
             self._watch_reading()
 
     def on_stopped(self) -> None:
-        if self._finish is not None and not self.dispatcher.has_task:
-            self._finish(self)
+        if self._end_without_task is not None and not self.dispatcher.has_task:
+            self._end_without_task(self)
 
     def on_cancelled(self) -> None:
         self.close_immediately()
@@ -1345,28 +1345,6 @@ class Connection:
             self._peer_ended()
         return data
 
-    def give_back(self, data: bytes) -> None:
-        """Put the data that was received last back at the head of the queue."""
-        self.bytes_received -= len(data)
-        self.inbox.put_back(data)
-
-    async def wait_readable(self) -> None:
-        """Wait until the stream may receive something."""
-        transport = self.transport
-        assert transport is not None
-        if transport.choked:
-            await self.lifetime.wait_until(lambda: not transport.choked or transport.closed)
-        elif transport.pending:
-            await anyio.lowlevel.checkpoint()  # the data is here already, and the peer may be waiting for our answer
-        else:
-            self.lifetime.begin_awaiting()
-            try:
-                await transport.watched.wait_readable()
-            except anyio.ClosedResourceError:
-                pass  # the next receive() finds that out
-            finally:
-                self.lifetime.end_awaiting()
-
     def send_directly(self, data: bytes) -> bool:
         """Send data whose sender waits: immediately, and by way of the buffer only what the kernel does not take.
 
@@ -1392,11 +1370,6 @@ class Connection:
         outgoing.advance(count)
         self.advance()
         return False
-
-    def send_last(self) -> None:
-        """Send what the kernel takes now, before the time limit of closing begins."""
-        if self.dispatcher.runs:
-            self.flush()
 
     async def close_now(self) -> None:
         """Close immediately, and wait for the few turns of the event loop until the descriptor is closed too."""

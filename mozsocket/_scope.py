@@ -214,7 +214,7 @@ class MozTCPSocket(Unique, Strict, Referable):
         own = own_cancellation()
         before = 0 if own is None else own.count()
         try:
-            await connection.open(self._finish)
+            await connection.open(self._end_without_task)
         except anyio.get_cancelled_exc_class():
             cancelled = is_cancelled()
             if not connection.lifetime.over:
@@ -225,13 +225,13 @@ class MozTCPSocket(Unique, Strict, Referable):
             connection.on_cancelled()
             await pass_over(own, before)
 
-    def _finish(self, connection: Connection) -> None:
+    def _end_without_task(self, connection: Connection) -> None:
         """End a connection that no task runs."""
         tasks = self._tasks
         if tasks is not None and not connection.lifetime.over:
             self._end(connection, tasks, cancelled=tasks.cancel_scope.cancel_called)
 
-    def _finish_all(self, tasks: TaskGroup) -> None:
+    def _end_remaining(self, tasks: TaskGroup) -> None:
         """End the remaining members, after all tasks have ended: a cancellation reaches neither a member that no task
         runs, nor one whose task never began.
         """
@@ -271,7 +271,7 @@ class MozTCPSocket(Unique, Strict, Referable):
             try:
                 left = await ended(self._tasks, raised_by_body)
             finally:
-                self._finish_all(self._tasks)
+                self._end_remaining(self._tasks)
             if raised_by_body is not exc:
                 await anyio.lowlevel.checkpoint_if_cancelled()  # raises, unless it was this scope that was cancelled
         except BaseException as raised:

@@ -113,7 +113,7 @@ class SocketStream(Unique, Referable, ByteStream):
                 return data
             else:
                 if data:
-                    connection.give_back(data)  # a task that is cancelled at the checkpoint loses nothing
+                    self._put_back(data)  # a task that is cancelled at the checkpoint loses nothing
                 await anyio.lowlevel.checkpoint()
                 if not data:
                     return data  # the peer's end, whatever has happened to the connection at the checkpoint
@@ -121,10 +121,22 @@ class SocketStream(Unique, Referable, ByteStream):
 
     async def _wait(self) -> None:
         """Wait until something may have arrived."""
+        transport, lifetime = self._connection.transport, self._connection.lifetime
+        assert transport is not None
         if self._eagerness.should_poll():
             await anyio.lowlevel.checkpoint()
+        elif transport.choked:
+            await lifetime.wait_until(lambda: not transport.choked or transport.closed)
+        elif transport.pending:
+            await anyio.lowlevel.checkpoint()  # the data is here already, and the peer may be waiting for our answer
         else:
-            await self._connection.wait_readable()
+            lifetime.begin_awaiting()
+            try:
+                await transport.watched.wait_readable()
+            except anyio.ClosedResourceError:
+                pass  # the next look at the connection finds that out
+            finally:
+                lifetime.end_awaiting()
 
     async def _wait_for_data(self) -> None:
         """Wait until the stream reads from the socket, or the inbox has something for it."""
@@ -158,6 +170,12 @@ class SocketStream(Unique, Referable, ByteStream):
             self._eagerness.found()
             self._ended = not data
         return data
+
+    def _put_back(self, data: bytes) -> None:
+        """Put the data that was received last back at the head of the queue."""
+        connection = self._connection
+        connection.bytes_received -= len(data)
+        connection.inbox.put_back(data)
 
     async def send(self, item: Buffer) -> None:
         """Send bytes, and wait until the operating system has taken them all.
@@ -299,7 +317,8 @@ class SocketStream(Unique, Referable, ByteStream):
         if machine.ready is _CONNECTING or machine.shut or connection.outgoing.awaited:
             return False  # nothing to send, or data that the peer may never take: close immediately
         connection.close()
-        connection.send_last()
+        if connection.dispatcher.runs:
+            connection.flush()  # what the kernel takes now, before the time limit of closing begins
         with anyio.move_on_after(connection.options.linger):
             await lifetime.wait_until(lambda: machine.own_side is OwnSide.END_SENT or machine.shut)
             with anyio.move_on_after(PEER_PATIENCE):
