@@ -29,6 +29,8 @@ from mozsocket._options import (
     check_stream_socket,
 )
 
+from ..parameters import shown
+
 
 class Number(IntEnum):
     """Named numbers, as a program may define its ports."""
@@ -190,7 +192,7 @@ def test_the_options_that_connections_share_cannot_be_changed() -> None:
         SocketOptions().linger = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("value", ["blob", "", "ArrayBuffer", "STRING", None, b"string", 1, []], ids=repr)
+@pytest.mark.parametrize("value", ["blob", "", "ArrayBuffer", "STRING", None, b"string", 1, []], ids=shown)
 def test_binary_type(value: Any) -> None:
     with pytest.raises(ValueError, match="binaryType") as raised:
         SocketOptions(binaryType=value)
@@ -201,13 +203,13 @@ SECONDS = ["connect_timeout", "linger", "handshake_timeout"]
 
 
 @pytest.mark.parametrize("name", SECONDS)
-@pytest.mark.parametrize("value", [0, 0.0, 1e-9, 3, 2.5, math.inf], ids=repr)
+@pytest.mark.parametrize("value", [0, 0.0, 1e-9, 3, 2.5, math.inf], ids=shown)
 def test_seconds(name: str, value: float) -> None:
     assert getattr(connect_options(**{name: value}), name) == value
 
 
 @pytest.mark.parametrize("name", SECONDS)
-@pytest.mark.parametrize("value", [-1, -0.001, -math.inf, math.nan], ids=repr)
+@pytest.mark.parametrize("value", [-1, -0.001, -math.inf, math.nan], ids=shown)
 def test_seconds_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError, match="seconds") as raised:
         connect_options(**{name: value})
@@ -215,7 +217,7 @@ def test_seconds_out_of_range(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("name", SECONDS)
-@pytest.mark.parametrize("value", [True, False, "1", b"1", [1], 1j], ids=repr)
+@pytest.mark.parametrize("value", [True, False, "1", b"1", [1], 1j], ids=shown)
 def test_seconds_of_another_type(name: str, value: Any) -> None:
     with pytest.raises(TypeError) as raised:
         connect_options(**{name: value})
@@ -370,7 +372,7 @@ def test_flags() -> None:
     check_flag("certified", False)
 
 
-@pytest.mark.parametrize("value", [None, 0, 1, "yes", [], math.nan], ids=repr)
+@pytest.mark.parametrize("value", [None, 0, 1, "yes", [], math.nan], ids=shown)
 def test_flags_refused(value: Any) -> None:
     with pytest.raises(TypeError) as raised:
         check_flag("certified", value)
@@ -384,7 +386,7 @@ def test_stream_sockets() -> None:
             check_stream_socket(sock)
 
 
-@pytest.mark.parametrize("value", [None, 3, "socket", [], object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 3, "socket", [], object()], ids=shown)
 def test_what_is_no_socket_is_refused(value: Any) -> None:
     with pytest.raises(TypeError) as raised:
         check_stream_socket(value)

@@ -15,6 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mozsocket import ReadyState
 from mozsocket._buffers import BUFFER_THRESHOLD, SendBuffer, octets
 
+from ..parameters import shown
+
 NOISE = Random(0).randbytes(1 << 20)
 
 
@@ -343,7 +345,7 @@ def test_immutable_bytes_are_not_copied() -> None:
         (array("i"), b""),
         ("", b""),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_every_kind_of_data(data: Any, expected: bytes) -> None:
     result = octets(data, 0, None)
@@ -433,7 +435,7 @@ def test_text_is_ascii_or_refused(text: str) -> None:
         octets(text, ascii_only=True)
 
 
-@pytest.mark.parametrize("data", [b"\xff", bytearray(b"\xff"), memoryview(b"\xff"), array("B", b"\xff")], ids=repr)
+@pytest.mark.parametrize("data", [b"\xff", bytearray(b"\xff"), memoryview(b"\xff"), array("B", b"\xff")], ids=shown)
 def test_bytes_need_not_be_ascii(data: Any) -> None:
     assert octets(data, ascii_only=True) == b"\xff"
 
@@ -458,14 +460,14 @@ def test_text_that_is_no_bytes_is_refused_with_its_place(
     assert raised.value.__suppress_context__
 
 
-@pytest.mark.parametrize("data", [None, 0, 5, 1.5, True, [1, 2], (1,), {1: 2}, object(), iter(b"abc")], ids=repr)
+@pytest.mark.parametrize("data", [None, 0, 5, 1.5, True, [1, 2], (1,), {1: 2}, object(), iter(b"abc")], ids=shown)
 def test_other_types_are_refused_by_name(data: Any) -> None:
     with pytest.raises(TypeError) as raised:
         octets(data, 0, None)
     assert str(raised.value) == f"send() takes a bytes-like object or a str, not {type(data).__name__}"
 
 
-@pytest.mark.parametrize("data", [b"abc", "abc", bytearray(b"abc")], ids=repr)
+@pytest.mark.parametrize("data", [b"abc", "abc", bytearray(b"abc")], ids=shown)
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [

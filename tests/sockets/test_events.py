@@ -25,6 +25,8 @@ from mozsocket import (
 )
 from mozsocket._events import Listeners, UnfinishedEvent
 
+from ..parameters import shown
+
 pytestmark = pytest.mark.anyio
 
 
@@ -457,7 +459,7 @@ async def test_what_is_raised_while_awaited_comes_out_and_nothing_more_is_called
 NOT_CALLABLE = [5, "onring", False, [], object()]
 
 
-@pytest.mark.parametrize("value", NOT_CALLABLE, ids=repr)
+@pytest.mark.parametrize("value", NOT_CALLABLE, ids=shown)
 def test_a_handler_is_callable_or_none(bell: Bell, log: Log, value: Any) -> None:
     before = log.entry("before")
     bell.onring = before
@@ -467,7 +469,7 @@ def test_a_handler_is_callable_or_none(bell: Bell, log: Log, value: Any) -> None
     assert bell.onring is before
 
 
-@pytest.mark.parametrize("value", [*NOT_CALLABLE, None], ids=repr)
+@pytest.mark.parametrize("value", [*NOT_CALLABLE, None], ids=shown)
 def test_a_listener_is_callable(bell: Bell, value: Any) -> None:
     with pytest.raises(TypeError) as raised:
         bell.addEventListener("ring", value)
@@ -476,7 +478,7 @@ def test_a_listener_is_callable(bell: Bell, value: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [EventTarget.addEventListener, EventTarget.removeEventListener])
-@pytest.mark.parametrize("type_", ["chime", "onring", "Ring", "", "line", None, 5, ["ring"]], ids=repr)
+@pytest.mark.parametrize("type_", ["chime", "onring", "Ring", "", "line", None, 5, ["ring"]], ids=shown)
 def test_an_unknown_type_is_refused_with_the_types_there_are(
     bell: Bell, method: Callable[..., None], type_: Any
 ) -> None:

@@ -39,6 +39,7 @@ from mozsocket import (
 from mozsocket.testing import EventRecorder, connected_pair, connected_peer
 
 from ..certificates import client_context, server_context
+from ..parameters import shown
 from ..peers import PEER_TIMEOUT, blocking, dial, listening, port_of, read_all, read_exactly, secure, send_all
 
 pytestmark = pytest.mark.anyio
@@ -365,7 +366,7 @@ class SlottedScope(MozTCPSocket):
     __slots__ = ("count",)
 
 
-@pytest.mark.parametrize("target", [Slotted("localhost", 1), SlottedServer(0), SlottedScope()], ids=repr)
+@pytest.mark.parametrize("target", [Slotted("localhost", 1), SlottedServer(0), SlottedScope()], ids=shown)
 def test_a_subclass_may_have_slots(target: Any) -> None:
     assert not hasattr(target, "__dict__")
     target.count = 1
