@@ -124,14 +124,14 @@ def write_all(stream: Any, data: bytes, *, and_close: bool = False) -> None:
 
 
 def fill(fd: int, size: int) -> int:
-    """Write until all is written, or until nothing more could be written for a second.
+    """Write until all is written, or until nothing more could be written for half a second.
 
     :return: how many bytes were written
     """
     os.set_blocking(fd, False)
     data = bytes(range(256)) * 256
     written = 0
-    while written < size and select.select([], [fd], [], 1)[1]:
+    while written < size and select.select([], [fd], [], 0.5)[1]:
         start = written % 256
         written += os.write(fd, data[start : start + min(len(data) - start, size - written)])
     os.set_blocking(fd, True)

@@ -83,6 +83,15 @@ def clogged() -> Iterator[int]:
             sock.close()
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For peers that do nothing more: what is waited for them, in vain, is short."""
+    monkeypatch.setattr("mozsocket._stream.PEER_PATIENCE", 0.02)
+    monkeypatch.setattr("mozsocket._limits.ALERT_PATIENCE", 0.02)
+    monkeypatch.setattr("mozsocket._limits.FAILURE_PATIENCE", 0.02)
+    monkeypatch.setattr("mozsocket._limits.PLAINTEXT_PATIENCE", 0.1)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def prepared() -> None:
     """Import and use uvloop once: it then opens a pipe and keeps it, which must not count as a test's leak."""

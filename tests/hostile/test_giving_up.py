@@ -59,6 +59,7 @@ async def give_up(call: Callable[..., Coroutine[Any, Any, object]], *args: objec
 # The next send waits for the remainder of the cancelled one
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_sends_that_are_given_up_do_not_pile_up(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, _, peer):
         stream = sock.stream()
@@ -89,6 +90,7 @@ async def test_sends_that_time_out_one_after_another(role: str, listener: socket
             sock.closeImmediately()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_an_end_that_is_given_up_has_not_been_told(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, _, peer):
         stream = sock.stream()
@@ -102,6 +104,7 @@ async def test_an_end_that_is_given_up_has_not_been_told(layer: str, role: str) 
         await stream.aclose()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_an_end_waits_for_what_is_left(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, _, peer):
         stream = sock.stream()
@@ -114,6 +117,7 @@ async def test_an_end_waits_for_what_is_left(layer: str, role: str) -> None:
         await stream.aclose()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_after_the_end_nothing_waits(role: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         sock, _, peer = await connected(tcp, role, listener)
@@ -129,6 +133,7 @@ async def test_after_the_end_nothing_waits(role: str, listener: socket.socket) -
             await stream.aclose()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_before_a_handshake(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         ours, theirs = client_context(version=version), server_context(version=version)
@@ -193,6 +198,7 @@ async def test_what_is_left_is_lost_with_the_connection(layer: str, role: str) -
 # Together with handlers that send on the same socket
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_send_waits_for_its_own_and_not_for_what_is_sent_behind_it(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, _, peer):
         stream = sock.stream()
@@ -216,6 +222,7 @@ async def test_a_send_waits_for_its_own_and_not_for_what_is_sent_behind_it(layer
         await stream.aclose()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_what_is_given_up_does_not_hold_up_the_handlers(role: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         sock, recorder, peer = await connected(tcp, role, listener)
@@ -302,6 +309,7 @@ async def test_closing_lasts_no_longer_than_linger_before_a_handshake(role: str,
             assert not is_open(descriptor)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("linger", [0, LONG])
 async def test_closing_sends_all_that_is_taken(linger: float, layer: str, role: str) -> None:
     """EOF is sent as well, however short the time: the peer is not cut off."""

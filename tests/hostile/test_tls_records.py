@@ -229,6 +229,7 @@ async def test_what_cannot_be_answered_after_our_end_holds_nothing_up(
 # Successive records without data
 
 
+@pytest.mark.usefixtures("impatient")
 @answered
 @pytest.mark.parametrize("reading", [True, False], ids=["reading", "not reading"])
 async def test_who_sends_no_data_for_long_is_turned_out(

@@ -298,12 +298,12 @@ async def test_timeouts(octets: int, ends: bool) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:
-                got.append(await listen_to("127.0.0.1", port_of(listener), 1.5))
+                got.append(await listen_to("127.0.0.1", port_of(listener), 0.8))
 
             tasks.start_soon(listen)
             with await accept(listener) as peer:
                 for number in range(octets):
-                    await anyio.sleep(0.52 if number else 0)  # in sum more than the timeout
+                    await anyio.sleep(0.28 if number else 0)  # in sum more than the timeout
                     peer.sendall(b"x")
                 if not ends:
                     assert await blocking(read_all, peer) == b""

@@ -652,6 +652,7 @@ async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, 
             tcp.close()
 
 
+@pytest.mark.usefixtures("impatient")
 @each_kind
 @pytest.mark.parametrize("injected", [b"INJECTED\r\n", b"INJ"])
 async def test_what_was_injected_into_the_plaintext_makes_the_handshake_fail(kind: str, injected: bytes) -> None:
@@ -664,6 +665,7 @@ async def test_what_was_injected_into_the_plaintext_makes_the_handshake_fail(kin
     assert recorder.of("error")[0].message == "SecurityProtocol"
 
 
+@pytest.mark.usefixtures("impatient")
 @each_kind
 async def test_half_a_line_that_was_injected_is_no_beginning_of_what_comes_encrypted(kind: str) -> None:
     """The upgrade comes later, when the handler of lines holds half a line."""

@@ -491,7 +491,7 @@ async def test_what_the_constructor_of_a_subclass_does_counts_when_it_adopts() -
 
     ours, theirs = stdlib_socket.socketpair()
     with theirs:
-        async with Careful.from_socket(ours) as socket:
+        async with Careful.from_socket(ours, linger=0.1) as socket:
             socket.resume()
             assert socket.binaryType == "string"
             assert socket.stream() is socket.mine

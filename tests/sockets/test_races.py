@@ -246,6 +246,7 @@ def unsent(sock: stdlib_socket.socket) -> int:
     return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_suspending_after_a_failure_holds_what_came_before_and_the_error(anyio_backend_name: str) -> None:
     """Only writing has failed on this connection; the peer's EOF has not arrived."""
     ours, peer = stdlib_socket.socketpair()
@@ -286,10 +287,8 @@ async def send_all_or_fail(sock: stdlib_socket.socket, data: bytes) -> None:
         await send_all(sock, data)
 
 
-async def test_a_failure_is_told_though_the_peer_never_ends(
-    listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mozsocket._limits.FAILURE_PATIENCE", 0.01)
+@pytest.mark.usefixtures("impatient")
+async def test_a_failure_is_told_though_the_peer_never_ends(listener: stdlib_socket.socket) -> None:
     ours, peer = stdlib_socket.socketpair()
     with peer:
         async with TCPSocket.from_socket(ours) as socket:

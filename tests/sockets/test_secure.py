@@ -317,6 +317,7 @@ async def test_closing_immediately_drops_what_is_buffered(role: str, listener: s
             await recorder.first("close")
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_garbage_in_the_middle(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         _, recorder, peer = await securely_connected(tcp, role, listener, version)

@@ -581,7 +581,7 @@ async def test_a_transfer_that_had_to_wait_goes_on_as_any_other() -> None:
 async def test_suspended_receiver_bounds_memory(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
-        peer.settimeout(1)
+        peer.settimeout(0.3)
         socket.suspend()
         sent = 0
 

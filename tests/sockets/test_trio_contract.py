@@ -17,7 +17,7 @@ from mozsocket import InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
 
 from ..certificates import client_context, server_context
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("impatient")]
 
 
 @pytest.fixture

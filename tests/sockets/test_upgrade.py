@@ -130,6 +130,7 @@ async def test_plaintext_takes_what_time_it_takes(role: str, listener: socket.so
     assert error.name == "NetworkTimeoutError"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_plaintext_that_is_not_read_does_not_hold_up_the_handshake_for_ever(
     role: str, listener: socket.socket
 ) -> None:
@@ -145,6 +146,7 @@ async def test_plaintext_that_is_not_read_does_not_hold_up_the_handshake_for_eve
     assert recorder.of("error")[-1].name == "NetworkTimeoutError"
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_plaintext_that_is_read_by_drops_is_bounded_too(listener: socket.socket) -> None:
     arguments, _ = contexts("client")
     async with MozTCPSocket() as tcp:
@@ -448,7 +450,11 @@ async def inject_after_the_switch(peer: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("inject", [inject_in_the_segment, inject_byte_by_byte, inject_after_the_switch])
-async def test_commands_injected_into_the_plaintext(inject: Callable[[socket.socket], Any]) -> None:
+async def test_commands_injected_into_the_plaintext(
+    inject: Callable[[socket.socket], Any], request: pytest.FixtureRequest
+) -> None:
+    if inject is not inject_byte_by_byte:  # which takes the time that the peer is given
+        request.getfixturevalue("impatient")
     async with MozTCPSocket() as tcp:
         peer, server = await serve_starttls(tcp, keep_leftover=True)
         with peer:
@@ -495,6 +501,7 @@ async def test_commands_that_the_program_throws_away() -> None:
     assert server.lines == [(True, b"honest")]
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_commands_injected_while_suspended(listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket_, recorder, peer = await connected(tcp, "server", listener)
@@ -510,11 +517,9 @@ async def test_commands_injected_while_suspended(listener: socket.socket) -> Non
     assert recorder.data == b""
 
 
-async def test_an_upgrade_at_any_moment_while_the_channel_fills(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("impatient")
+async def test_an_upgrade_at_any_moment_while_the_channel_fills(listener: socket.socket) -> None:
     """The reader never holds data that is neither delivered nor found by the upgrade."""
-    monkeypatch.setattr("mozsocket._limits.ALERT_PATIENCE", 0.01)
     for turns in range(50):
         async with MozTCPSocket() as tcp:
             socket_, recorder, peer = await connected(tcp, "server", listener)
@@ -530,6 +535,7 @@ async def test_an_upgrade_at_any_moment_while_the_channel_fills(
         assert recorder.data == b""
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("together", [True, False], ids=["in the segment", "after the switch"])
 async def test_responses_injected_into_the_plaintext(together: bool, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
