@@ -1,8 +1,15 @@
-"""What tests are run with: how it is named."""
+"""What tests are run with: how it is named, and what need not be run with everything."""
 
 from __future__ import annotations
 
 import re
+
+import pytest
+
+from .peers import LOOPS
+
+on_one_loop = pytest.mark.parametrize("anyio_backend", [LOOPS["trio"]], ids=["trio"])
+"""For what the event loop has no part in, and takes long: on the one that is part of every run."""
 
 
 def shown(value: object) -> str:

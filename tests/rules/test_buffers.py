@@ -16,6 +16,7 @@ import pytest
 from mozsocket import MozTCPSocket, TCPSocket
 
 from ..certificates import client_context, server_context
+from ..parameters import on_one_loop
 from ..peers import all_blocked, blocking, connected, joined, read_all, read_exactly, secure
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,7 @@ def send_slices(sock: TCPSocket, data: bytes) -> None:
     sock.send(b"<" + data + b">", 1, len(data))
 
 
+@on_one_loop
 @pytest.mark.parametrize("way", [send_copies, send_text, send_slices])
 @pytest.mark.parametrize("size", [2, 10, 100, 1000])
 async def test_small_sends_are_held_in_little_memory(size: int, way: Callable[[TCPSocket, bytes], None]) -> None:
@@ -120,7 +122,7 @@ async def test_small_sends_are_held_in_little_memory(size: int, way: Callable[[T
         sock.send(filling)
         await all_blocked()
         before = sock.bufferedAmount
-        sent = pieces(size, min(60_000, 6_000_000 // size))
+        sent = pieces(size, min(20_000, 2_000_000 // size))
         tracemalloc.start()
         for data in sent:
             way(sock, data)

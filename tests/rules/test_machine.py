@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import random
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -34,8 +35,8 @@ from mozsocket._machine import (
 LITTLE, MUCH = b"x", bytes(BUFFER_THRESHOLD + 1)
 STATES = tuple(ReadyState)
 CONNECTING, OPEN, CLOSING, CLOSED = STATES
-WALKS = 75_000
-"""The number of random sequences, which take a few seconds."""
+WALKS = 75_000 if sys.gettrace() is None else 5_000
+"""The number of random sequences, which take a few seconds: fewer where coverage is measured, as each takes longer."""
 
 
 class Queue:

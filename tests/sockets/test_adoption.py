@@ -25,6 +25,7 @@ from mozsocket._socket import connection_of
 from mozsocket.testing import EventRecorder
 
 from ..certificates import client_context
+from ..parameters import on_one_loop
 from ..peers import (
     accept,
     all_blocked,
@@ -337,6 +338,7 @@ async def test_the_sockets_of_a_name() -> None:
 
 
 @unix
+@on_one_loop
 async def test_those_of_another_process_are_none_of_ours() -> None:
     with listening() as sock, activate([sock], ["asyncio"], LISTEN_PID="1") as process:
         assert process.stdout is not None
@@ -344,6 +346,7 @@ async def test_those_of_another_process_are_none_of_ours() -> None:
 
 
 @unix
+@on_one_loop
 async def test_a_descriptor_that_is_no_socket(tmp_path: Path) -> None:
     with listening() as sock, (tmp_path / "file").open("w") as file, activate([sock, file], ["asyncio"]) as process:
         assert process.stdout is not None

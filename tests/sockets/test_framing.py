@@ -24,6 +24,7 @@ from mozsocket import MozTCPSocket, TCPSocket, TCPSocketError, TCPSocketEvent, f
 from mozsocket.testing import EventRecorder, connected_pair, connected_peer
 
 from ..certificates import server_context
+from ..parameters import on_one_loop
 from ..peers import (
     EarlyHello,
     all_blocked,
@@ -727,6 +728,7 @@ async def test_lines_of_tls(role: str, version: Any, listener: socket.socket) ->
 # Performance
 
 
+@on_one_loop
 async def test_one_byte_at_a_time_takes_no_longer_the_longer_the_line() -> None:
     """The time for each byte is constant; if it were not, this would take some forty times as long."""
 
