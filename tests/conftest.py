@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -96,6 +97,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared() -> None:
     """Import and use uvloop once: it then opens a pipe and keeps it, which must not count as a test's leak."""
     anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
+
+
+@pytest.fixture(autouse=True)
+def not_ignoring_interrupts() -> Iterator[None]:
+    """Handle SIGINT even if it is ignored, as in a shell's background job: started processes would inherit that."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +11,6 @@ from ..certificates import AUTHORITY, certificate
 
 if sys.version_info < (3, 11):  # a dependency of AnyIO
     pass
-
-
-@pytest.fixture(autouse=True)
-def not_ignoring_interrupts() -> Iterator[None]:
-    """Handle SIGINT even if it is ignored, as in a shell's background job: started processes would inherit that."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(scope="module")
