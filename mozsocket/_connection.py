@@ -6,8 +6,8 @@ Three tasks, in the connection's own task group::
     writer ──drain─▶        (bounded)                         │ send()
       ▲──────────────── send buffer ◀─────────────────────────┘
 
-Each task, and the task group itself, starts when something happens that only a task can do. A :mod:`._poller` is the
-reader and the writer of all its sockets; the dispatcher's task is needed for asynchronous handlers only.
+Neither the tasks nor the task group exist at first: each is started when something needs it. Where a :mod:`._poller`
+waits, it reads and writes for all its sockets; then only asynchronous handlers need a task, the dispatcher's.
 
 **Received data**: :mod:`._poller` or :mod:`._readiness` waits for it and calls :meth:`Connection.on_readable`;
 :mod:`._transport` reads the bytes (of TLS :mod:`._tls` with :mod:`._tls_engine`); :mod:`._dispatch` calls the handlers
@@ -130,7 +130,7 @@ class Host(Protocol):
         """Whether one more record of this kind may be logged."""
 
     def end_without_task(self, connection: Connection) -> None:
-        """End a connection that runs without a task, when it is over or nobody waits for its socket any more.
+        """End a connection that runs without a task, when it is over or the poller has stopped.
         Doing it twice does no harm.
         """
 
@@ -151,8 +151,8 @@ class Connection:
     :ivar server_side: the role in TLS; None if the context decides
     :ivar bytes_received: the bytes that were given to the program so far
     :ivar close_callbacks: functions to call when it is over, even if no event is delivered; None for none
-    :ivar buffering_thread: the thread whose ``send()`` need only fill the buffer, as that is flushed when the running
-        handler returns; 0 for none
+    :ivar buffering_thread: the identifier of the thread in which a handler runs that is followed by a flush: there
+        ``send()`` just fills the buffer; 0 while no such handler runs
     """
 
     __slots__ = (
@@ -227,8 +227,8 @@ class Connection:
             None  # makes the first event; None if that is ``open``
         )
         self._flush_scheduled = False  # whether the send buffer will be flushed
-        self._opening_has_begun = False  # by a task that does nothing but connect
-        self._is_over: anyio.Event | None = None  # for a task that runs it by just waiting for its end
+        self._opening_has_begun = False  # whether open() connects, so that live() need not
+        self._is_over: anyio.Event | None = None  # set when it is over, where live() only waits for that
         self._other_bytes_read = 0  # bytes that were queued before delivery, or discarded
         self._read_size = FAST_READ_SIZE  # of the next read on the fast path
         self._fast_path = False  # whether it may be taken: see _check_fast_path()
@@ -719,9 +719,7 @@ class Connection:
             self.require_task("send()")
         if not self._flush_scheduled:
             self._schedule_flush(written)
-        self.buffering_thread = (
-            0 if written is None else get_ident()
-        )  # else the next send() has to be checked again for its task
+        self.buffering_thread = get_ident() if written is not None else 0  # outside of handlers each send() is checked
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -935,7 +933,7 @@ class Connection:
                 self._read_size = FAST_READ_SIZE
                 return _SOME
             self._read_size = READ_PER_TURN
-            return ReadResult.MORE  # though that may be all: after so much it is the turn of other sockets
+            return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
         if data is not None:
             self._peer_ended()
             self.dispatcher.pump()
@@ -1104,7 +1102,7 @@ class Connection:
             self._registration.write()
 
     def flush(self) -> None:
-        """Send what a handler has written; called when the handler, which may be another connection's, has returned."""
+        """Send what a handler has written, be it this connection's or another's. Called when it has returned."""
         self.buffering_thread = 0
         outgoing = self.outgoing
         only_chunk = outgoing.only_chunk
@@ -1134,7 +1132,7 @@ class Connection:
     def on_writable(self) -> bool:
         self.advance()
         if self.pumps_on_notify:
-            self.notify()  # first the peer, which may be in this process, reads; then ``drain`` is delivered
+            self.notify()  # ``drain`` comes a turn later, so that a peer in this process reads first
         else:
             self.dispatcher.pump()
         return self._flush_scheduled and not self._waits_for_peer and not self.machine.shut

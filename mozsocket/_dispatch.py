@@ -44,9 +44,9 @@ of each may send 128 KiB, for which the others wait."""
 
 
 EVENTS_PER_CHECKPOINT = 4
-"""Data events that the dispatcher's task delivers before other tasks have their turn. It has to be more than the reader
-queues in its turn: as long as the dispatcher is busy the reader queues what it reads, and a transfer that once had to
-wait for a handler would stay on that slow path.
+"""Data events that the dispatcher's task delivers before other tasks have their turn. While it is busy, the
+reader queues what it reads. So it has to deliver more per turn than the reader queues; otherwise the queue would never
+become empty again after one wait for a handler.
 """
 
 
@@ -256,7 +256,7 @@ class Dispatcher:
     # Delivering
 
     def pump(self, *, behind_handler: bool = False) -> None:
-        """Deliver pending events in the current task, which has to be one of the source's own, never the program's.
+        """Deliver pending events. Only the poller and the source's own tasks may call this, no task of the program.
 
         :param behind_handler: whether a handler has just run
         """
@@ -309,9 +309,17 @@ class Dispatcher:
             listeners, event = found
             unfinished = self._deliver(listeners.call, event)
             if unfinished is not None:
-                unfinished.drop()
-                self._deliver(unfinished.call_remaining, event)
+                self._abandon(unfinished)
         self.busy = False
+
+    def _abandon(self, unfinished: UnfinishedEvent) -> None:
+        """Call the remaining handlers of an event, and await none of them."""
+        try:
+            unfinished.drop()
+        except BaseException as exc:  # a coroutine may refuse to be closed
+            self._handler_raised(without_task(exc), unfinished.event)
+        else:
+            self._deliver(unfinished.call_remaining, unfinished.event)
 
     def cancel_handlers(self) -> None:
         """Cancel the running asynchronous handler, and begin no other. Functions are still called."""
@@ -435,8 +443,7 @@ class Dispatcher:
     def _deliver(self, call: Call, event: Event[Any]) -> UnfinishedEvent | None:
         """Call the handlers of an event, then send what they have written. Once an owner is cancelled, none is called.
 
-        :param call: calls them
-
+        :param call: :meth:`Listeners.call` or :meth:`UnfinishedEvent.call_remaining`
         :return: what must be awaited before the next event; None if nothing
         """
         for scope in self._scopes:

@@ -128,12 +128,12 @@ class Lifetime:
         self._is_contained = False  # whether errors are only logged, as those of accepted connections are
         self._awaiting = 0  # the number of waiting tasks that a failure would be raised in
         self.changed: anyio.Event | None = None
-        # The blocks that each task has entered, outermost first: the task group of the block that runs the member, None
-        # for a block within. The whole is None if no block was ever entered.
+        # For each task the blocks that it has entered, outermost first: the block that runs the member as its task
+        # group, a block inside of it as None. The dictionary is made with the first block.
         self._blocks: dict[int, list[TaskGroup | None]] | None = None
 
     def begin(self) -> None:
-        """Note that a task is being started to run the member."""
+        """Note that the member runs from now on, in a task or without one."""
         self.started = True
 
     def end_before_it_began(self) -> None:

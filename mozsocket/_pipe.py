@@ -20,7 +20,8 @@ def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
         pipe(client, upstream)
         pipe(upstream, client)
 
-    The source is suspended until the target is open, whenever the target's buffer is full, and while the target closes.
+    The source is suspended until the target is open, and whenever the target's buffer is full. What it receives while
+    the target is closing is dropped.
 
     - The source's peer ends its direction: if the source has ``allow_half_open``, the target calls
       :meth:`~TCPSocket.send_eof`; without that option the source closes.
@@ -110,6 +111,8 @@ class _Pipe:
     # The events of both sockets
 
     def _on_data(self, event: TCPSocketEvent[Any]) -> None:
+        if self._target.readyState not in (ReadyState.CONNECTING, ReadyState.OPEN):
+            return  # it sends no more
         data = event.data.encode("latin-1") if isinstance(event.data, str) else event.data
         self._unsent = self._unsent + data if self._unsent else data
         self._go_on()
@@ -154,7 +157,7 @@ class _Pipe:
         state = self._target.readyState
         if state == ReadyState.OPEN and not self._waits:
             self._send()
-        if state != ReadyState.OPEN or self._waits:  # one that closes sends no more, until its source closes too
+        if state == ReadyState.CONNECTING or self._waits:
             self._hold()
         else:
             self._pass_on_end()

@@ -13,6 +13,7 @@ not remember the sockets that it did not get to: the epoll reports a socket agai
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
@@ -130,8 +131,10 @@ class Polled:
         assert self._mask is not None
         try:
             epoll.register(self.fd, self._mask)
-        except OSError:  # the program has closed the descriptor, so reading from it raises an error
-            self.wake()
+        except OSError as exc:
+            if exc.errno in (errno.ENOMEM, errno.ENOSPC):
+                raise
+            self.wake()  # the program has closed the descriptor, so reading from it raises an error
 
     def apply(self, epoll: select.epoll) -> None:
         """Give the epoll the event mask that is wanted now."""
@@ -149,7 +152,7 @@ class Polled:
         if self.reading:
             if mask & _IN_OR_ENDED:
                 found = watcher.on_readable()
-        elif mask & _ENDED:  # data alone counts for nothing: it was reported before the epoll got the new mask
+        elif mask & _ENDED:  # mere data is ignored: reading was stopped after this report
             watcher.on_hung_up()
         if mask & _OUT_OR_ENDED and self.writing and not watcher.on_writable():
             self.has_room()
@@ -233,7 +236,7 @@ class Poller:
         self._queued: list[Polled] = []  # those that have asked for a call, whatever the epoll reports
         self._changed: list[Polled] = []  # those with a new event mask, for the epoll to get after this batch
         self._skipped: set[int] = set()  # the descriptors whose reports in this batch are ignored
-        self._timers: list[tuple[float, int, Polled]] = []  # a heap; a timer that is too early is then set again
+        self._timers: list[tuple[float, int, Polled]] = []  # a heap; after a postponed deadline it is set again
         self._dead_timers = 0  # the number of stale timers in the heap
         self._count = count()  # orders timers of the same time
         self._runs = False  # whether the task has been started
@@ -252,6 +255,9 @@ class Poller:
         if self._epoll is None:
             self._epoll = select.epoll()
         self._epoll.register(polled.fd, mask)
+        displaced = self._registrations.get(polled.fd)
+        if displaced is not None:  # the program has closed its descriptor, so reading from it raises an error
+            displaced.wake()
         self._registrations[polled.fd] = polled
         self._ensure_task()
 
@@ -301,22 +307,18 @@ class Poller:
     def _retire_epoll(self) -> None:
         """Have the epoll replaced soon, as the program has closed a descriptor itself.
 
-        If a forked child or a duplicate has its file too, the epoll goes on reporting the number, and cannot be told to
-        stop: the number is nobody's any more, or another socket's.
+        While a forked child or a duplicate keeps the file open, the epoll goes on reporting it, under the old number.
+        It cannot be unregistered: that number is free by now, or means another socket.
         """
         self._is_retired = True
         self._wake()
 
     def _replace_epoll(self) -> None:
-        try:
-            epoll = select.epoll()
-        except OSError:  # no descriptor is free: the next such report tries again
-            return
-        old, self._epoll = self._epoll, epoll
-        for polled in tuple(self._registrations.values()):
-            polled.register_in(epoll)
-        if old is not None:
-            old.close()
+        if self._epoll is not None:
+            self._epoll.close()  # first, as there may be no other descriptor left
+            self._epoll = select.epoll()
+            for polled in tuple(self._registrations.values()):
+                polled.register_in(self._epoll)
 
     def _forget_timer(self, polled: Polled) -> None:
         polled.timed_at = math.inf
@@ -439,8 +441,7 @@ class Poller:
                 continue
             polled = registrations.get(fd)
             if polled is None:
-                self._retire_epoll()
-                continue
+                continue  # the epoll is about to be replaced
             watcher = polled.watcher
             assert watcher is not None  # a watcher is detached only after its socket was unregistered
             try:

@@ -306,8 +306,8 @@ class TCPSocket(EventTarget, Generic[DataT]):
 
         Suspensions count: call :meth:`resume` as often as this method. Data received meanwhile waits for that, and so
         does whatever follows it: the peer's end, or ``error`` and ``close``. ``drain`` does not wait. If the connection
-        is lost while nothing waits, ``error`` and ``close`` fire immediately. They also do if a ``drain`` was owed,
-        which can no longer fire.
+        is lost while nothing waits, ``error`` and ``close`` fire immediately. They also do, though data waits, if the
+        program is still owed a ``drain``, as that can no longer come.
         """
         self._connection.suspend()
 

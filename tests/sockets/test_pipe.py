@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import sys
+import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -169,25 +170,43 @@ async def test_a_slow_target_holds_the_source_back(layers: tuple[bool, bool], so
         assert held < 2_000_000
 
 
+async def clogged_and_closing(target: TCPSocket) -> None:
+    """Have a socket wait for its peer to take what is buffered, and close then."""
+    target.send(bytes(20 << 20))
+    target.close()
+    await all_blocked()
+
+
+async def test_what_is_received_while_the_target_is_closing_is_dropped() -> None:
+    """It sends no more, so that data could only pile up until the target has closed."""
+    async with connected_peer() as (target, _), connected_peer() as (source, near):
+        pipe(source, target)
+        await clogged_and_closing(target)
+        tracemalloc.start()
+        try:
+            await near.send(bytes(8 << 20))
+            while source.bytes_received < 8 << 20:
+                await all_blocked()
+            assert tracemalloc.get_traced_memory()[0] < 2 << 20
+        finally:
+            tracemalloc.stop()
+        target.closeImmediately()
+        source.closeImmediately()
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
 @each_way
-async def test_a_target_that_is_closing_holds_the_source_back(source: str, target: str) -> None:
-    """It sends no more, so what the source received could only pile up until the target has closed."""
-    async with piped() as ends:
-        ends.ours[target].close()
-
-        async def send() -> None:
-            with suppress(OSError):
-                await blocking(ends.theirs[source].sendall, bytes(32 << 20))
+async def test_the_source_is_lost_while_the_target_is_closing(source: str, target: str, how: str) -> None:
+    async with piped(half_open=False) as ends:
+        await clogged_and_closing(ends.ours[target])
+        await blocking(ends.theirs[source].sendall, b"more")
+        if how == "end":
             ends.theirs[source].close()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(send)
-            await all_blocked()
-            await anyio.sleep(0.1)
-            assert ends.ours[source].bytes_received < 2_000_000
-            ends.theirs[target].close()
-            await ends.told[source].first("close")
-        assert ends.told[source].types[-1] == ends.told[target].types[-1] == "close"
+        else:
+            reset(ends.theirs[source])
+        await ends.told[source].first("close")
+        assert ends.told[source].types[-2:] == (["error", "close"] if how == "reset" else ["data", "close"])
+        ends.ours[target].closeImmediately()
 
 
 @pytest.mark.parametrize("limit", [1, 1000, 70_000])

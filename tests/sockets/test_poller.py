@@ -28,6 +28,7 @@ from mozsocket._readiness import ReadResult, Watched, by_tasks
 from mozsocket.testing import EventRecorder
 
 from ..certificates import server_context
+from ..conftest import open_descriptors
 from ..peers import PEER_TIMEOUT, accept, all_blocked, blocking, dial, echo_to, port_of, read_all, read_exactly, reset
 
 Ts = TypeVarTuple("Ts")
@@ -594,33 +595,67 @@ async def test_a_descriptor_that_the_program_has_closed_and_a_child_has_too(numb
                     its_peer.sendall(b"y")
                 await all_blocked()
                 assert [each.told for each, _ in others] == [["readable"]] * len(others)
-            assert watcher.told == []
+            assert "readable" not in watcher.told
         finally:
             os.close(copy)
 
 
-async def test_a_descriptor_is_reported_that_nothing_is_registered_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As there was no descriptor left for another epoll when it was closed."""
+async def test_a_replaced_epoll_takes_no_other_descriptor(counts: Counter[str]) -> None:
+    """There may be none left."""
     async with polling() as group:
-        watcher, registration, peer = group.add()
+        watcher, registration, _ = group.add()
         other, _, other_peer = group.add()
-        copy = os.dup(watcher.sock.fileno())
-        try:
-            watcher.sock.close()
-            with monkeypatch.context() as patch:
-                replace_epoll(patch, out_of_descriptors)
-                registration.end()
-                peer.sendall(b"x")
-                await anyio.lowlevel.checkpoint()
-            other_peer.sendall(b"y")
-            await all_blocked()
-            assert (watcher.told, other.told) == ([], ["readable"])
-        finally:
+        await all_blocked()
+        before = len(open_descriptors())
+        watcher.sock.close()
+        registration.end()
+        other_peer.sendall(b"y")
+        await all_blocked()
+        assert other.told == ["readable"]
+        assert len(open_descriptors()) == before - 1
+        assert counts["close"] == 1
+
+
+@pytest.mark.parametrize("is_duplicated", [False, True])
+async def test_another_socket_gets_the_number_of_one_that_the_program_has_closed(
+    is_duplicated: bool, listener: socket.socket
+) -> None:
+    """The first is lost, as soon as the number is another's, and costs nothing from then on."""
+    taken = []
+    try:
+        with anyio.fail_after(PEER_TIMEOUT):
+            async with MozTCPSocket() as tcp:
+                first = tcp.open("127.0.0.1", port_of(listener))
+                told = EventRecorder(first)
+                with await accept(listener) as peer:
+                    await first.opened()
+                    raw = first.extra(SocketAttribute.raw_socket)
+                    number = raw.fileno()
+                    if is_duplicated:
+                        taken.append(os.dup(number))
+                    raw.close()
+                    taken += lower_than(number)
+                    second = tcp.open("127.0.0.1", port_of(listener))
+                    with await accept(listener) as second_peer:
+                        await told.first("close")
+                        assert second.extra(SocketAttribute.raw_socket).fileno() == number
+                        assert told.types == ["open", "error", "close"]
+                        peer.sendall(b"x")
+                        second_peer.sendall(b"y")
+                        assert (await EventRecorder(second).first("data")).data == b"y"
+                        second.closeImmediately()
+    finally:
+        for copy in taken:
             os.close(copy)
 
 
-def out_of_descriptors() -> None:
-    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+def lower_than(number: int) -> list[int]:
+    """Take all free descriptors below one that is free, so that it is the next."""
+    taken = []
+    while (copy := os.dup(0)) < number:
+        taken.append(copy)
+    os.close(copy)
+    return taken
 
 
 async def test_a_duplicate_of_a_closed_descriptor_is_no_trouble_of_the_server() -> None:

@@ -7,8 +7,9 @@ import os
 import pickle
 import re
 import socket as stdlib_socket
+import types
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -1224,6 +1225,34 @@ async def test_a_listener_behind_a_handler_that_is_not_awaited_has_the_connectio
             sock.addEventListener("close", lambda event: seen.append(request.get()))
             raise ZeroDivisionError
     assert seen == ["its own"]
+
+
+async def test_a_coroutine_that_refuses_to_be_closed_is_trouble_of_its_handler(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @types.coroutine
+    def pause() -> Iterator[None]:
+        yield
+
+    async def stubborn() -> None:
+        try:
+            await pause()
+        except GeneratorExit:
+            await pause()
+
+    def give(event: Any) -> Any:
+        coroutine = stubborn()
+        coroutine.send(None)
+        return coroutine
+
+    seen: list[str] = []
+    with anyio.fail_after(10), suppress(ZeroDivisionError):
+        async with connected_peer() as (sock, _):
+            sock.onclose = give
+            sock.addEventListener("close", lambda event: seen.append("never called"))
+            raise ZeroDivisionError
+    assert seen == []
+    assert any("'close'" in record.getMessage() for record in caplog.records)
 
 
 # Copies
