@@ -91,7 +91,7 @@ async def test_sends_that_time_out_one_after_another(role: str, listener: socket
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_an_end_that_is_given_up_has_not_been_told(layer: str, role: str) -> None:
+async def test_an_end_that_is_given_up_was_not_sent(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, _, peer):
         stream = sock.stream()
         await give_up(stream.send, MUCH)

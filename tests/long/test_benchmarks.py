@@ -166,7 +166,7 @@ def test_redis_takes_nothing_else(before: bytes, wrong: bytes, complaint: str) -
         Session({}).answer(before + wrong)
 
 
-def test_a_failure_is_told_and_stops_nothing() -> None:
+def test_a_failure_is_reported_and_stops_nothing() -> None:
     with pytest.raises(MeasurementError, match="KeyError: 'no such subject'"):
         measure(Key("echo", "trio", "no such subject"), TINY, dict(os.environ))
     failing, working = Key("echo", "trio", "no such subject"), Key("echo", "none", "blocking")
@@ -256,7 +256,7 @@ def test_figures_that_are_read_again(results: Results, tmp_path: Path) -> None:
     assert Results.read_json(tmp_path / "figures.json") == results
 
 
-def test_the_environment_is_told() -> None:
+def test_the_environment_is_recorded() -> None:
     assert {"date", "processor", "system", "Python", "OpenSSL", "mozsocket", "anyio"} <= set(Results().environment)
 
 

@@ -115,7 +115,7 @@ def send_back_zeros(socket: TCPSocket) -> None:
         (send_back_zeros, [f"{MIB} bytes came back equal to those sent"]),
     ],
 )
-def test_demo_tells_what_did_not_hold(
+def test_demo_says_what_did_not_hold(
     monkeypatch: pytest.MonkeyPatch, echo_back: Callable[[TCPSocket], None], wrong: list[str]
 ) -> None:
     monkeypatch.setattr(_demo, "echo_back", echo_back)
@@ -161,7 +161,7 @@ def test_interrupted(command: list[str]) -> None:
 
 
 @on_posix
-def test_demo_with_nobody_to_tell() -> None:
+def test_demo_with_nobody_to_read_it() -> None:
     with program("demo") as demo:
         demo.stdout.readline()
         demo.stdout.close()
@@ -877,7 +877,7 @@ def test_verbose(backend: str) -> None:
         ]
 
 
-def test_verbose_tells_of_errors() -> None:
+def test_verbose_shows_errors() -> None:
     with program("connect", "127.0.0.1", unused_port(), "--verbose") as client:
         status, errors = client.ends()
     trace, message = errors.splitlines()[:-1], errors.splitlines()[-1]

@@ -158,7 +158,7 @@ def test_ipv6_only() -> None:
     fails(message, "connect", "-6", "127.0.0.1:80")
 
 
-def told(line: bytes) -> tuple[str, int]:
+def reports(line: bytes) -> tuple[str, int]:
     """The host and port in the line that says where it listens."""
     match = re.fullmatch(r"listening on (\S+) port (\d+)\n", line.decode())
     assert match, line
@@ -177,7 +177,7 @@ def refuses(host: str, port: int) -> None:
 )
 def test_listens_where_this_machine_alone_can_reach_it(options: tuple[str, ...], expected: str) -> None:
     with program("listen", 0, *options) as server:
-        host, port = told(server.stderr.readline())
+        host, port = reports(server.stderr.readline())
         assert host == expected
         refuses("127.0.0.2", port)
         with dialled(port) as peer:
@@ -190,7 +190,7 @@ def test_listens_where_this_machine_alone_can_reach_it(options: tuple[str, ...],
 @pytest.mark.parametrize("options", [(), ("--host", "::"), ("--host", "::1")])
 def test_listens_on_ipv6_only(options: tuple[str, ...]) -> None:
     with program("listen", "-6", 0, *options) as server:
-        host, port = told(server.stderr.readline())
+        host, port = reports(server.stderr.readline())
         assert host == (options[1] if options else "::1")
         refuses("127.0.0.1", port)
         with socket.create_connection(("::1", port), PEER_TIMEOUT) as peer:
@@ -201,9 +201,9 @@ def test_listens_on_ipv6_only(options: tuple[str, ...]) -> None:
 
 @pytest.mark.usefixtures("ipv6")
 @pytest.mark.parametrize("address", ["::1", "127.0.0.1"])
-def test_listens_everywhere_if_told_to(address: str) -> None:
+def test_listens_everywhere_on_demand(address: str) -> None:
     with program("listen", 0, "--host", "::") as server:
-        host, port = told(server.stderr.readline())
+        host, port = reports(server.stderr.readline())
         assert host == "::"
         with socket.create_connection((address, port), PEER_TIMEOUT) as peer:
             peer.sendall(b"data")
@@ -483,8 +483,8 @@ def test_bytes_in_the_trace(backend: str, binary_type: str) -> None:
     lines = errors.splitlines()
     dumps = [line for line in lines if line.startswith("  0000")]
     assert dumps == [sent, received]
-    told = events_of((0, "\n".join(line for line in lines if line not in dumps)))
-    assert told == ["client open", "client sent 6 B", "client data 5 B", "client close"]
+    reports = events_of((0, "\n".join(line for line in lines if line not in dumps)))
+    assert reports == ["client open", "client sent 6 B", "client data 5 B", "client close"]
     assert lines.index(sent) == 2 and lines.index(received) == 4
 
 

@@ -600,7 +600,7 @@ def test_listen_to_openssl(files: SimpleNamespace, backend: str) -> None:
 
 
 @on_each_backend
-def test_a_failed_handshake_is_told_and_others_are_served(files: SimpleNamespace, backend: str) -> None:
+def test_a_failed_handshake_is_reported_and_others_are_served(files: SimpleNamespace, backend: str) -> None:
     """A failed handshake does not count as the one connection."""
     with program("listen", 0, "--tls", "--certfile", files.both, "--backend", backend) as server:
         port = server.port()
@@ -626,7 +626,7 @@ def test_a_failed_handshake_is_told_and_others_are_served(files: SimpleNamespace
 
 
 @on_posix
-def test_a_failed_handshake_with_nobody_to_tell(files: SimpleNamespace) -> None:
+def test_a_failed_handshake_that_nobody_handles(files: SimpleNamespace) -> None:
     with program("listen", 0, "--tls", "--certfile", files.both) as server:
         port = server.port()
         server.stderr.close()
@@ -750,7 +750,7 @@ def test_refused(files: SimpleNamespace) -> None:
 # The demonstration
 
 
-def test_demo_tells_if_the_certificate_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_says_if_the_certificate_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     contexts = _demo.Contexts(server_context(), client_context(trusting=False))
     monkeypatch.setattr(_demo.Contexts, "make", lambda: contexts)
     status, output = invoke("demo")
@@ -761,7 +761,7 @@ def test_demo_tells_if_the_certificate_is_not_accepted(monkeypatch: pytest.Monke
         assert f"{backend}: {wrong}" in output.splitlines()[-1]
 
 
-def test_demo_tells_if_the_certificate_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_says_if_the_certificate_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of_options(None, insecure=True)
     assert context is not None
     contexts = _demo.Contexts(server_context(), context)

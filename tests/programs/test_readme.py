@@ -594,7 +594,7 @@ async def send_when_not_open() -> None:
         TCPSocket("localhost", 1).send(b"")
 
 
-async def secure_is_told() -> None:
+async def secure_is_reported() -> None:
     with listening() as listener:
         async with MozTCPSocket() as tcp:
             socket, recorder, peer = await connected(tcp, "client", listener)
@@ -690,7 +690,7 @@ DIFFERENCES = {
     "`readyState` is a string": ready_state_is_a_str,
     "`resume()` without `suspend()` is ignored": resume_unmatched,
     "`send()` when not open is an error in some states only": send_when_not_open,
-    "no event after the handshake of `upgradeToSecure()`": secure_is_told,
+    "no event after the handshake of `upgradeToSecure()`": secure_is_reported,
     "`upgradeToSecure()` takes nothing": upgrade_takes_options,
     "`upgradeToSecure()` is the client's": servers_upgrade,
     "data sent after a pending upgrade is dropped by `close()`": closing_sends_what_waits_for_tls,

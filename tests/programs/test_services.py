@@ -151,7 +151,7 @@ def by_pop3(server: MailServer) -> list[bytes]:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_haproxy_tells_each_backend_of_its_clients(version: str) -> None:
+def test_haproxy_names_its_clients_to_each_backend(version: str) -> None:
     with nothing_left() as look, ExitStack() as stack:
         backends = [stack.enter_context(listening()) for _ in range(2)]
         front = stack.enter_context(haproxy([port_of(backend) for backend in backends], version))

@@ -347,7 +347,7 @@ async def test_s_server_sends_and_receives(flag: str, files: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-async def test_s_server_is_told_that_it_is_not_trusted(flag: str, files: Path) -> None:
+async def test_s_server_receives_the_alert_that_it_is_not_trusted(flag: str, files: Path) -> None:
     with s_server(files, flag) as server:
         port = await server.port()
         async with MozTCPSocket() as tcp:

@@ -82,7 +82,7 @@ async def test_a_handler_that_prints_its_event(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-async def test_a_failure_is_told_escaped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_is_shown_escaped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with MozTCPSocket() as tcp:
         recorder = EventRecorder(tcp.open(f"{name}..invalid", 80))
         await recorder.first("close")

@@ -58,7 +58,7 @@ def test_ever_less_often_while_it_does_not() -> None:
     assert gaps[-1] == MAX_SKIP
 
 
-def test_that_it_paid_once_begins_anew() -> None:
+def test_that_it_paid_once_begins_again() -> None:
     eagerness = Eagerness()
     for _ in range(1000):
         eagerness.found()

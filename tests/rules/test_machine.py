@@ -207,8 +207,8 @@ BOTH = (PendingEvent.BOTH_ENDED, CLOSING)
 
 def ends(limit: Limit, *, waits: bool = True) -> list[tuple[Action, Limit | None]]:
     """The steps that half-close our side and, if the peer has not ended, wait for its EOF."""
-    told: list[tuple[Action, Limit | None]] = [(Action.SEND_END, limit)]
-    return [*told, (Action.LINGER, limit)] if waits else told
+    reports: list[tuple[Action, Limit | None]] = [(Action.SEND_END, limit)]
+    return [*reports, (Action.LINGER, limit)] if waits else reports
 
 
 ENDINGS = [
@@ -329,7 +329,7 @@ def test_own_end_alone() -> None:
     assert subject.do("receive").events() == "data"
 
 
-def test_what_a_failure_tells_the_peer_is_not_what_the_program_has_said() -> None:
+def test_the_end_that_a_failure_sends_is_not_one_of_the_program() -> None:
     subject = of("connect fail mark_end_sent")
     assert subject.machine.own_side is OwnSide.CUT_SHORT
     assert not subject.machine.has_finished()
@@ -670,7 +670,7 @@ class Expected:
         self.streams = self.handshaking = self.shut = self.hopeless = False
         self.peer_ended = self.heard_end = self.said_all = self.told_peer = False
         self.failure = Failed.NO
-        self.told: list[PendingEvent] = []
+        self.reports: list[PendingEvent] = []
 
     def pending_event(self) -> PendingEvent | None:
         if self.news:
@@ -682,17 +682,17 @@ class Expected:
                 return self.unheard[0]
             if self.heard_end and self.said_all:
                 return PendingEvent.BOTH_ENDED
-        return self.last_due()
+        return self.last_pending()
 
     def handlers_take(self) -> bool:
         return self.ready is OPEN and not self.streams
 
-    def last_due(self) -> PendingEvent | None:
+    def last_pending(self) -> PendingEvent | None:
         held = self.handlers_take() and self.unheard and not (self.suspended and self.drain_lost)
         if not self.shut or held:
             return None
         last = [PendingEvent.CLOSE] if self.failure is Failed.NO else [PendingEvent.ERROR, PendingEvent.CLOSE]
-        return next((due for due in last if due not in self.told), None)
+        return next((due for due in last if due not in self.reports), None)
 
     def is_ending(self) -> bool:
         return self.ready in (CLOSING, CLOSED) or self.failure is not Failed.NO
@@ -973,11 +973,11 @@ class Run:
         if due is not None:
             self.check_order(due)
             self.subject.take()
-            self.expect_told(due)
+            self.expect_reports(due)
 
-    def expect_told(self, due: PendingEvent) -> None:
+    def expect_reports(self, due: PendingEvent) -> None:
         expected = self.expected
-        expected.told.append(due)
+        expected.reports.append(due)
         if due in (PendingEvent.OPEN, PendingEvent.SECURE):
             expected.news.pop(0)
         elif due is PendingEvent.DRAIN:
@@ -992,13 +992,13 @@ class Run:
 
     def check_order(self, due: PendingEvent) -> None:
         """Check the order of events, which holds whatever has happened."""
-        told = self.expected.told
-        assert PendingEvent.CLOSE not in told
-        assert PendingEvent.ERROR not in told or due is PendingEvent.CLOSE
-        assert due in (PendingEvent.DRAIN, PendingEvent.DATA) or due not in told
-        assert (due is PendingEvent.OPEN) <= (not told)
+        reports = self.expected.reports
+        assert PendingEvent.CLOSE not in reports
+        assert PendingEvent.ERROR not in reports or due is PendingEvent.CLOSE
+        assert due in (PendingEvent.DRAIN, PendingEvent.DATA) or due not in reports
+        assert (due is PendingEvent.OPEN) <= (not reports)
         # A program may use and close an accepted connection before it runs: then a drain comes without an open.
-        assert PendingEvent.OPEN in told or due in (
+        assert PendingEvent.OPEN in reports or due in (
             PendingEvent.OPEN,
             PendingEvent.DRAIN,
             PendingEvent.ERROR,
@@ -1006,7 +1006,7 @@ class Run:
         )
         if due is PendingEvent.DATA:
             assert not (self.closed or self.expected.suspended or self.expected.streams)
-            assert not {PendingEvent.END, PendingEvent.BOTH_ENDED} & set(told)
+            assert not {PendingEvent.END, PendingEvent.BOTH_ENDED} & set(reports)
 
     # The checks after each input
 
@@ -1086,20 +1086,20 @@ class Run:
         self.drive(peer_ends=peer_ends)
         self.check_rest()
         assert (self.machine.shut and self.machine.is_over()) or not self.expected.is_ending()
-        assert self.machine.is_over() is (PendingEvent.CLOSE in self.expected.told)
+        assert self.machine.is_over() is (PendingEvent.CLOSE in self.expected.reports)
 
     def check_rest(self) -> None:
         """Check that only a suspension can delay the end, that owed drains and all errors were delivered."""
-        expected, told = self.expected, self.expected.told
+        expected, reports = self.expected, self.expected.reports
         if expected.is_ending():
             assert self.machine.shut
             assert self.machine.is_over() or (expected.suspended and expected.unheard)
         if self.owed and self.runs:
-            assert PendingEvent.DRAIN in told or self.gave_up or expected.failure is not Failed.NO
+            assert PendingEvent.DRAIN in reports or self.gave_up or expected.failure is not Failed.NO
             assert not self.subject.outgoing.drain_owed
         if self.machine.is_over():
-            assert told[-1] is PendingEvent.CLOSE
-            assert (PendingEvent.ERROR in told) is (expected.failure is not Failed.NO)
+            assert reports[-1] is PendingEvent.CLOSE
+            assert (PendingEvent.ERROR in reports) is (expected.failure is not Failed.NO)
 
 
 INPUTS: tuple[Callable[[Run], None], ...] = (
@@ -1198,7 +1198,7 @@ def test_random_walk() -> None:
             run = walk(seed)
         except AssertionError as exc:
             raise AssertionError(f"walk({seed})") from exc
-        reached.update(run.expected.told, [run.expected.failure])
+        reached.update(run.expected.reports, [run.expected.failure])
     assert reached == {*PendingEvent, *Failed}
 
 

@@ -144,7 +144,7 @@ TestSendBufferModel = SendBufferModel.TestCase
     ],
     ids=str,
 )
-def test_append_tells_whether_more_than_the_threshold_is_buffered(sizes: list[int], below: bool) -> None:
+def test_append_returns_whether_more_than_the_threshold_is_buffered(sizes: list[int], below: bool) -> None:
     buffer = SendBuffer()
     answers = [buffer.append(noise(size)) for size in sizes]
     assert BUFFER_THRESHOLD == 65536
@@ -169,7 +169,7 @@ def test_a_drain_is_delivered_once_and_only_when_nothing_is_buffered() -> None:
     assert not buffer.take_drain()
 
 
-def test_a_drain_is_owed_anew_after_it_was_delivered() -> None:
+def test_a_drain_is_owed_again_after_it_was_delivered() -> None:
     buffer = SendBuffer()
     for _ in range(2):
         buffer.append(noise(65_537))

@@ -423,7 +423,7 @@ def test_a_record_that_was_tampered_with(which: int, at: int, at_once: bool) -> 
         server.open(AT_ONCE)
 
 
-def test_a_failure_that_is_told_to_who_seals(role: str) -> None:
+def test_a_failure_that_sealing_raises(role: str) -> None:
     """The call that seals raises the error, once."""
     ours, theirs = sides(role)
     theirs.seal([b"before"])

@@ -110,14 +110,14 @@ def socks_proxy() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("words", [b"", b"last words"], ids=["nothing", "last words"])
-@pytest.mark.parametrize("told", [False, True], ids=["untold", "told"])
-async def test_a_socket_that_the_peer_has_reset(words: bytes, told: bool, listener: socket.socket) -> None:
+@pytest.mark.parametrize("reports", [False, True], ids=["unreported", "reported"])
+async def test_a_socket_that_the_peer_has_reset(words: bytes, reports: bool, listener: socket.socket) -> None:
     """Data that can still be read is delivered, and then the loss."""
     with socket.create_connection(listener.getsockname()) as ours:
         peer, _ = listener.accept()
         peer.sendall(words)
         reset(peer)
-        if told:
+        if reports:
             ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         adopted = TCPSocket.from_socket(socket.socket(fileno=ours.detach()))
     assert (adopted.host, adopted.port) == ("", 0)
@@ -125,7 +125,7 @@ async def test_a_socket_that_the_peer_has_reset(words: bytes, told: bool, listen
     async with adopted:
         await recorder.first("close")
     assert recorder.data == words
-    if told:  # the error was reported to whoever asked first, and is no longer available
+    if reports:  # the error was reported to whoever asked first, and is no longer available
         assert "error" not in recorder.types
     else:
         assert recorder.types[-2:] == ["error", "close"]

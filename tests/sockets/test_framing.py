@@ -94,42 +94,42 @@ async def sent(peer: Any, data: bytes) -> None:
 @each_kind
 @pytest.mark.parametrize("one_by_one", [False, True])
 async def test_lines(kind: str, one_by_one: bool) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         data = b"one\r\ntwo\n\n\r\nthree\rmore\r\r\n \n"
         await (peer.trickle(data) if one_by_one else peer.send(data))
         await all_blocked()
         sock.close()
-    assert told.data == [b"one", b"two", b"", b"", b"three\rmore\r", b" "]
+    assert reports.data == [b"one", b"two", b"", b"", b"three\rmore\r", b" "]
 
 
 @each_kind
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize(("size", "byteorder"), [(1, "big"), (2, "little"), (3, "big"), (4, "big"), (8, "little")])
 async def test_frames(kind: str, one_by_one: bool, size: int, byteorder: Any) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     parts = [b"one", b"", b"\n", b"x" * 255, b""]
     async with connected_peer() as (sock, peer):
-        sock.ondata = frames(told.handler, size=size, byteorder=byteorder)
+        sock.ondata = frames(reports.handler, size=size, byteorder=byteorder)
         data = b"".join(len(part).to_bytes(size, byteorder) + part for part in parts)
         await (peer.trickle(data) if one_by_one else peer.send(data))
         await all_blocked()
         sock.close()
-    assert told.data == parts
+    assert reports.data == parts
 
 
 @each_kind
 async def test_text(kind: str) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     async with connected_peer(binaryType="string") as (sock, peer):
-        told.does["\xff"] = lambda sock: setattr(sock, "ondata", frames(told.handler, size=1))
-        told.does["\xe9"] = lambda sock: setattr(sock, "ondata", lines(told.handler, unended=True))
-        sock.ondata = lines(told.handler)
+        reports.does["\xff"] = lambda sock: setattr(sock, "ondata", frames(reports.handler, size=1))
+        reports.does["\xe9"] = lambda sock: setattr(sock, "ondata", lines(reports.handler, unended=True))
+        sock.ondata = lines(reports.handler)
         await peer.send(b"caf\xe9\r\n\xff\n\1\xe9\xe0")
         peer.send_eof()
         await all_blocked()
-    assert told.data == ["caf\xe9", "\xff", "\xe9", "\xe0"]
+    assert reports.data == ["caf\xe9", "\xff", "\xe9", "\xe0"]
 
 
 @hypothesis.given(
@@ -170,28 +170,28 @@ async def test_however_it_is_cut(parts: list[bytes], cuts: set[int], suspend_at:
 
 
 async def test_one_handler_of_many_sockets(listener: socket.socket) -> None:
-    told: dict[Any, list[Any]] = {}
-    on_data: Handler = lines(lambda event: told.setdefault(event.target, []).append(event.data))
+    reports: dict[Any, list[Any]] = {}
+    on_data: Handler = lines(lambda event: reports.setdefault(event.target, []).append(event.data))
     async with connected_peer() as (one, peer_of_one), connected_peer() as (two, peer_of_two):
         one.ondata = two.ondata = on_data
         await sent(peer_of_one, b"on")
         await sent(peer_of_two, b"tw")
         await sent(peer_of_one, b"e\nof one\n")
         await sent(peer_of_two, b"o\n")
-        assert told == {one: [b"one", b"of one"], two: [b"two"]}
+        assert reports == {one: [b"one", b"of one"], two: [b"two"]}
 
 
-async def test_other_listeners_are_told_all_of_it_once() -> None:
-    told = Told()
-    told.does[b"two"] = TCPSocket.suspend
+async def test_other_listeners_receive_all_of_it_once() -> None:
+    reports = Told()
+    reports.does[b"two"] = TCPSocket.suspend
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         recorder = EventRecorder(sock)
         await sent(peer, b"one\ntwo\nthree\nfo")
-        assert told.data == [b"one", b"two"]
+        assert reports.data == [b"one", b"two"]
         sock.resume()
         await sent(peer, b"ur\n")
-        assert told.data == [b"one", b"two", b"three", b"four"]
+        assert reports.data == [b"one", b"two", b"three", b"four"]
         assert recorder.data == b"one\ntwo\nthree\nfour\n"
         assert sock.ondata is not None and "lines(" in repr(sock.ondata)
 
@@ -203,14 +203,14 @@ async def test_other_listeners_are_told_all_of_it_once() -> None:
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 async def test_a_line_of_just_the_limit(kind: str, one_by_one: bool, end: bytes) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler, limit=5)
+        sock.ondata = lines(reports.handler, limit=5)
         data = b"12345" + end + b"1234" + end + b"12345" + end
         await (peer.trickle(data) if one_by_one else peer.send(data))
         await all_blocked()
         sock.close()
-    assert told.data == [b"12345", b"1234", b"12345"]
+    assert reports.data == [b"12345", b"1234", b"12345"]
 
 
 TOO_LONG: list[tuple[Callable[[Handler], Handler], list[bytes], str]] = [
@@ -232,25 +232,25 @@ TOO_LONG: list[tuple[Callable[[Handler], Handler], list[bytes], str]] = [
 async def test_what_is_too_long_loses_the_connection(
     make: Callable[[Handler], Handler], parts: list[bytes], words: str, kind: str, role: str, listener: socket.socket
 ) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     async with MozTCPSocket() as tcp:
         sock, recorder, peer = await connected(tcp, role, listener)
         with peer:
-            sock.ondata = make(told.handler)
+            sock.ondata = make(reports.handler)
             for part in parts:
                 peer.sendall(part)
                 await all_blocked()
             await recorder.first("close")
             with suppress(ConnectionResetError):  # or EOF, if everything sent was read
                 assert await blocking(read_all, peer) == b""
-    assert told.data == [b"1"]
+    assert reports.data == [b"1"]
     assert recorder.types[-2:] == ["error", "close"]
     (error,) = recorder.of("error")
     assert (error.name, error.message, error.errorCode) == ("NetworkError", "Network", errno.EMSGSIZE)
     assert words in str(error.error)
 
 
-async def test_what_nobody_was_told_of_leaves_the_block() -> None:
+async def test_a_failure_that_nobody_has_handled_leaves_the_block() -> None:
     with pytest.raises(TCPSocketError, match="a line of more than 3 bytes"):  # noqa: PT012
         async with connected_peer() as (sock, peer):
             sock.ondata = lines(lambda event: None, limit=3)
@@ -274,12 +274,12 @@ async def test_many_that_are_too_long_do_not_flood_the_log(caplog: pytest.LogCap
 
 async def test_a_handler_that_is_replaced_before_is_not_asked() -> None:
     """A line that is too long for it goes to the next handler, which may have another limit."""
-    told, other = Told(), Told()
-    told.does[b"DATA"] = lambda sock: setattr(sock, "ondata", other.handler)
+    reports, other = Told(), Told()
+    reports.does[b"DATA"] = lambda sock: setattr(sock, "ondata", other.handler)
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler, limit=5)
+        sock.ondata = lines(reports.handler, limit=5)
         await sent(peer, b"DATA\nlonger than that\n")
-        assert (told.data, b"".join(other.data)) == ([b"DATA"], b"longer than that\n")
+        assert (reports.data, b"".join(other.data)) == ([b"DATA"], b"longer than that\n")
 
 
 # Unfinished lines and frames
@@ -298,14 +298,14 @@ async def test_a_handler_that_is_replaced_before_is_not_asked() -> None:
 async def test_the_peer_ends_within(
     make: Callable[[Handler], Handler], data: bytes, words: str, half_open: bool, kind: str
 ) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     async with connected_peer(allow_half_open=half_open) as (sock, peer):
-        sock.ondata = make(told.handler)
+        sock.ondata = make(reports.handler)
         recorder = EventRecorder(sock)
         await peer.send(data)
         peer.send_eof()
         await recorder.first("close")
-    assert told.data == [b"1"]
+    assert reports.data == [b"1"]
     (error,) = recorder.of("error")
     assert (error.name, error.errorCode) == ("NetworkInterruptError", errno.ECONNRESET)
     assert words in str(error.error)
@@ -316,63 +316,63 @@ async def test_the_peer_ends_within(
 @each_kind
 @pytest.mark.parametrize("half_open", [False, True])
 async def test_the_last_line_needs_no_end_if_that_is_wanted(kind: str, half_open: bool) -> None:
-    told = Told(kind)
-    told.does[b"two\r"] = lambda sock: sock.send(b"answer")
+    reports = Told(kind)
+    reports.does[b"two\r"] = lambda sock: sock.send(b"answer")
     async with connected_peer(allow_half_open=half_open) as (sock, peer):
-        sock.ondata = lines(told.handler, unended=True)
+        sock.ondata = lines(reports.handler, unended=True)
         sock.onend = lambda event: sock.close()
         recorder = EventRecorder(sock)
         await peer.send(b"one\ntwo\r")
         peer.send_eof()
         assert await peer.receive_all() == b"answer"
         await recorder.first("close")
-    assert told.data == [b"one", b"two\r"]
+    assert reports.data == [b"one", b"two\r"]
     assert recorder.types == (["data", "end", "close"] if half_open else ["data", "close"])
     assert recorder.data == b"one\ntwo\r"
 
 
 async def test_the_end_waits_while_the_last_line_is_handled() -> None:
-    told: list[str] = []
+    reports: list[str] = []
 
     async def on_line(event: Any) -> None:
         for _ in range(10):
             await anyio.lowlevel.checkpoint()
-        told.append(event.data.decode())
+        reports.append(event.data.decode())
 
     async with connected_peer(allow_half_open=True) as (sock, peer):
         sock.ondata = lines(on_line, unended=True)
-        sock.onend = lambda event: told.append("end")
+        sock.onend = lambda event: reports.append("end")
         await peer.send(b"one\ntwo")
         peer.send_eof()
-        while "end" not in told:
+        while "end" not in reports:
             await anyio.lowlevel.checkpoint()
         sock.close()
-    assert told == ["one", "two", "end"]
+    assert reports == ["one", "two", "end"]
 
 
 async def test_a_reset_within_a_line_is_a_reset(listener: socket.socket) -> None:
-    told = Told()
+    reports = Told()
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler, unended=True)
+        sock.ondata = lines(reports.handler, unended=True)
         recorder = EventRecorder(sock)
         await sent(peer, b"one\ntw")
         peer.reset()
         await recorder.first("close")
-    assert told.data == [b"one"]
+    assert reports.data == [b"one"]
     assert recorder.of("error")[0].name == "NetworkInterruptError"
 
 
 async def test_each_byte_counts_once() -> None:
-    told = Told()
-    told.does[b"2"] = TCPSocket.suspend
+    reports = Told()
+    reports.does[b"2"] = TCPSocket.suspend
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         await sent(peer, b"1\n2\n3\n4")
         assert sock.bytes_received == 4
         sock.resume()
         await all_blocked()
         assert sock.bytes_received == 7
-        sock.ondata = told.handler
+        sock.ondata = reports.handler
         await all_blocked()
         assert sock.bytes_received == 7
 
@@ -382,20 +382,20 @@ async def test_each_byte_counts_once() -> None:
 
 @each_kind
 async def test_suspend(kind: str) -> None:
-    told = Told(kind)
-    told.does[b"2"] = told.does[b"3"] = TCPSocket.suspend
+    reports = Told(kind)
+    reports.does[b"2"] = reports.does[b"3"] = TCPSocket.suspend
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         await sent(peer, b"1\n2\n3\n4\n5")
-        assert told.data == [b"1", b"2"]
+        assert reports.data == [b"1", b"2"]
         await sent(peer, b"\n6\n")
-        assert told.data == [b"1", b"2"]
+        assert reports.data == [b"1", b"2"]
         sock.resume()
         await all_blocked()
-        assert told.data == [b"1", b"2", b"3"]
+        assert reports.data == [b"1", b"2", b"3"]
         sock.resume()
         await all_blocked()
-        assert told.data == [b"1", b"2", b"3", b"4", b"5", b"6"]
+        assert reports.data == [b"1", b"2", b"3", b"4", b"5", b"6"]
 
 
 @each_kind
@@ -404,73 +404,73 @@ async def test_suspend_and_resume_at_once(kind: str) -> None:
         sock.suspend()
         sock.resume()
 
-    told = Told(kind)
-    told.does[b"2"] = told.does[b"4"] = both
+    reports = Told(kind)
+    reports.does[b"2"] = reports.does[b"4"] = both
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         await sent(peer, b"1\n2\n3\n4\n5")
         await sent(peer, b"\n")
-        assert told.data == [b"1", b"2", b"3", b"4", b"5"]
+        assert reports.data == [b"1", b"2", b"3", b"4", b"5"]
 
 
 async def test_the_loss_waits_for_what_waits() -> None:
-    told = Told()
-    told.does[b"1"] = TCPSocket.suspend
+    reports = Told()
+    reports.does[b"1"] = TCPSocket.suspend
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         recorder = EventRecorder(sock)
         await sent(peer, b"1\n2\n")
         peer.reset()
         await all_blocked()
-        assert told.data == [b"1"] and not recorder.of("error")
+        assert reports.data == [b"1"] and not recorder.of("error")
         sock.resume()
         await recorder.first("close")
-        assert told.data == [b"1", b"2"] and recorder.of("error")
+        assert reports.data == [b"1", b"2"] and recorder.of("error")
 
 
 @each_kind
 @pytest.mark.parametrize("close", [TCPSocket.close, TCPSocket.closeImmediately, TCPSocket.reset])
 async def test_close(kind: str, close: Callable[[TCPSocket], None]) -> None:
-    told = Told(kind)
-    told.does[b"2"] = close
+    reports = Told(kind)
+    reports.does[b"2"] = close
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         recorder = EventRecorder(sock)
         await sent(peer, b"1\n2\n3\nno end")
         peer.close()
         await recorder.first("close")
-    assert told.data == [b"1", b"2"]
+    assert reports.data == [b"1", b"2"]
     assert not recorder.of("error")
 
 
 @each_kind
 async def test_a_handler_that_raises(kind: str) -> None:
-    told = Told(kind)
-    told.does[b"2"] = lambda sock: 1 / 0
+    reports = Told(kind)
+    reports.does[b"2"] = lambda sock: 1 / 0
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         async with connected_peer() as (sock, peer):
-            sock.ondata = lines(told.handler)
+            sock.ondata = lines(reports.handler)
             await sent(peer, b"1\n2\n3\n")
-    assert told.data == [b"1", b"2"]
+    assert reports.data == [b"1", b"2"]
 
 
 @each_kind
 async def test_the_owner_is_cancelled(kind: str, listener: socket.socket) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     async with MozTCPSocket() as tcp:
         sock, _, peer = await connected(tcp, "client", listener)
-        told.does[b"2"] = lambda sock: tcp.cancel_scope.cancel()
+        reports.does[b"2"] = lambda sock: tcp.cancel_scope.cancel()
         with peer:
-            sock.ondata = lines(told.handler)
+            sock.ondata = lines(reports.handler)
             peer.sendall(b"1\n2\n3\n")
             await anyio.sleep_forever()
-    assert told.data == [b"1", b"2"]
+    assert reports.data == [b"1", b"2"]
 
 
 @each_kind
 async def test_lines_then_bytes_then_lines(kind: str) -> None:
     """As in SMTP, followed by a message of fixed size."""
-    told, message = Told(kind), bytearray()
+    reports, message = Told(kind), bytearray()
 
     def on_message(event: Any) -> None:
         message.extend(event.data)
@@ -479,8 +479,8 @@ async def test_lines_then_bytes_then_lines(kind: str) -> None:
             if len(message) > 10:
                 on_line(TCPSocketEvent("data", event.target, bytes(message[10:])))
 
-    on_line = lines(told.handler)
-    told.does[b"DATA"] = lambda sock: setattr(sock, "ondata", on_message)
+    on_line = lines(reports.handler)
+    reports.does[b"DATA"] = lambda sock: setattr(sock, "ondata", on_message)
     async with connected_peer() as (sock, peer):
         sock.ondata = on_line
         await sent(peer, b"HELO\r\nDATA\r\n12345")
@@ -489,41 +489,41 @@ async def test_lines_then_bytes_then_lines(kind: str) -> None:
         await sent(peer, b"0")
         await sent(peer, b"QUIT\r\n")
         assert message == b"1234567890"
-        assert told.data == [b"HELO", b"DATA", b"QUIT"]
+        assert reports.data == [b"HELO", b"DATA", b"QUIT"]
 
 
 @each_kind
 @pytest.mark.parametrize("one_by_one", [False, True])
 async def test_lines_then_frames(kind: str, one_by_one: bool) -> None:
-    told, others = Told(kind), Told("plain" if kind == "async" else "async")
-    told.does[b"BINARY"] = lambda sock: setattr(sock, "ondata", frames(others.handler, size=2))
-    others.does[b"TEXT"] = lambda sock: setattr(sock, "ondata", lines(told.handler))
+    reports, others = Told(kind), Told("plain" if kind == "async" else "async")
+    reports.does[b"BINARY"] = lambda sock: setattr(sock, "ondata", frames(others.handler, size=2))
+    others.does[b"TEXT"] = lambda sock: setattr(sock, "ondata", lines(reports.handler))
     data = b"hello\nBINARY\n" + framed(b"\n1", b"TEXT") + b"BINARY\n" + framed(b"3", b"4")
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         recorder = EventRecorder(sock)
         await (peer.trickle(data) if one_by_one else peer.send(data))
         await all_blocked()
-        assert told.data == [b"hello", b"BINARY", b"BINARY"]
+        assert reports.data == [b"hello", b"BINARY", b"BINARY"]
         assert others.data == [b"\n1", b"TEXT", b"3", b"4"]
         assert recorder.data == data
 
 
 @each_kind
 async def test_what_there_is_of_a_line_is_for_the_next_handler_at_once(kind: str) -> None:
-    told, other = Told(kind), Told(kind)
+    reports, other = Told(kind), Told(kind)
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         await sent(peer, b"1\npart")
         sock.ondata = other.handler
         await all_blocked()
-        assert (told.data, other.data) == ([b"1"], [b"part"])
+        assert (reports.data, other.data) == ([b"1"], [b"part"])
 
 
 async def test_while_suspended_it_waits_for_the_next_handler() -> None:
-    told, other = Told(), Told()
+    reports, other = Told(), Told()
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         await sent(peer, b"1\npart")
         sock.suspend()
         sock.ondata = other.handler
@@ -535,56 +535,56 @@ async def test_while_suspended_it_waits_for_the_next_handler() -> None:
 
 
 async def test_one_of_two_kinds_by_a_function_of_ones_own() -> None:
-    told, others = Told(), Told()
-    modes = [lines(told.handler), frames(others.handler, size=1)]
-    told.does[b"BINARY"] = lambda sock: modes.reverse()
+    reports, others = Told(), Told()
+    modes = [lines(reports.handler), frames(others.handler, size=1)]
+    reports.does[b"BINARY"] = lambda sock: modes.reverse()
     async with connected_peer() as (sock, peer):
         sock.ondata = lambda event: modes[0](event)
         await sent(peer, b"BINARY\n\3")
         await sent(peer, b"123")
-        assert (told.data, others.data) == ([b"BINARY"], [b"123"])
+        assert (reports.data, others.data) == ([b"BINARY"], [b"123"])
 
 
 @each_kind
 async def test_the_rest_is_for_a_stream(kind: str) -> None:
-    told = Told(kind)
-    told.does[b"STREAM"] = TCPSocket.stream
+    reports = Told(kind)
+    reports.does[b"STREAM"] = TCPSocket.stream
     async with connected_peer() as (sock, peer):
-        sock.ondata = lines(told.handler)
+        sock.ondata = lines(reports.handler)
         await sent(peer, b"1\nSTREAM\n2\n3")
         await peer.send(b"4")
         stream = sock.stream()
         got = b""
         while len(got) < 4:
             got += await stream.receive()
-        assert (told.data, got) == ([b"1", b"STREAM"], b"2\n34")
+        assert (reports.data, got) == ([b"1", b"STREAM"], b"2\n34")
         await stream.aclose()
 
 
 @each_kind
 async def test_the_rest_is_for_a_pipe(kind: str) -> None:
-    told = Told(kind)
+    reports = Told(kind)
     async with connected_peer() as (sock, peer), connected_peer() as (target, far):
 
         def connect(sock: TCPSocket) -> None:
             sock.ondata = None
             pipe(sock, target)
 
-        told.does[b"CONNECT"] = connect
-        sock.ondata = lines(told.handler)
+        reports.does[b"CONNECT"] = connect
+        sock.ondata = lines(reports.handler)
         await sent(peer, b"CONNECT\nhel")
         await peer.send(b"lo")
         assert await far.receive_exactly(5) == b"hello"
-    assert told.data == [b"CONNECT"]
+    assert reports.data == [b"CONNECT"]
 
 
 async def test_another_handler_while_the_asynchronous_one_waits() -> None:
     """Another task replaces it: the line being handled is the last that the first handler receives."""
-    told, other = Told(), Told()
+    reports, other = Told(), Told()
     going_on, waiting = anyio.Event(), anyio.Event()
 
     async def on_line(event: Any) -> None:
-        told.handler(event)
+        reports.handler(event)
         waiting.set()
         await going_on.wait()
 
@@ -597,11 +597,11 @@ async def test_another_handler_while_the_asynchronous_one_waits() -> None:
         assert other.data == []
         going_on.set()
         await all_blocked()
-        assert (told.data, b"".join(other.data)) == ([b"1"], b"2\n3\n")
+        assert (reports.data, b"".join(other.data)) == ([b"1"], b"2\n3\n")
 
 
 async def test_the_asynchronous_handler_is_awaited_for_each_line() -> None:
-    running, told = 0, []
+    running, reports = 0, []
 
     async def on_line(event: Any) -> None:
         nonlocal running
@@ -609,15 +609,15 @@ async def test_the_asynchronous_handler_is_awaited_for_each_line() -> None:
         assert running == 1
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
-        told.append(event.data)
+        reports.append(event.data)
         running -= 1
 
     async with connected_peer() as (sock, peer):
         sock.ondata = lines(on_line)
         await peer.trickle(b"1\n2\n3\n4\n")
-        while len(told) < 4:
+        while len(reports) < 4:
             await anyio.lowlevel.checkpoint()
-        assert told == [b"1", b"2", b"3", b"4"]
+        assert reports == [b"1", b"2", b"3", b"4"]
 
 
 # STARTTLS
@@ -633,7 +633,7 @@ async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, 
 
     :param late: whether it does so only after its handler has returned
     """
-    told = Told(kind)
+    reports = Told(kind)
     with anyio.fail_after(30):
         async with MozTCPSocket() as tcp:
             server = tcp.listen(0, host="127.0.0.1")
@@ -641,15 +641,15 @@ async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, 
 
             def on_connect(event: Any) -> None:
                 found.append(event.socket)
-                event.socket.ondata = lines(told.handler)
+                event.socket.ondata = lines(reports.handler)
 
             server.onconnect = on_connect
             with await dial(server.localPort) as peer:
                 while not found:
                     await anyio.lowlevel.checkpoint()
                 if not late:
-                    told.does[b"STARTTLS"] = upgrade
-                yield peer, told, EventRecorder(found[0]), found[0]
+                    reports.does[b"STARTTLS"] = upgrade
+                yield peer, reports, EventRecorder(found[0]), found[0]
             tcp.close()
 
 
@@ -658,11 +658,11 @@ async def starttls(kind: str, late: bool) -> AsyncIterator[tuple[socket.socket, 
 @pytest.mark.parametrize("injected", [b"INJECTED\r\n", b"INJ"])
 async def test_what_was_injected_into_the_plaintext_makes_the_handshake_fail(kind: str, injected: bytes) -> None:
     """This is CVE-2011-0411."""
-    async with starttls(kind, late=False) as (peer, told, recorder, _):
+    async with starttls(kind, late=False) as (peer, reports, recorder, _):
         peer.sendall(b"STARTTLS\r\n" + injected)
         peer.sendall(EarlyHello().hello)
         await recorder.first("close")
-    assert told.data == [b"STARTTLS"]
+    assert reports.data == [b"STARTTLS"]
     assert recorder.of("error")[0].message == "SecurityProtocol"
 
 
@@ -670,22 +670,22 @@ async def test_what_was_injected_into_the_plaintext_makes_the_handshake_fail(kin
 @each_kind
 async def test_half_a_line_that_was_injected_is_no_beginning_of_what_comes_encrypted(kind: str) -> None:
     """The upgrade comes later, when the handler of lines holds half a line."""
-    async with starttls(kind, late=True) as (peer, told, recorder, sock):
+    async with starttls(kind, late=True) as (peer, reports, recorder, sock):
         peer.sendall(b"STARTTLS\r\nINJ")
-        while not told.data:
+        while not reports.data:
             await anyio.lowlevel.checkpoint()
         await all_blocked()
         upgrade(sock)
         peer.sendall(EarlyHello().hello)
         await recorder.first("close")
-    assert told.data == [b"STARTTLS"]
+    assert reports.data == [b"STARTTLS"]
     assert recorder.of("error")[0].message == "SecurityProtocol"
 
 
 @each_kind
 @pytest.mark.parametrize("pieces", [1, 2, 300])
 async def test_an_early_client_hello(kind: str, pieces: int) -> None:
-    async with starttls(kind, late=False) as (peer, told, recorder, _):
+    async with starttls(kind, late=False) as (peer, reports, recorder, _):
         client = EarlyHello()
         data = b"STARTTLS\r\n" + client.hello
         step = len(data) // pieces + 1
@@ -693,36 +693,36 @@ async def test_an_early_client_hello(kind: str, pieces: int) -> None:
             peer.sendall(data[at : at + step])
             await anyio.lowlevel.checkpoint()
         await blocking(client.go_on, peer)
-        await recorder.until(lambda: len(told.data) > 1)
-    assert told.data == [b"STARTTLS", b"encrypted"]
+        await recorder.until(lambda: len(reports.data) > 1)
+    assert reports.data == [b"STARTTLS", b"encrypted"]
 
 
 @each_kind
 async def test_the_beginning_of_a_client_hello_that_was_held_as_half_a_line(kind: str) -> None:
-    async with starttls(kind, late=True) as (peer, told, recorder, sock):
+    async with starttls(kind, late=True) as (peer, reports, recorder, sock):
         client = EarlyHello()
         peer.sendall(b"STARTTLS\r\n" + client.hello[:3])  # the type and version of a record
-        while not told.data:
+        while not reports.data:
             await anyio.lowlevel.checkpoint()
         await all_blocked()
         upgrade(sock)
         peer.sendall(client.hello[3:])
         await blocking(client.go_on, peer)
-        await recorder.until(lambda: len(told.data) > 1)
-    assert told.data == [b"STARTTLS", b"encrypted"]
+        await recorder.until(lambda: len(reports.data) > 1)
+    assert reports.data == [b"STARTTLS", b"encrypted"]
 
 
 async def test_lines_of_tls(role: str, version: Any, listener: socket.socket) -> None:
-    told = Told()
+    reports = Told()
     async with MozTCPSocket() as tcp:
         sock, recorder, peer = await securely_connected(tcp, role, listener, version)
         with peer:
-            sock.ondata = lines(told.handler)
+            sock.ondata = lines(reports.handler)
             for part in (b"on", b"e\ntwo\nth", b"ree\n"):
                 await blocking(peer.sendall, part)
             await recorder.until(lambda: len(recorder.data) == 14)
             sock.close()
-    assert told.data == [b"one", b"two", b"three"]
+    assert reports.data == [b"one", b"two", b"three"]
 
 
 # Performance
@@ -756,10 +756,10 @@ async def test_one_byte_at_a_time_takes_no_longer_the_longer_the_line() -> None:
 async def test_suspending_at_each_line_takes_no_longer_the_more_wait() -> None:
     took: list[float] = []
     for count in (1000, 20_000):
-        told: list[bytes] = []
+        reports: list[bytes] = []
 
-        def on_line(event: Any, told: list[bytes] = told) -> None:
-            told.append(event.data)
+        def on_line(event: Any, reports: list[bytes] = reports) -> None:
+            reports.append(event.data)
             event.target.suspend()
             event.target.resume()
 
@@ -767,7 +767,7 @@ async def test_suspending_at_each_line_takes_no_longer_the_more_wait() -> None:
             ours.ondata = lines(on_line)
             begin = time.perf_counter()
             theirs.send(b"0123456789\n" * count)
-            while len(told) < count:
+            while len(reports) < count:
                 await anyio.lowlevel.checkpoint()
             took.append((time.perf_counter() - begin) / count)
     assert took[1] < 6 * took[0]

@@ -76,7 +76,7 @@ async def refused_and_awaited(refs: Refs) -> None:
             await sock.opened()
 
 
-async def refused_and_untold(refs: Refs) -> None:
+async def refused_and_unhandled(refs: Refs) -> None:
     with suppress(ExceptionGroup):
         async with MozTCPSocket() as tcp:
             refs.append(weakref.ref(tcp.open("127.0.0.1", unused_port())))
@@ -89,7 +89,7 @@ async def refused_in_its_own_block(refs: Refs) -> None:
             await sock.closed()
 
 
-async def refused_and_untold_in_its_own_block(refs: Refs) -> None:
+async def refused_and_unhandled_in_its_own_block(refs: Refs) -> None:
     with suppress(TCPSocketError):
         async with TCPSocket("127.0.0.1", unused_port()) as sock:
             refs.append(weakref.ref(sock))
@@ -327,9 +327,9 @@ async def accepted_with_tls_that_fails(refs: Refs) -> None:
         refused,
         refused_by_each_address,
         refused_and_awaited,
-        refused_and_untold,
+        refused_and_unhandled,
         refused_in_its_own_block,
-        refused_and_untold_in_its_own_block,
+        refused_and_unhandled_in_its_own_block,
         refused_to_a_stream,
         closed_in_order,
         closed_with_much_to_send_and_asynchronous_handlers,

@@ -224,7 +224,7 @@ async def without_handlers(role: str, **options: Any) -> AsyncIterator[tuple[TCP
             yield sock, peer
 
 
-async def test_data_that_nobody_listens_to_is_told_once(role: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_data_that_nobody_listens_to_is_logged_once(role: str, caplog: pytest.LogCaptureFixture) -> None:
     async with without_handlers(role) as (sock, peer):
         for _ in range(2):
             await send_all(peer, b"x")
@@ -237,7 +237,7 @@ async def test_data_that_nobody_listens_to_is_told_once(role: str, caplog: pytes
 
 
 @pytest.mark.parametrize("how", ["handler", "listener", "once"])
-async def test_data_that_nobody_listens_to_any_more_is_told(
+async def test_data_that_nobody_listens_to_any_more_is_logged(
     how: str, role: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with without_handlers(role) as (sock, peer):
@@ -262,7 +262,7 @@ async def test_data_that_nobody_listens_to_any_more_is_told(
         sock.closeImmediately()
 
 
-async def test_data_that_was_held_back_is_told_too(role: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_data_that_was_held_back_is_delivered_too(role: str, caplog: pytest.LogCaptureFixture) -> None:
     async with without_handlers(role) as (sock, peer):
         sock.suspend()
         await send_all(peer, b"x")
@@ -290,7 +290,7 @@ async def test_what_comes_after_close_is_no_news(role: str, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("listens", [False, True])
-async def test_an_end_that_nobody_listens_to_is_told(
+async def test_an_end_that_nobody_listens_to_is_logged(
     listens: bool, role: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with without_handlers(role, allow_half_open=True) as (sock, peer):
@@ -298,9 +298,9 @@ async def test_an_end_that_nobody_listens_to_is_told(
             sock.onend = lambda event: None
         peer.shutdown(socket.SHUT_WR)
         await all_blocked()
-        told = [record.getMessage() for record in caplog.records]
-        assert len(told) == (0 if listens else 1)
-        assert all("has 'end', and" in each and "it stays open until close()" in each for each in told)
+        reports = [record.getMessage() for record in caplog.records]
+        assert len(reports) == (0 if listens else 1)
+        assert all("has 'end', and" in each and "it stays open until close()" in each for each in reports)
         sock.close()
 
 
@@ -327,7 +327,9 @@ async def test_a_stream_takes_the_end(role: str, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("kind", ["sending", "receiving", "idle"])
-async def test_who_is_told_by_a_stream_keeps_the_scope(kind: str, role: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_that_a_stream_has_raised_keeps_the_scope(
+    kind: str, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The scope does not raise the loss again, and nothing is logged."""
     options = {"idle_timeout": 0.1} if kind == "idle" else {}
     async with without_handlers(role, **options) as (sock, peer):

@@ -117,7 +117,7 @@ async def test_closing_after_our_end_is_a_close(layer: str, role: str) -> None:
         assert "error" not in recorder.types
 
 
-async def test_a_reset_after_our_end_is_told(role: str) -> None:
+async def test_a_reset_after_our_end_is_reported(role: str) -> None:
     async with joined("plain", role) as (sock, recorder, peer):
         sock.send_eof()
         assert await blocking(read_all, peer) == b""

@@ -115,7 +115,7 @@ async def test_closing_a_silent_connection_is_no_failure(role: str) -> None:
         assert await blocking(read_all, peer) == b"all"
 
 
-async def test_a_stream_is_told(role: str) -> None:
+async def test_a_stream_raises_it(role: str) -> None:
     async with joined("plain", role, idle_timeout=SOON) as (sock, _, _peer):
         stream = sock.stream()
         with pytest.raises(anyio.BrokenResourceError, match="NetworkTimeoutError"):

@@ -286,7 +286,7 @@ async def test_an_exception_of_onclose_leaves_too(
             socket.onclose = make_handler(HandlerError())
 
 
-async def test_an_exception_of_onerror_leaves_and_the_failure_counts_as_told() -> None:
+async def test_an_exception_of_onerror_leaves_and_the_failure_counts_as_reported() -> None:
     with leaves(HandlerError):
         async with TCPSocket("127.0.0.1", unused_port()) as socket:
             socket.onerror = raising(HandlerError())
@@ -478,19 +478,19 @@ async def test_an_awaited_failure_that_leaves_the_body() -> None:
             await socket.opened()
 
 
-async def test_several_awaiters_are_told_of_one_failure(clogged: int) -> None:
-    told = []
+async def test_one_failure_is_raised_in_several_awaiters(clogged: int) -> None:
+    reports = []
 
     async def wait(what: Callable[[], Awaitable[None]]) -> None:
         with pytest.raises(TCPSocketError) as caught:
             await what()
-        told.append(caught.value)
+        reports.append(caught.value)
 
     async with TCPSocket("127.0.0.1", clogged, connect_timeout=0.01) as socket, anyio.create_task_group() as tasks:
         for what in (socket.opened, socket.opened, socket.closed):
             tasks.start_soon(wait, what)
-    assert [error.name for error in told] == ["NetworkTimeoutError"] * 3
-    assert len({id(error) for error in told}) == 3  # an exception of several tasks would mix up their tracebacks
+    assert [error.name for error in reports] == ["NetworkTimeoutError"] * 3
+    assert len({id(error) for error in reports}) == 3  # an exception of several tasks would mix up their tracebacks
 
 
 async def test_an_unobserved_failure_is_not_lost_behind_the_body_s_exception(

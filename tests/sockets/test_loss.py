@@ -128,7 +128,7 @@ async def test_a_loss_behind_a_slow_handler(layer: str, role: str) -> None:
         assert recorder.types[-3:] == ["data", "error", "close"]
 
 
-async def test_with_nothing_before_it_a_loss_is_told_at_once(layer: str, role: str) -> None:
+async def test_with_nothing_before_it_a_loss_is_reported_immediately(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, recorder, peer):
         sock.suspend()
         reset(peer)
@@ -300,7 +300,7 @@ async def test_an_end_before_a_reset_is_one(role: str) -> None:
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["reset", "ended"])
-async def test_a_stream_tells_a_reset_from_an_end(ended: bool, role: str) -> None:
+async def test_a_stream_distinguishes_a_reset_from_an_end(ended: bool, role: str) -> None:
     async with joined("plain", role) as (sock, recorder, peer):
         stream = sock.stream()
         peer.sendall(b"before")
@@ -370,7 +370,7 @@ NO_CERTIFICATE = ("SecurityNoCertificateError", "SecurityError")
 
 
 @pytest.mark.parametrize("way", ["handlers", "stream", "starttls"])
-async def test_the_alert_is_told_and_not_the_reset_behind_it(
+async def test_the_alert_is_reported_and_not_the_reset_behind_it(
     way: str, version: ssl.TLSVersion, listener: socket.socket
 ) -> None:
     """A server that demands a certificate refuses a client that has begun to send."""
@@ -411,7 +411,7 @@ async def refuse(peer: socket.socket, context: ssl.SSLContext) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork()")
 @pytest.mark.parametrize("end", ["closeImmediately", "raise", "cancel", "linger"])
-async def test_the_peer_is_told_though_a_child_has_the_socket_too(
+async def test_the_peer_is_notified_though_a_child_has_the_socket_too(
     end: str, layer: str, listener: socket.socket
 ) -> None:
     options: dict[str, Any] = {}

@@ -387,7 +387,7 @@ def test_a_subclass_without_slots_may_have_any_attribute() -> None:
     assert message == message_of(object.__setattr__, target, "readyState", "open")
 
 
-def test_a_subclass_tells_of_the_events_it_adds() -> None:
+def test_a_subclass_names_the_events_it_adds() -> None:
     class Bell(TCPSocket):
         __slots__ = ()
         onring: EventHandler[Event[TCPSocket]] = EventHandler("It rings.")

@@ -54,12 +54,12 @@ class Ends:
 
     :ivar ours: the accepted socket as "client", the opened one as "upstream"
     :ivar theirs: the blocking peers of these
-    :ivar told: the recorders of these
+    :ivar reports: the recorders of these
     """
 
     ours: dict[str, TCPSocket]
     theirs: dict[str, Any]
-    told: dict[str, EventRecorder]
+    reports: dict[str, EventRecorder]
 
 
 @asynccontextmanager
@@ -86,7 +86,7 @@ async def piped(
     def on_connect(event: Any) -> None:
         upstream = tcp.open("127.0.0.1", port_of(listener), **open_options)
         ends.ours |= {"client": event.socket, "upstream": upstream}
-        ends.told |= {name: EventRecorder(each) for name, each in ends.ours.items()}
+        ends.reports |= {name: EventRecorder(each) for name, each in ends.ours.items()}
         both = [(event.socket, upstream), (upstream, event.socket)]
         for source, target in reversed(both) if back_first else both:
             pipe(source, target)
@@ -204,8 +204,8 @@ async def test_the_source_is_lost_while_the_target_is_closing(source: str, targe
             ends.theirs[source].close()
         else:
             reset(ends.theirs[source])
-        await ends.told[source].first("close")
-        assert ends.told[source].types[-2:] == (["error", "close"] if how == "reset" else ["data", "close"])
+        await ends.reports[source].first("close")
+        assert ends.reports[source].types[-2:] == (["error", "close"] if how == "reset" else ["data", "close"])
         ends.ours[target].closeImmediately()
 
 
@@ -236,9 +236,9 @@ async def test_what_was_delivered_is_sent_though_the_program_closes_the_source(b
                     client.send(os.urandom(65536))
             await all_blocked()
         ends.ours["client"].closeImmediately()  # without waiting
-        await ends.told["client"].first("close")
+        await ends.reports["client"].first("close")
         await all_blocked()
-        assert await blocking(read_all, ends.theirs["upstream"]) == ends.told["client"].data
+        assert await blocking(read_all, ends.theirs["upstream"]) == ends.reports["client"].data
 
 
 @pytest.mark.parametrize("from_text", [False, True])
@@ -318,9 +318,9 @@ async def test_an_end_is_an_end_and_the_other_way_goes_on(source: str, target: s
             assert await blocking(read_exactly, near, 6) == b"answer"
         end(far)
         assert await blocking(read_all, near) == b""
-        await ends.told[source].first("close")
-        await ends.told[target].first("close")
-    assert not ends.told[source].of("error") and not ends.told[target].of("error")
+        await ends.reports[source].first("close")
+        await ends.reports[target].first("close")
+    assert not ends.reports[source].of("error") and not ends.reports[target].of("error")
 
 
 @pytest.mark.parametrize("layers", [(True, False), (False, True), (True, True)])
@@ -342,9 +342,9 @@ async def test_an_end_with_tls(layers: tuple[bool, bool], source: str, target: s
             tasks.start_soon(blocking, say_and_end, near, b"question")
             assert await blocking(read_all, far) == b"question"
             await blocking(say_and_end, far, b"")
-        await ends.told[source].first("close")
-        await ends.told[target].first("close")
-    assert not ends.told[source].of("error") and not ends.told[target].of("error")
+        await ends.reports[source].first("close")
+        await ends.reports[target].first("close")
+    assert not ends.reports[source].of("error") and not ends.reports[target].of("error")
 
 
 @each_way
@@ -356,9 +356,9 @@ async def test_without_half_open_the_end_closes_both(source: str, target: str) -
         assert await blocking(read_all, far) == b"last words"
         assert await blocking(read_all, near) == b""
         far.close()
-        await ends.told[source].first("close")
-        await ends.told[target].first("close")
-    assert not ends.told[source].of("error") and not ends.told[target].of("error")
+        await ends.reports[source].first("close")
+        await ends.reports[target].first("close")
+    assert not ends.reports[source].of("error") and not ends.reports[target].of("error")
 
 
 @each_way
@@ -403,8 +403,8 @@ async def test_a_reset_is_a_reset(layers: tuple[bool, bool], source: str, target
         assert await blocking(read_exactly, far, 10) == b"last words"
         reset(near)
         await gone(far)
-        await ends.told[target].first("close")
-    assert [len(ends.told[name].of("error")) for name in (source, target)] == [1, 0]
+        await ends.reports[target].first("close")
+    assert [len(ends.reports[name].of("error")) for name in (source, target)] == [1, 0]
 
 
 @each_way
@@ -426,8 +426,8 @@ async def test_a_reset_while_the_other_is_slow(source: str, target: str) -> None
             reset(ends.theirs[lost])
             with pytest.raises(ConnectionResetError):
                 await blocking(read_all, ends.theirs[left])
-            await ends.told[lost].first("close")
-            await ends.told[left].first("close")
+            await ends.reports[lost].first("close")
+            await ends.reports[left].first("close")
 
 
 async def test_a_target_that_refuses(listener: socket.socket) -> None:
@@ -453,7 +453,7 @@ async def test_a_target_that_refuses(listener: socket.socket) -> None:
     assert names == ["ConnectionRefusedError"] * 2
 
 
-async def test_an_error_is_not_told_by_being_passed_on() -> None:
+async def test_an_error_that_is_passed_on_is_not_reported_by_that() -> None:
     with pytest.raises(TCPSocketError, match="reset"):  # noqa: PT012
         async with connected_peer() as (source, near), connected_peer() as (target, far):
             pipe(source, target)
@@ -554,7 +554,7 @@ async def test_the_source_is_closed_while_the_target_connects(clogged: int) -> N
                 await target.opened()
 
 
-async def test_an_end_that_was_told_before() -> None:
+async def test_an_end_that_was_delivered_before() -> None:
     async with connected_peer(allow_half_open=True) as (source, near), connected_peer() as (target, far):
         near.send_eof()
         await EventRecorder(source).first("end")

@@ -82,7 +82,7 @@ class Recorder:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self.data = b""
         self.then: Callable[[], object] | None = None
         self.room = True
@@ -118,13 +118,13 @@ class Recorder:
         self._note("cancelled")
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
-        self.told.append(f"crashed: {exc!r}")
+        self.reports.append(f"crashed: {exc!r}")
 
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         raise AssertionError("it takes no task")
 
     def _note(self, what: str) -> None:
-        self.told.append(what)
+        self.reports.append(what)
         if self.then is not None:
             then, self.then = self.then, None
             then()
@@ -299,13 +299,13 @@ async def test_a_client_of_a_cancelled_scope_is_closed_while_the_body_still_clea
 
 
 @pytest.mark.parametrize("how", ["handler", "close", "lost"])
-async def test_who_awaits_the_end_of_a_client_is_told(how: str, listener: socket.socket) -> None:
+async def test_who_awaits_the_end_of_a_client_is_notified(how: str, listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         sock = tcp.open("127.0.0.1", port_of(listener))
         await sock.opened()
         peer = await accept(listener)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(told, sock, how)
+            tasks.start_soon(reports, sock, how)
             await all_blocked()
             if how == "close":
                 sock.close()
@@ -319,7 +319,7 @@ async def test_who_awaits_the_end_of_a_client_is_told(how: str, listener: socket
                 peer.close()
 
 
-async def told(sock: TCPSocket, how: str) -> None:
+async def reports(sock: TCPSocket, how: str) -> None:
     if how == "lost":
         with pytest.raises(TCPSocketError):
             await sock.closed()
@@ -419,28 +419,28 @@ async def test_others_run_while_many_are_busy() -> None:
 # Its reports
 
 
-async def test_what_can_be_read_is_told_until_it_is_read() -> None:
+async def test_readable_data_is_reported_until_it_is_read() -> None:
     async with polling() as group:
         watcher, _, peer = group.add()
         peer.sendall(bytes(2500))
         await all_blocked()
         assert watcher.data == bytes(2500)
-        assert set(watcher.told) == {"readable"}
+        assert set(watcher.reports) == {"readable"}
 
 
-async def test_room_is_told_once_there_is_some_and_until_there_is_enough() -> None:
+async def test_capacity_is_reported_until_there_is_enough() -> None:
     async with polling() as group:
         watcher, registration, peer = group.add()
         fill(watcher.sock)
         registration.await_room()
         await all_blocked()
-        assert watcher.told == []
+        assert watcher.reports == []
         peer.setblocking(False)
         with suppress(BlockingIOError):
             while peer.recv(1 << 20):
                 pass
         await all_blocked()
-        assert watcher.told == ["writable"]
+        assert watcher.reports == ["writable"]
 
 
 async def test_writing_soon_needs_no_word_of_the_epoll() -> None:
@@ -449,18 +449,18 @@ async def test_writing_soon_needs_no_word_of_the_epoll() -> None:
         registration.write()
         registration.write()
         await all_blocked()
-        assert watcher.told == ["writable"]
+        assert watcher.reports == ["writable"]
 
 
-async def test_a_hang_up_is_told_where_nothing_is_read() -> None:
+async def test_a_hang_up_is_reported_where_nothing_is_read() -> None:
     async with polling() as group:
         watcher, _, peer = group.add(reading=False)
         peer.sendall(b"unread")
         await all_blocked()
-        assert watcher.told == []
+        assert watcher.reports == []
         peer.close()
         await all_blocked()
-        assert watcher.told == ["hung up"]
+        assert watcher.reports == ["hung up"]
 
 
 async def test_what_came_before_nothing_is_read_any_more_is_no_hang_up() -> None:
@@ -475,10 +475,10 @@ async def test_what_came_before_nothing_is_read_any_more_is_no_hang_up() -> None
         watcher.then = end_reading
         registration.wake()
         await all_blocked()
-        assert watcher.told == ["woken"]
+        assert watcher.reports == ["woken"]
         registration.read(True)
         await all_blocked()
-        assert watcher.told == ["woken", "readable"]
+        assert watcher.reports == ["woken", "readable"]
 
 
 async def test_a_descriptor_that_the_program_has_closed() -> None:
@@ -540,7 +540,7 @@ async def test_a_descriptor_that_is_used_again_within_a_batch() -> None:
         second_peer.sendall(b"x")
         await all_blocked()
         assert len(third) == 1
-        assert third[0].told == ["writable"], "what was told of the first that had the descriptor"
+        assert third[0].reports == ["writable"], "what was told of the first that had the descriptor"
 
 
 async def test_a_socket_that_ends_in_its_own_call() -> None:
@@ -549,10 +549,10 @@ async def test_a_socket_that_ends_in_its_own_call() -> None:
         watcher.then = registration.end
         peer.sendall(bytes(5000))
         await all_blocked()
-        assert watcher.told == ["readable"]
+        assert watcher.reports == ["readable"]
         registration.wake()
         await all_blocked()
-        assert watcher.told == ["readable", "woken"]
+        assert watcher.reports == ["readable", "woken"]
 
 
 async def test_a_descriptor_that_a_child_has_too() -> None:
@@ -567,7 +567,7 @@ async def test_a_descriptor_that_a_child_has_too() -> None:
             other, _, other_peer = group.add()
             other_peer.sendall(b"y")
             await all_blocked()
-            assert (watcher.told, other.told) == ([], ["readable"])
+            assert (watcher.reports, other.reports) == ([], ["readable"])
         finally:
             os.close(copy)
 
@@ -591,11 +591,11 @@ async def test_a_descriptor_that_the_program_has_closed_and_a_child_has_too(numb
             peer.sendall(b"x")
             for _ in range(2):  # so that the epoll is awaited in between
                 for each, its_peer in others:
-                    each.told.clear()
+                    each.reports.clear()
                     its_peer.sendall(b"y")
                 await all_blocked()
-                assert [each.told for each, _ in others] == [["readable"]] * len(others)
-            assert "readable" not in watcher.told
+                assert [each.reports for each, _ in others] == [["readable"]] * len(others)
+            assert "readable" not in watcher.reports
         finally:
             os.close(copy)
 
@@ -611,7 +611,7 @@ async def test_a_replaced_epoll_takes_no_other_descriptor(counts: Counter[str]) 
         registration.end()
         other_peer.sendall(b"y")
         await all_blocked()
-        assert other.told == ["readable"]
+        assert other.reports == ["readable"]
         assert len(open_descriptors()) == before - 1
         assert counts["close"] == 1
 
@@ -626,7 +626,7 @@ async def test_another_socket_gets_the_number_of_one_that_the_program_has_closed
         with anyio.fail_after(PEER_TIMEOUT):
             async with MozTCPSocket() as tcp:
                 first = tcp.open("127.0.0.1", port_of(listener))
-                told = EventRecorder(first)
+                reports = EventRecorder(first)
                 with await accept(listener) as peer:
                     await first.opened()
                     raw = first.extra(SocketAttribute.raw_socket)
@@ -637,9 +637,9 @@ async def test_another_socket_gets_the_number_of_one_that_the_program_has_closed
                     taken += lower_than(number)
                     second = tcp.open("127.0.0.1", port_of(listener))
                     with await accept(listener) as second_peer:
-                        await told.first("close")
+                        await reports.first("close")
                         assert second.extra(SocketAttribute.raw_socket).fileno() == number
-                        assert told.types == ["open", "error", "close"]
+                        assert reports.types == ["open", "error", "close"]
                         peer.sendall(b"x")
                         second_peer.sendall(b"y")
                         assert (await EventRecorder(second).first("data")).data == b"y"
@@ -707,11 +707,11 @@ async def test_an_earlier_time_wakes_who_waits_for_a_later_one() -> None:
         later_registration.limit(anyio.current_time() + 1000)
         await all_blocked()
         earlier_registration.limit(anyio.current_time() + 0.02)
-        told = anyio.Event()
-        earlier.then = told.set
+        reports = anyio.Event()
+        earlier.then = reports.set
         with anyio.fail_after(PEER_TIMEOUT):
-            await told.wait()
-        assert (earlier.told, later.told) == (["time"], [])
+            await reports.wait()
+        assert (earlier.reports, later.reports) == (["time"], [])
 
 
 async def test_times_that_matter_no_more_are_forgotten() -> None:
@@ -737,13 +737,13 @@ async def test_what_a_watcher_raises_is_its_own_trouble() -> None:
         other, _, other_peer = group.add()
         for then in (lambda: failing_peer.sendall(b"x"), registration.wake, lambda: registration.limit(0)):
             failing.then = fail
-            failing.told.clear()
+            failing.reports.clear()
             then()
             await all_blocked()
-            assert failing.told[1] == "crashed: ZeroDivisionError()"
+            assert failing.reports[1] == "crashed: ZeroDivisionError()"
         other_peer.sendall(b"x")
         await all_blocked()
-        assert other.told == ["readable"]
+        assert other.reports == ["readable"]
 
 
 async def test_an_upgrade_that_fails_behind_what_was_not_sent(counts: Counter[str]) -> None:
@@ -807,7 +807,7 @@ async def referred_after_use() -> weakref.ref[MozTCPSocket]:
 # The end of the poller
 
 
-async def test_it_ends_with_its_last_socket_and_begins_anew() -> None:
+async def test_it_ends_with_its_last_socket_and_begins_again() -> None:
     async with anyio.create_task_group() as tasks:
         poller = Poller(tasks.start_soon, tasks.cancel_scope.cancel)
         before = len(anyio.get_running_tasks())
@@ -816,12 +816,12 @@ async def test_it_ends_with_its_last_socket_and_begins_anew() -> None:
             watcher, registration, peer = group.add()
             peer.sendall(b"x")
             await all_blocked()
-            assert watcher.told == ["readable"]
+            assert watcher.reports == ["readable"]
             assert len(anyio.get_running_tasks()) == before + 1
             registration.end()
             registration.wake()
             await all_blocked()
-            assert watcher.told == ["readable", "woken"]
+            assert watcher.reports == ["readable", "woken"]
             assert len(anyio.get_running_tasks()) == before
             watcher.sock.close()
             peer.close()

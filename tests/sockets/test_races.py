@@ -67,7 +67,7 @@ async def test_a_port_can_be_listened_on_again_at_once() -> None:
         second.close()
 
 
-async def test_an_upgrade_when_the_connection_is_lost_but_that_is_yet_to_be_told(
+async def test_an_upgrade_when_the_connection_is_lost_and_that_is_not_reported_yet(
     role: str, listener: stdlib_socket.socket
 ) -> None:
     async def slow(event: Any) -> None:
@@ -186,7 +186,7 @@ async def test_a_stray_cancellation_leaves_the_block(cancelled_result: Any, list
 # Whether a failure was reported to somebody
 
 
-async def test_awaiting_what_was_reached_is_not_being_told(listener: stdlib_socket.socket) -> None:
+async def test_awaiting_a_state_that_was_reached_reports_no_failure(listener: stdlib_socket.socket) -> None:
     """The connection opens and is lost in one step: opened() returns, and the loss leaves the block."""
     socket = TCPSocket.from_socket(await dial(port_of(listener)))
     reset(await accept(listener))
@@ -196,7 +196,7 @@ async def test_awaiting_what_was_reached_is_not_being_told(listener: stdlib_sock
             await all_blocked()
 
 
-async def test_an_awaiter_that_gave_up_was_not_told(listener: stdlib_socket.socket) -> None:
+async def test_no_failure_is_reported_to_an_awaiter_that_gave_up(listener: stdlib_socket.socket) -> None:
     leave = anyio.Event()
 
     async def onclose(event: Any) -> None:
@@ -288,7 +288,7 @@ async def send_all_or_fail(sock: stdlib_socket.socket, data: bytes) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_failure_is_told_though_the_peer_never_ends(listener: stdlib_socket.socket) -> None:
+async def test_a_failure_is_reported_though_the_peer_never_ends(listener: stdlib_socket.socket) -> None:
     ours, peer = stdlib_socket.socketpair()
     with peer:
         async with TCPSocket.from_socket(ours) as socket:

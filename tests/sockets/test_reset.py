@@ -26,7 +26,7 @@ def read_bare(peer: socket.socket) -> None:
         pass
 
 
-async def test_the_peer_is_told_of_a_reset(layer: str, role: str) -> None:
+async def test_the_peer_receives_a_reset(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, recorder, peer):
         sock.reset()
         assert sock.readyState in ("closing", "closed")
@@ -110,7 +110,7 @@ async def test_before_it_is_entered() -> None:
     assert sock.readyState == "closed"
 
 
-async def test_a_stream_is_told_that_it_is_closed() -> None:
+async def test_a_stream_raises_that_it_is_closed() -> None:
     async with joined("plain", "client") as (sock, _, peer):
         stream = sock.stream()
         async with anyio.create_task_group() as tasks:

@@ -697,7 +697,7 @@ async def test_another_connection_s_loss_that_a_handler_raises_is_logged_as_the_
 
 
 @pytest.mark.parametrize("observer", ["onerror", "awaiter"])
-async def test_a_reset_is_not_logged_if_somebody_is_told(observer: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reset_is_not_logged_if_somebody_handles_it(observer: str, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0)
@@ -1030,7 +1030,7 @@ async def test_a_fatal_error_is_raised_by_closed() -> None:
     assert caught.value.errorCode == errno.EINVAL
 
 
-async def test_a_fatal_error_that_nobody_is_told_of_leaves_the_block() -> None:
+async def test_a_fatal_error_that_nobody_handles_leaves_the_block() -> None:
     with leaves(TCPSocketError) as caught:
         async with TCPServerSocket.from_socket(Faulty(errno.EINVAL)) as server:
             await all_blocked()
@@ -1047,7 +1047,7 @@ async def in_a_scope(listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyP
         await anyio.sleep_forever()
 
 
-async def test_a_fatal_error_that_nobody_is_told_of_leaves_the_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fatal_error_that_nobody_handles_leaves_the_scope(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await in_a_scope(Faulty(errno.EINVAL), monkeypatch)
     (error,) = caught.value.exceptions

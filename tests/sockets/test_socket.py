@@ -219,7 +219,7 @@ async def test_send_needs_an_open_socket(role: str, listener: stdlib_socket.sock
         assert isinstance(caught.value, RuntimeError)
 
 
-async def test_send_after_a_loss_tells_of_it(role: str, listener: stdlib_socket.socket) -> None:
+async def test_send_after_a_loss_says_so(role: str, listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, events, peer = await connected(tcp, role, listener)
         reset(peer)
@@ -1080,16 +1080,16 @@ async def test_reset_while_sending_fails_a_close(role: str, listener: stdlib_soc
         assert "drain" not in events.types
 
 
-async def test_awaiters_in_other_tasks_are_told(listener: stdlib_socket.socket) -> None:
+async def test_a_failure_is_raised_in_awaiters_of_other_tasks(listener: stdlib_socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         socket, _, peer = await connected(tcp, "client", listener)
-        told = []
+        reports = []
 
         async def wait(what: Any) -> None:
             try:
                 await what()
             except TCPSocketError as exc:
-                told.append(exc.name)
+                reports.append(exc.name)
 
         socket.send(bytes(MANY))
         async with anyio.create_task_group() as tasks:
@@ -1097,7 +1097,7 @@ async def test_awaiters_in_other_tasks_are_told(listener: stdlib_socket.socket) 
             tasks.start_soon(wait, socket.closed)
             await all_blocked()
             reset(peer)
-        assert told == ["NetworkInterruptError"] * 2
+        assert reports == ["NetworkInterruptError"] * 2
 
 
 # Adopting

@@ -122,7 +122,7 @@ async def test_the_first_calls_wait_for_the_connection(listener: socket.socket) 
 
 
 @pytest.mark.parametrize("call", ["receive", "send", "send_eof"])
-async def test_a_connection_that_fails_is_told_by_the_call(call: str) -> None:
+async def test_a_connection_that_fails_is_reported_by_the_call(call: str) -> None:
     async with TCPSocket("127.0.0.1", unused_port()) as sock:  # the block raises nothing else
         stream = sock.stream()
         with pytest.raises(anyio.BrokenResourceError, match="refused") as caught:
@@ -193,7 +193,7 @@ async def receive_broken(stream: ByteStream) -> None:
     assert caught.value.__cause__.name == "NetworkInterruptError"
 
 
-async def test_a_loss_that_the_stream_has_told_is_no_news_to_the_block(listener: socket.socket) -> None:
+async def test_a_loss_that_the_stream_has_raised_is_no_news_to_the_block(listener: socket.socket) -> None:
     async with TCPSocket("127.0.0.1", port_of(listener)) as sock:
         stream = sock.stream()
         reset(await accept(listener))
@@ -224,7 +224,7 @@ async def test_each_send_arrives_once_however_little_the_system_takes_of_it(size
         assert "drain" not in recorder.types
 
 
-async def test_a_send_that_fails_is_told_by_it(layer: str, role: str) -> None:
+async def test_a_send_that_fails_raises_it(layer: str, role: str) -> None:
     async with joined(layer, role) as (sock, recorder, peer):
         stream = sock.stream()
         reset(peer)

@@ -190,7 +190,7 @@ async def test_none_are_sent_before_there_is_something_to_say() -> None:
             await recorder.first("close")
 
 
-async def test_a_client_that_sends_only_and_is_told_why_it_is_refused() -> None:
+async def test_a_client_that_only_sends_learns_why_it_is_refused() -> None:
     """The tickets can also be sent before an alert."""
     async with MozTCPSocket() as tcp:
         accepting, sock = await accepted(tcp, upgrading=False)

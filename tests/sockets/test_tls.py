@@ -405,7 +405,7 @@ def test_closing_closes_what_is_below() -> None:
         assert peer.recv(1) == b""
 
 
-def test_closing_need_not_tell_who_has_the_socket_too() -> None:
+def test_closing_need_not_notify_who_has_the_socket_too() -> None:
     with pair() as (ours, peer), ours.dup():
         tls = Driven(ours, "client").tls
         tls.close(tell=False)
@@ -432,7 +432,7 @@ async def test_the_end_waits_for_room_and_nothing_comes_behind_it(role: str) -> 
         engine.tls.close()
 
 
-async def test_the_end_of_a_lost_connection_is_for_the_next_read_to_tell() -> None:
+async def test_the_next_read_reports_that_a_connection_was_lost() -> None:
     with listening() as listener, socket.create_connection(listener.getsockname()) as ours:
         peer, _ = listener.accept()
         engine = Driven(ours, "client")

@@ -183,7 +183,11 @@ async def failed(
             socket_, recorder, peer = await connected(tcp, role, listener)
             socket_.upgradeToSecure(ssl_context=ours)
         # The peer gets an alert. A reset would not be an SSLError.
-        with pytest.raises(ssl.SSLError) as told, peer, await secure(peer, theirs, server_side=role == "client") as tls:
+        with (
+            pytest.raises(ssl.SSLError) as reports,
+            peer,
+            await secure(peer, theirs, server_side=role == "client") as tls,
+        ):
             await blocking(read_all, tls)
         await recorder.first("close")
         if not early:
@@ -199,7 +203,7 @@ async def failed(
     assert isinstance(error.__cause__, ssl.SSLError)
     assert (event.name, event.message, event.errorCode) == (error.name, error.message, error.errorCode)
     assert (raised.value.name, raised.value.errorCode) == (error.name, error.errorCode)
-    return error, told.value
+    return error, reports.value
 
 
 def named(error: TCPSocketError) -> tuple[str, str, int]:
@@ -244,10 +248,10 @@ async def test_a_certificate_that_is_not_accepted(
         pem = clients()
         ours = server_context(version=version, ask_for_certificate=True)
         theirs = showing(pem, client_context(), tmp_path)
-    error, told = await failed(role, ours, theirs, listener)
+    error, reports = await failed(role, ours, theirs, listener)
     assert named(error) == (name, "SecurityCertificate", code)
     assert error.detail.startswith("the peer's certificate is not accepted: ")
-    assert alert in str(told)
+    assert alert in str(reports)
     # OpenSSL does not keep the certificate of a client that it refuses.
     assert error.peer_certificates == (shown(pem) if role == "client" else ())
 
@@ -280,9 +284,9 @@ async def test_a_revoked_certificate(role: str, listener: socket.socket, tmp_pat
     (tmp_path / "crl.pem").write_bytes(revocation_list(shown(good())[0]))
     ours.load_verify_locations(tmp_path / "crl.pem")
     ours.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    error, told = await failed(role, ours, theirs, listener)
+    error, reports = await failed(role, ours, theirs, listener)
     assert named(error) == ("SecurityRevokedCertificateError", "SecurityCertificate", 23)
-    assert "CERTIFICATE_REVOKED" in str(told)
+    assert "CERTIFICATE_REVOKED" in str(reports)
 
 
 def revocation_list(leaf: bytes) -> bytes:
@@ -341,9 +345,9 @@ async def test_a_server_whose_certificate_is_refused(version: ssl.TLSVersion, li
 async def test_a_client_without_a_certificate(role: str, version: ssl.TLSVersion, listener: socket.socket) -> None:
     demanding = server_context(version=version, ask_for_certificate=True)
     if role == "server":
-        error, told = await failed(role, demanding, client_context(), listener)
+        error, reports = await failed(role, demanding, client_context(), listener)
         assert named(error) == ("SecurityNoCertificateError", "SecurityProtocol", 199)
-        assert ("CERTIFICATE_REQUIRED" if version is TLS13 else "HANDSHAKE_FAILURE") in str(told)
+        assert ("CERTIFICATE_REQUIRED" if version is TLS13 else "HANDSHAKE_FAILURE") in str(reports)
     elif version is TLS13:
         error, _ = await failed(role, client_context(), demanding, listener, early=True)
         assert named(error) == ("SecurityNoCertificateError", "SecurityProtocol", 1116)
@@ -360,10 +364,10 @@ async def test_no_version_in_common(
         contexts = client_context(version=ours), server_context(version=theirs)
     else:
         contexts = server_context(version=ours), client_context(version=theirs)
-    error, told = await failed(role, *contexts, listener)
+    error, reports = await failed(role, *contexts, listener)
     code = 1070 if role == "client" else 258
     assert named(error) == ("SecurityUnsupportedTLSVersionError", "SecurityProtocol", code)
-    assert ("UNSUPPORTED_PROTOCOL" if role == "client" else "ALERT_PROTOCOL_VERSION") in str(told)
+    assert ("UNSUPPORTED_PROTOCOL" if role == "client" else "ALERT_PROTOCOL_VERSION") in str(reports)
 
 
 async def test_no_cipher_in_common(role: str, listener: socket.socket) -> None:

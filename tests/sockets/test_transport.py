@@ -134,7 +134,7 @@ async def test_receive_raises_when_the_connection_is_reset(tcp: tuple[Transport,
 # Sending
 
 
-async def test_send_tells_how_much_was_taken(pair: tuple[Transport, socket.socket]) -> None:
+async def test_send_returns_how_much_was_taken(pair: tuple[Transport, socket.socket]) -> None:
     transport, peer = pair
     assert transport.send([b"hello"]) == 5
     assert transport.send([memoryview(b"hello")[1:3]]) == 2
@@ -217,7 +217,7 @@ async def test_waiting_until_there_is_room(unix: tuple[Transport, socket.socket]
 # EOF
 
 
-async def test_the_peer_is_told_of_the_end_and_may_send_on(pair: tuple[Transport, socket.socket]) -> None:
+async def test_the_peer_receives_the_end_and_may_send_on(pair: tuple[Transport, socket.socket]) -> None:
     transport, peer = pair
     transport.send([b"last"])
     transport.send_eof()
@@ -299,7 +299,7 @@ async def test_closing_after_waiting(pair: tuple[Transport, socket.socket]) -> N
     assert await blocking(peer.recv, 1) == b""
 
 
-async def test_closing_twice_touches_no_descriptor_that_was_given_out_anew(
+async def test_closing_twice_touches_no_descriptor_that_is_used_again(
     pair: tuple[Transport, socket.socket],
 ) -> None:
     transport, _ = pair
