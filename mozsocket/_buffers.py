@@ -102,8 +102,6 @@ class SendBuffer:
         :raises BufferError: if that would exceed the limit; nothing is appended, but a drain is owed if anything is
             buffered
         """
-        if self._ended:
-            return True
         amount = self.amount + len(data)
         if amount > self._little:
             return self._append_to_more(data, amount)
@@ -124,7 +122,9 @@ class SendBuffer:
             self.only_chunk = None
 
     def _append_to_more(self, data: bytes, amount: int) -> bool:
-        """Append data if much is buffered, or the operating system has not taken all that it was given."""
+        """Append data if much is buffered, the operating system has not taken all, or :meth:`drop` was called."""
+        if self._ended:
+            return True
         if self._limit is not None and amount > self._limit:
             self.drain_owed = self.drain_owed or self.amount > 0
             raise BufferError(
@@ -236,6 +236,7 @@ class SendBuffer:
         """Drop what is buffered, and whatever is appended later: the connection is lost, or closed immediately."""
         self.dropped = self.dropped or self.amount > 0
         self._ended = True
+        self._little = -1
         self._chunks, self.only_chunk = _NO_CHUNKS, None
         self.amount = self.awaited = 0
         self.drain_owed = False
