@@ -1,4 +1,4 @@
-"""What tests are run with: how it is named, and what need not be run with everything."""
+"""Helpers for parametrized tests: their ids, and tests that one event loop is enough for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from .peers import LOOPS
 
 on_one_loop = pytest.mark.parametrize("anyio_backend", [LOOPS["trio"]], ids=["trio"])
-"""For what the event loop has no part in, and takes long: on the one that is part of every run."""
+"""For long tests in which the event loop plays no part. Trio is the one that every test run includes."""
 
 
 def shown(value: object) -> str:
-    """For ``ids``: a ``repr()`` that is the same in each process, so that tests can be asked for and shared out."""
+    """A ``repr()`` for ``ids`` that is the same in each process, so that tests can be distributed and selected."""
     return re.sub(" at 0x[0-9a-f]+", "", repr(value))
