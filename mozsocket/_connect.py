@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
@@ -60,14 +61,20 @@ class Attempt:
         self._scope.cancel()
 
     async def run(
-        self, host: str, port: int, local_host: str | None, local_port: int, deadline: float, error: TimeoutError
+        self,
+        host: str,
+        port: int,
+        local_host: str | None,
+        local_port: int,
+        deadline: float,
+        timeout: Callable[[], TimeoutError],
     ) -> socket.socket | None:
         """Connect, as :func:`connect` does.
 
         :param deadline: when the attempt ends, by the event loop's clock
-        :param error: what is raised then
+        :param timeout: makes the error that is raised then
         :return: the connected socket; None if the attempt was given up
-        :raises ExceptionGroup: of the failures of some addresses and of ``error``, if the others did not answer in time
+        :raises ExceptionGroup: of some addresses' failures and of that error, if the others did not answer in time
         """
         failures: list[OSError] = []
         with self._scope as scope:
@@ -76,8 +83,8 @@ class Attempt:
         if self._is_given_up:
             return None
         if not failures:
-            raise error
-        raise ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, error])
+            raise timeout()
+        raise ExceptionGroup("some addresses failed, and the rest gave no answer in time", [*failures, timeout()])
 
 
 async def connect(

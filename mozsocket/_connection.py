@@ -33,6 +33,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -494,7 +495,7 @@ class Connection:
                 options.local_host,
                 options.local_port,
                 limits.deadline,
-                limits.error(Limit.CONNECT),
+                partial(limits.error, Limit.CONNECT),
             )
         except (OSError, UnicodeError, ExceptionGroup) as exc:
             self.lose(exc)
@@ -714,12 +715,12 @@ class Connection:
     def send(self, data: bytes) -> bool:
         if not self._fast_path:
             self._check_may_send()
-        written = turn.written
-        if written is None or get_ident() != self.lifetime.thread:
+        written, thread = turn.written, get_ident()
+        if written is None or thread != self.lifetime.thread:
             self.require_task("send()")
         if not self._flush_scheduled:
             self._schedule_flush(written)
-        self.buffering_thread = get_ident() if written is not None else 0  # outside of handlers each send() is checked
+        self.buffering_thread = thread if written is not None else 0  # outside of handlers each send() is checked
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -851,7 +852,6 @@ class Connection:
                     self._warn_if_unheard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
             elif pending is PendingEvent.BOTH_ENDED:
-                self.buffering_thread = 0
                 self.advance()
             else:
                 return self._make_event(pending)

@@ -249,8 +249,7 @@ class Listeners:
         if type in self.handlers:
             calls.append(self.handlers[type])
         has_async = any(map(is_async, calls))
-        if has_async or self.async_types:
-            self.async_types = _with(self.async_types, type, has_async)
+        self.async_types = _with(self.async_types, type, has_async)
         self.plain_types = _with(self.plain_types, type, bool(calls) and not has_async)
 
 

@@ -290,19 +290,26 @@ class Poller:
 
         To close it is not enough: a forked child may have the descriptor too, and the epoll would go on reporting it.
         """
-        if self._epoll is not None:
-            try:
-                if self._registrations.get(polled.fd) is polled:
-                    del self._registrations[polled.fd]
-                    self._epoll.unregister(polled.fd)
-                else:  # the program has closed the descriptor, and another socket has its number
-                    self._retire_epoll()
-            except OSError:  # the program has closed the descriptor
-                self._retire_epoll()
+        if self._epoll is not None and not self._unregister(polled, self._epoll):
+            self._retire_epoll()
         if self._is_handling:
             self._skipped.add(polled.fd)  # another socket may get this number before the batch is over
         if polled.timed_at != math.inf:
             self._forget_timer(polled)
+
+    def _unregister(self, polled: Polled, epoll: select.epoll) -> bool:
+        """Have the epoll report a socket no more.
+
+        :return: False if that cannot be done, as the program has closed the descriptor itself
+        """
+        if self._registrations.get(polled.fd) is not polled:
+            return False  # another socket has its number
+        del self._registrations[polled.fd]
+        try:
+            epoll.unregister(polled.fd)
+        except OSError:
+            return False
+        return True
 
     def _retire_epoll(self) -> None:
         """Have the epoll replaced soon, as the program has closed a descriptor itself.
@@ -314,11 +321,11 @@ class Poller:
         self._wake()
 
     def _replace_epoll(self) -> None:
-        if self._epoll is not None:
-            self._epoll.close()  # first, as there may be no other descriptor left
-            self._epoll = select.epoll()
-            for polled in tuple(self._registrations.values()):
-                polled.register_in(self._epoll)
+        assert self._epoll is not None
+        self._epoll.close()  # first, as there may be no other descriptor left
+        self._epoll = select.epoll()
+        for polled in self._registrations.values():
+            polled.register_in(self._epoll)
 
     def _forget_timer(self, polled: Polled) -> None:
         polled.timed_at = math.inf
@@ -353,7 +360,7 @@ class Poller:
             self._fail()
             raise
         finally:
-            self._runs = self._waits = self._is_handling = False
+            self._runs = self._waits = self._is_handling = self._is_retired = False
             left = {*self._registrations.values(), *self._queued}
             for each in (self._registrations, self._queued, self._changed, self._timers):
                 each.clear()
