@@ -7,7 +7,6 @@ Sources: DOM (``Event``, ``EventTarget``), Gecko's ``TCPSocketEvent``, ``TCPServ
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from inspect import CO_COROUTINE, isawaitable, iscoroutine, iscoroutinefunction
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeGuard, TypeVar, overload
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeGuard, TypeVar, overl
 import anyio.lowlevel
 
 from ._errors import TCPSocketError
-from ._unique import Referable, Strict, Unique
+from ._unique import Referable, Strict, Unique, setters_of
 
 __all__ = (
     "Event",
@@ -28,7 +27,6 @@ __all__ = (
     "is_async",
     "is_to_be_awaited",
     "require_callable",
-    "setters_of",
     "types_of",
 )
 
@@ -36,21 +34,25 @@ TargetT = TypeVar("TargetT", bound="EventTarget", covariant=True)
 EventT = TypeVar("EventT", bound="Event[Any]")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class Event(Referable, Generic[TargetT]):
-    """Something that happened to a socket. Immutable.
+    """Something that happened to a socket. Immutable."""
 
-    :ivar type: ``"open"``, ``"secure"``, ``"drain"``, ``"data"``, ``"end"``, ``"error"``, ``"close"`` or
-        ``"connect"``
-    :ivar target: the socket, or the server, that it happened to
-    """
+    __slots__ = ("_target", "_type")
+    __match_args__ = ("type", "target")
 
-    type: str
-    target: TargetT
+    def __init__(self, type: str, target: TargetT) -> None:
+        self._type = type
+        self._target = target
 
-    def __init__(self, type: str, target: TargetT) -> None:  # the one that dataclass writes takes three times as long
-        _set_type(self, type)
-        _set_target(self, target)
+    @property
+    def type(self) -> str:
+        """``"open"``, ``"secure"``, ``"drain"``, ``"data"``, ``"end"``, ``"error"``, ``"close"`` or ``"connect"``."""
+        return self._type
+
+    @property
+    def target(self) -> TargetT:
+        """The socket, or the server, that it happened to."""
+        return self._target
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.type}{self._details()}, {self.target!r}>"
@@ -59,32 +61,20 @@ class Event(Referable, Generic[TargetT]):
         return ""
 
 
-def setters_of(owner: type, *names: str) -> list[Callable[[Any, Any], None]]:
-    """Functions that set slots of an immutable object. Only the constructor of that very class may use them: on Python
-    3.10 each dataclass has its own copies of the slots of its bases.
-
-    :param owner: the class
-    :param names: the names of the slots
-    """
-    return [getattr(owner, name).__set__ for name in names]
-
-
-_set_type, _set_target = setters_of(Event, "type", "target")
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class TCPSocketErrorEvent(Event[TargetT]):
-    """``error``: a connection failed or was lost, or a server can no longer listen.
+    """``error``: a connection failed or was lost, or a server can no longer listen."""
 
-    :ivar error: the failure as a Python exception; its ``__cause__`` is the original exception
-    """
-
-    error: TCPSocketError
+    __slots__ = ("_error",)
+    __match_args__ = ("type", "target", "error")
 
     def __init__(self, type: str, target: TargetT, error: TCPSocketError) -> None:
-        _set_error_type(self, type)
-        _set_error_target(self, target)
-        _set_error(self, error)
+        super().__init__(type, target)
+        self._error = error
+
+    @property
+    def error(self) -> TCPSocketError:
+        """The failure as a Python exception; its ``__cause__`` is the original exception."""
+        return self._error
 
     @property
     def name(self) -> str:
@@ -103,9 +93,6 @@ class TCPSocketErrorEvent(Event[TargetT]):
 
     def _details(self) -> str:
         return f" {self.error}"
-
-
-_set_error_type, _set_error_target, _set_error = setters_of(TCPSocketErrorEvent, "type", "target", "error")
 
 
 class EventHandler(Generic[EventT]):

@@ -6,13 +6,12 @@ It checks the program's arguments, and has an :class:`Acceptor` do the work.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ._acceptor import Acceptor
-from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent, setters_of
+from ._events import Event, EventHandler, EventTarget, TCPSocketErrorEvent
 from ._options import (
     AdoptListenerOptions,
     BinaryType,
@@ -33,25 +32,23 @@ __all__ = ("TCPServerSocket", "TCPServerSocketEvent", "acceptor_of")
 SelfT = TypeVar("SelfT", bound="TCPServerSocket[Any]")
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class TCPServerSocketEvent(Event["TCPServerSocket[DataT]"], Generic[DataT]):
-    """``connect``: a server has accepted a connection.
+    """``connect``: a server has accepted a connection."""
 
-    :ivar socket: the accepted socket, open
-    """
-
-    socket: TCPSocket[DataT]
+    __slots__ = ("_socket",)
+    __match_args__ = ("type", "target", "socket")
 
     def __init__(self, type: str, target: TCPServerSocket[DataT], socket: TCPSocket[DataT]) -> None:
-        _set_type(self, type)
-        _set_target(self, target)
-        _set_socket(self, socket)
+        super().__init__(type, target)
+        self._socket = socket
+
+    @property
+    def socket(self) -> TCPSocket[DataT]:
+        """The accepted socket, open."""
+        return self._socket
 
     def _details(self) -> str:
         return f" {self.socket!r}"
-
-
-_set_type, _set_target, _set_socket = setters_of(TCPServerSocketEvent, "type", "target", "socket")
 
 
 @documents(ListenOptions)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from threading import get_ident
@@ -26,7 +25,6 @@ from ._events import (
     EventTarget,
     Listeners,
     TCPSocketErrorEvent,
-    setters_of,
 )
 from ._machine import ReadyState
 from ._options import (
@@ -47,6 +45,7 @@ from ._options import (
 )
 from ._stream import SocketStream
 from ._transport import Transport, has_ended
+from ._unique import setters_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -61,28 +60,28 @@ SelfT = TypeVar("SelfT", bound="TCPSocket[Any]")
 _NO_DEFAULT: Any = object()
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False, init=False)
 class TCPSocketEvent(Event["TCPSocket[DataT]"], Generic[DataT]):
-    """``data``: bytes have arrived.
+    """``data``: bytes have arrived."""
 
-    :ivar data: ``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of any
-        length: TCP keeps no boundaries between messages. In the events of :func:`mozsocket.lines` and
-        :func:`mozsocket.frames` it is one line or one frame, which may be empty
-    """
-
-    data: DataT
+    __slots__ = ("_data",)
+    __match_args__ = ("type", "target", "data")
 
     def __init__(self, type: str, target: TCPSocket[DataT], data: DataT) -> None:
-        _set_type(self, type)
-        _set_target(self, target)
-        _set_data(self, data)
+        self._type = type  # not by super().__init__(): there is an event for each message
+        self._target = target
+        self._data = data
+
+    @property
+    def data(self) -> DataT:
+        """``bytes``, or with ``binaryType="string"`` a ``str`` of one character per byte; never empty, and of any
+        length: TCP keeps no boundaries between messages. In the events of :func:`mozsocket.lines` and
+        :func:`mozsocket.frames` it is one line or one frame, which may be empty.
+        """
+        return self._data
 
     def _details(self) -> str:
         start = self.data[:20]
         return f" {len(self.data)} B {start!a}{'...' if len(self.data) > len(start) else ''}"
-
-
-_set_type, _set_target, _set_data = setters_of(TCPSocketEvent, "type", "target", "data")
 
 
 class _DataHandler(EventHandler[EventT]):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import NoReturn, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
-__all__ = ("Referable", "Strict", "Unique", "next_number")
+__all__ = ("Referable", "Strict", "Unique", "next_number", "setters_of")
 
 next_number: Callable[[], int] = count(1).__next__
 """The next number for a socket or a server in this process. The log tells them apart by it."""
@@ -50,3 +50,13 @@ class Strict:
     def _what_there_is(self) -> str:
         """The end of that error's message: what attributes there are."""
         return ""
+
+
+def setters_of(owner: type[Strict], *names: str) -> list[Callable[[Any, Any], None]]:
+    """Functions that set slots of an object without the check for unknown attributes, which takes a server some time at
+    each connection.
+
+    :param owner: the class
+    :param names: the names of the slots
+    """
+    return [getattr(owner, name).__set__ for name in names]
