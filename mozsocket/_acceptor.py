@@ -389,10 +389,11 @@ class Acceptor:
             return
         connection = accepted(sock, peer, self.options, self, self._opening_event)
         dispatcher = self.dispatcher
+        assert dispatcher.owner is not None  # a server that has ended accepts nothing
         connection.lifetime.begin_accepted(
             connection,
             self.lifetime,
-            dispatcher.scopes,
+            dispatcher.owner,
             dispatcher.context.copy(),
             partial(dispatcher.spawn, "connection", self._serve, connection),
         )

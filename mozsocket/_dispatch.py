@@ -96,10 +96,10 @@ class Dispatcher:
         "_context",
         "_has_ended",
         "_listeners",
+        "_owner",
         "_pending",
         "_request_task",
         "_scope",
-        "_scopes",
         "_source",
         "_spawned",
         "_task",
@@ -119,7 +119,7 @@ class Dispatcher:
         self._pending: list[Callable[[TaskGroup], None]] | None = None  # starts the tasks that wait for the task group
         self._spawned = False  # whether a task has been started
         self._has_ended = False  # whether no more tasks are started
-        self._scopes: tuple[anyio.CancelScope, ...] = ()  # the cancel scopes of its owners
+        self._owner: anyio.CancelScope | None = None  # the cancel scope of its owner, while it runs
         self._context: Context | None = None  # the context of functions, copied for each task
         self._unfinished: UnfinishedEvent | None = None  # the event that the task has to finish
         self._wake_signal: Signal | None = None  # wakes the dispatcher's task; made with it
@@ -133,18 +133,18 @@ class Dispatcher:
     def begin(
         self,
         source: Source,
-        scopes: tuple[anyio.CancelScope, ...],
+        owner: anyio.CancelScope,
         context: Context,
         request_task: Callable[[], object] | None = None,
     ) -> None:
         """Begin to deliver the events of a source.
 
         :param source: the connection or acceptor
-        :param scopes: the cancel scopes of its owners: once one of them is cancelled, no handler runs any more
+        :param owner: the cancel scope of its owner: once that is cancelled, no handler runs any more
         :param context: the context that functions run in
         :param request_task: starts the task that calls :meth:`open_tasks`; None if the caller is that task
         """
-        self._source, self._scopes, self._context, self._request_task = source, scopes, context, request_task
+        self._source, self._owner, self._context, self._request_task = source, owner, context, request_task
 
     def open_tasks(self, tasks: TaskGroup) -> None:
         """Use a task group for the source's own tasks, and start those that wait for it.
@@ -168,21 +168,20 @@ class Dispatcher:
             self._tasks.cancel_scope.cancel()
 
     def end(self) -> None:
-        """Deliver nothing more, and drop the references to the source and its owners."""
+        """Deliver nothing more, and drop the references to the source and its owner."""
         self._drop_unfinished()
         self._has_ended = True
-        self._source = self._tasks = self._request_task = self._pending = None
-        self._scopes = ()
+        self._source = self._owner = self._tasks = self._request_task = self._pending = None
 
     @property
-    def scopes(self) -> tuple[anyio.CancelScope, ...]:
-        """The cancel scopes of its owners; none after :meth:`end`."""
-        return self._scopes
+    def owner(self) -> anyio.CancelScope | None:
+        """The cancel scope of its owner; None before :meth:`begin` and after :meth:`end`."""
+        return self._owner
 
     @property
     def is_owner_cancelled(self) -> bool:
-        """Whether an owner is cancelled, so that no handler runs any more."""
-        return any(scope.cancel_called for scope in self._scopes)
+        """Whether the owner is cancelled, so that no handler runs any more."""
+        return self._owner is not None and self._owner.cancel_called
 
     @property
     def context(self) -> Context:
@@ -441,14 +440,13 @@ class Dispatcher:
             unfinished.drop()
 
     def _deliver(self, call: Call, event: Event[Any]) -> UnfinishedEvent | None:
-        """Call the handlers of an event, then send what they have written. Once an owner is cancelled, none is called.
+        """Call the handlers of an event, then send what they have written. Once the owner is cancelled, none is called.
 
         :param call: :meth:`Listeners.call` or :meth:`UnfinishedEvent.call_remaining`
         :return: what must be awaited before the next event; None if nothing
         """
-        for scope in self._scopes:
-            if scope.cancel_called:
-                return None
+        if self._owner is None or self._owner.cancel_called:
+            return None
         written = turn.written
         if written is None:  # a task of the source's own calls this; the poller, which runs many sources, has set it
             turn.written = []

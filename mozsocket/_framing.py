@@ -262,13 +262,12 @@ class _Handler(OnlyHandler):
         target, end, is_text = event.target, self.cutter.end, isinstance(event.data, str)
         connection = connection_of(target)
         held = self._held(connection, event.data.encode("latin-1") if is_text else event.data)
-        whole, scopes = held.whole, connection.dispatcher.scopes
+        whole, owner = held.whole, connection.dispatcher.owner
         while whole:
             piece = whole.pop().removesuffix(end)
             yield TCPSocketEvent("data", target, piece.decode("latin-1") if is_text else piece)
-            for scope in scopes:
-                if scope.cancel_called:
-                    return  # the handlers are cancelled
+            if owner is not None and owner.cancel_called:
+                return  # the handlers are cancelled
         if self.cutter.is_too_long(held.rest):
             words = f"the peer sent a {self.cutter.piece} of more than {self.cutter.limit} bytes"
             connection.reject(OSError(errno.EMSGSIZE, words))

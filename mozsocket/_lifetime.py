@@ -180,7 +180,7 @@ class Lifetime:
         :param host: starts a task with :meth:`run_in_scope`
         """
         self._note_loop()
-        member.dispatcher.begin(member, (scope,), context, host)
+        member.dispatcher.begin(member, scope, context, host)
 
     def end_opened(self, member: Member, *, cancelled: bool) -> BaseException | None:
         """End a member of a scope that no task runs. This does not wait.
@@ -211,7 +211,7 @@ class Lifetime:
         self,
         member: Member,
         server: Lifetime,
-        scopes: tuple[anyio.CancelScope, ...],
+        scope: anyio.CancelScope,
         context: Context,
         host: Callable[[], object],
     ) -> None:
@@ -219,13 +219,13 @@ class Lifetime:
         of the connection are logged, and do not affect the server or its other connections.
 
         :param server: the lifetime of the server
-        :param scopes: the cancel scopes of the server
+        :param scope: the cancel scope of the server's owner
         :param context: the context that the handlers run in
         :param host: starts a task with :meth:`run_accepted`
         """
         self._is_contained = True
         self.loop, self.thread = server.loop, server.thread
-        member.dispatcher.begin(member, scopes, context, host)
+        member.dispatcher.begin(member, scope, context, host)
 
     def end_accepted(self, member: Member) -> KeyboardInterrupt | SystemExit | None:
         """End a connection of a server that no task runs. This does not wait.
@@ -264,13 +264,14 @@ class Lifetime:
         if self._crash is not None:
             body.cancel()
 
-    async def _run(self, member: Member, *owners: anyio.CancelScope) -> None:
+    async def _run(self, member: Member, owner: anyio.CancelScope | None = None) -> None:
         dispatcher = member.dispatcher
         try:
             async with anyio.create_task_group() as tasks:
                 if not dispatcher.runs:  # else it began without a task, as begin_opened() and begin_accepted() do
+                    assert owner is not None
                     self._note_loop()
-                    dispatcher.begin(member, owners, copy_context())
+                    dispatcher.begin(member, owner, copy_context())
                 dispatcher.open_tasks(tasks)
                 try:
                     await member.live()
