@@ -159,7 +159,7 @@ class Connection:
     __slots__ = (
         "_data_event",
         "_end_without_task",
-        "_fast_path",
+        "_fast_socket",
         "_flush_scheduled",
         "_header",
         "_idleness",
@@ -232,7 +232,7 @@ class Connection:
         self._is_over: anyio.Event | None = None  # set when it is over, where live() only waits for that
         self._other_bytes_read = 0  # bytes that were queued before delivery, or discarded
         self._read_size = FAST_READ_SIZE  # of the next read on the fast path
-        self._fast_path = False  # whether it may be taken: see _check_fast_path()
+        self._fast_socket: socket.socket | None = None  # while the fast path may be taken: see _find_fast_socket()
         self._warned_unheard = False  # whether that warning was logged
         self._waits_for_peer = False  # whether sending waits for bytes from the peer, as in a TLS handshake
         self._header = b""  # what has arrived of the PROXY protocol's header
@@ -452,7 +452,7 @@ class Connection:
         self.dispatcher.spawn(what, function, *args)
 
     def cancel_handlers(self) -> None:
-        self._fast_path = False
+        self._fast_socket = None
         self.dispatcher.cancel_handlers()
 
     def is_in_handler(self) -> bool:
@@ -470,7 +470,7 @@ class Connection:
     def _state_changed(self) -> None:
         """Notify everybody who waits for a change of state."""
         self.buffering_thread = 0
-        self._fast_path = False
+        self._fast_socket = None
         if self._registration is not None:
             self._watch_reading()
             if self.machine.streams and self.transport is not None:
@@ -713,7 +713,7 @@ class Connection:
         self.lifetime.require_task(self, what)
 
     def send(self, data: bytes) -> bool:
-        if not self._fast_path:
+        if self._fast_socket is None:
             self._check_may_send()
         written, thread = turn.written, get_ident()
         if written is None or thread != self.lifetime.thread:
@@ -736,7 +736,7 @@ class Connection:
         self.require_task("send_eof()")
         self.machine.finish()
         self.buffering_thread = 0
-        self._fast_path = False
+        self._fast_socket = None
         if self.machine.have_both_ended():
             self.close()
         elif not self._flush_scheduled:
@@ -745,7 +745,7 @@ class Connection:
     def suspend(self) -> None:
         self.require_task("suspend()")
         self.machine.suspend()
-        self._fast_path = False
+        self._fast_socket = None
         held = self.inbox.held
         if held is not None and held.is_pending:
             self.take_back()
@@ -904,59 +904,58 @@ class Connection:
 
     def on_readable(self) -> ReadResult:
         """Read from the socket, and deliver the data."""
-        if (
-            not (self._fast_path or self._check_fast_path())
-            or self.dispatcher.busy
-            or "data" not in self._listeners.plain_types
-        ):
+        function, dispatcher = self._listeners.data_function, self.dispatcher
+        if function is None or dispatcher.busy or not (sock := self._fast_socket or self._find_fast_socket()):
             return self._read_slow_path(READ_PER_TURN)
-        size = self._read_size
         try:
-            data = self.transport.receive(size)  # type: ignore[union-attr]
-        except OSError as exc:
-            self.lose(exc)
-            self.dispatcher.pump()
+            data = sock.recv(self._read_size)
+        except (BlockingIOError, InterruptedError):
             return _NOTHING
-        if data:
-            count = len(data)
-            self.bytes_received += count
-            self.buffering_thread = get_ident()
-            try:
-                self.dispatcher.deliver(self._data_event("data", self._target, data))
-            finally:
-                self.buffering_thread = 0
-            if self.outgoing.amount and not self._flush_scheduled:
-                self.flush()
-            if not self._fast_path or self.outgoing.drain_owed:  # else no event is pending
-                self.dispatcher.pump(behind_handler=True)
-            if count < FAST_READ_SIZE:
-                self._read_size = FAST_READ_SIZE
-                return _SOME
-            self._read_size = READ_PER_TURN
-            return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
-        if data is not None:
-            self._peer_ended()
-            self.dispatcher.pump()
-        return _NOTHING
+        except OSError as exc:
+            self._note_loss(exc)
+            data = b""
+        if not data:
+            return self._read_slow_path(READ_PER_TURN)  # which reads the end, or the error, once more
+        count = len(data)
+        self.bytes_received += count
+        self.buffering_thread = self.lifetime.thread
+        try:
+            dispatcher.deliver_to(function, self._data_event("data", self._target, data))
+        finally:
+            self.buffering_thread = 0
+        if self.outgoing.amount and not self._flush_scheduled:
+            self.flush()
+        if self._fast_socket is None or self.outgoing.drain_owed:  # else no event is pending
+            dispatcher.pump(behind_handler=True)
+        if count < FAST_READ_SIZE:
+            self._read_size = FAST_READ_SIZE
+            return _SOME
+        self._read_size = READ_PER_TURN
+        return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
 
-    def _check_fast_path(self) -> bool:
+    def _note_loss(self, exc: OSError) -> None:
+        assert isinstance(self.transport, Transport)
+        self.transport.note_loss(exc)
+
+    def _find_fast_socket(self) -> socket.socket | None:
         """Find out whether the fast path may be taken: from the kernel to a handler that is a plain function, and from
         its ``send()`` to the kernel, with nothing else to look after.
+
+        :return: the socket to read from and to send to; None if it may not be taken
         """
-        machine = self.machine
-        self._fast_path = (
+        machine, transport = self.machine, self.transport
+        may_be_taken = (
             machine.ready is _OPEN
             and machine.failed is _NOT_FAILED
             and machine.opening is Opening.DONE
             and machine.own_side is _OWN_SIDE_OPEN
             and machine.peer_side is PeerSide.OPEN
             and not (machine.suspensions or machine.streams or self.inbox.count or self.dispatcher.cancelled)
-            and self._tls is None
             and self._limits is None
-            and self.transport is not None
             and machine.pending_event() is None
         )
-        return self._fast_path
+        self._fast_socket = transport.socket if may_be_taken and isinstance(transport, Transport) else None
+        return self._fast_socket
 
     def _read_slow_path(self, left: int) -> ReadResult:
         """Read from the socket, whatever state the connection is in.
@@ -1018,7 +1017,7 @@ class Connection:
 
     def _queue(self, data: bytes) -> None:
         """Queue received data behind the running handler, what is queued before it, or until :meth:`resume`."""
-        self._fast_path = False
+        self._fast_socket = None
         self._other_bytes_read += len(data)
         self.inbox.put(data)
         if self.machine.takes_data():
@@ -1105,11 +1104,14 @@ class Connection:
         """Send what a handler has written, be it this connection's or another's. Called when it has returned."""
         self.buffering_thread = 0
         outgoing = self.outgoing
-        only_chunk = outgoing.only_chunk
-        if only_chunk is not None and self._fast_path and not outgoing.drain_owed:
+        only_chunk, sock = outgoing.only_chunk, self._fast_socket
+        if only_chunk is not None and sock is not None and not outgoing.drain_owed:
             try:
-                count = self.transport.send_one(only_chunk)  # type: ignore[union-attr]
+                count = sock.send(only_chunk)
+            except (BlockingIOError, InterruptedError):
+                pass
             except OSError as exc:
+                self._note_loss(exc)
                 self._fail(exc)
             else:
                 if count == len(only_chunk):
@@ -1237,7 +1239,7 @@ class Connection:
         count = self.inbox.take_back()
         if count:
             self.bytes_received -= count
-            self._fast_path = False
+            self._fast_socket = None
 
     def offer_held_again(self) -> None:
         """The handler of ``data`` was replaced: the new one gets the data that the old one holds."""

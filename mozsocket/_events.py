@@ -151,16 +151,17 @@ class Listeners:
 
     :ivar handlers: the handlers, by the type of event
     :ivar async_types: the types with an ``async def`` function among their handlers, which need a task to deliver them
-    :ivar plain_types: the types with handlers of which none is an ``async def`` function
+    :ivar data_function: the plain function that gets every ``data`` event, and alone; None if there is no such. It is
+        kept apart as there is an event for each message
     """
 
-    __slots__ = ("_added", "async_types", "handlers", "plain_types")
+    __slots__ = ("_added", "async_types", "data_function", "handlers")
 
     def __init__(self) -> None:
         self.handlers: dict[str, Callable[[Any], object]] = {}
         self._added: dict[str, list[_Listener]] | None = None  # the listeners; None while none was ever added
         self.async_types: frozenset[str] = _NO_TYPES
-        self.plain_types: frozenset[str] = _NO_TYPES
+        self.data_function: Callable[[Any], object] | None = None
 
     @classmethod
     def of(cls, type: str, handler: Callable[[Any], object] | None) -> Listeners:
@@ -232,12 +233,14 @@ class Listeners:
 
     def _classify(self, type: str) -> None:
         """After a change, find out what kind of functions listen to a type."""
-        calls = [entry.call for entry in self._added.get(type, ())] if self._added else []
+        listeners = list(self._added.get(type, ())) if self._added else []
         if type in self.handlers:
-            calls.append(self.handlers[type])
-        has_async = any(map(is_async, calls))
+            listeners.append(_Listener(self.handlers[type], once=False))
+        has_async = any(is_async(listener.call) for listener in listeners)
         self.async_types = _with(self.async_types, type, has_async)
-        self.plain_types = _with(self.plain_types, type, bool(calls) and not has_async)
+        if type == "data":
+            is_sole = len(listeners) == 1 and not (has_async or listeners[0].once)
+            self.data_function = listeners[0].call if is_sole else None
 
 
 def _with(types: frozenset[str], type: str, is_in: bool) -> frozenset[str]:

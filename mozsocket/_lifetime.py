@@ -94,7 +94,7 @@ class Lifetime:
     :ivar crash_words: what a handler has raised, and where, in words; empty if none has raised
     :ivar started: whether it runs or has run
     :ivar loop: the event loop that it runs in; None before that
-    :ivar thread: the identifier of that event loop's thread
+    :ivar thread: the identifier of that event loop's thread; 0 before it is known
     :ivar over: whether it has ended
     :ivar changed: the AnyIO event that is set at the next change; None while no task waits for it
     """
@@ -124,7 +124,7 @@ class Lifetime:
         self.crash_words = ""
         self._crashed_in = ("", "")  # in words: where it was raised, and on which event
         self.loop: Loop | None = None
-        self.thread: int | None = None
+        self.thread = 0
         self._is_contained = False  # whether errors are only logged, as those of accepted connections are
         self._awaiting = 0  # the number of waiting tasks that a failure would be raised in
         self.changed: anyio.Event | None = None

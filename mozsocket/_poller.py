@@ -443,6 +443,7 @@ class Poller:
         work = len(found)
         registrations, skipped, cancelled = self._registrations, self._skipped, self._cancelled
         before = 0 if cancelled is None else cancelled()
+        written = turn.written
         for fd, mask in found:
             if skipped and fd in skipped:
                 continue
@@ -461,6 +462,8 @@ class Poller:
             else:
                 if result is _MORE or result is _PENDING:
                     work += _work_of_large_read(polled, result)
+            if written:
+                flush(written)
             if cancelled is not None and cancelled() != before:
                 before = cancelled()
                 watcher.on_cancelled()
@@ -473,13 +476,15 @@ class Poller:
         :return: how much work that was
         """
         work = len(queued)
-        had_much = set()
+        had_much, written = set(), turn.written
         for polled in queued:
             polled.is_queued = False
             result = None if polled.watcher is None else self._call(polled.watcher, polled.handle_requests)
             if result is _MORE or result is _PENDING:
                 work += _work_of_large_read(polled, result)
                 had_much.add(polled.fd)
+            if written:
+                flush(written)
         self._skipped = had_much
         return work
 

@@ -22,6 +22,7 @@ import anyio.lowlevel
 
 from ._eagerness import Eagerness
 from ._tasks import Signal
+from ._turn import in_turn
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVarTuple, Unpack
@@ -327,7 +328,7 @@ class TaskRegistration:
             if not self.reading:
                 await self._idle(watcher)
                 continue
-            found = watcher.on_readable()
+            found = in_turn(watcher.on_readable)
             if found is not ReadResult.NOTHING:
                 eagerness.found()
             if watched.closed or self._scope_changed or not self.reading:

@@ -253,7 +253,7 @@ class Transport:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
-            self._note_loss(exc)
+            self.note_loss(exc)
             raise
 
     def send_one(self, chunk: Chunk) -> int:
@@ -263,11 +263,11 @@ class Transport:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
-            self._note_loss(exc)
+            self.note_loss(exc)
             raise
 
-    def _note_loss(self, exc: OSError) -> None:
-        """Keep the error that sending has raised, for :meth:`receive` to raise it again.
+    def note_loss(self, exc: OSError) -> None:
+        """Keep the error by which the connection was lost, for :meth:`receive` to raise it again.
 
         The system reports it only once: after that, reading returns ``b""`` as at EOF. If the peer had really ended its
         direction before the connection was lost, the error is EPIPE (Linux), and EOF is right.

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
-__all__ = ("flush", "turn")
+__all__ = ("flush", "in_turn", "turn")
+
+T = TypeVar("T")
 
 
 class _Turn(threading.local):
@@ -21,6 +24,17 @@ class _Turn(threading.local):
 
 
 turn = _Turn()
+
+
+def in_turn(function: Callable[[], T]) -> T:
+    """Call a function that may call handlers, then make their sends."""
+    written: list[Callable[[], None]] = []
+    turn.written = written
+    try:
+        return function()
+    finally:
+        turn.written = None
+        flush(written)
 
 
 def flush(written: list[Callable[[], None]]) -> None:

@@ -36,8 +36,8 @@ LAYERS = [
     "_raised.py",  # exceptions: cancellations apart from what the program has raised
     "_tasks.py",  # signals, the event loop, leaving task groups
     "_buffers.py",  # the send buffer, and the inbox of received data (a memory-object channel)
-    "_readiness.py",  # waiting for sockets, by tasks
     "_turn.py",  # the sends of running handlers, made when they have returned
+    "_readiness.py",  # waiting for sockets, by tasks
     "_poller.py",  # waiting for sockets, by one task for all of an owner
     "_connect.py",  # from a host and a port to a connected socket
     "_transport.py",  # bytes over a socket

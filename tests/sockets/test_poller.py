@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no poller"),
 ]
 
-MOST_FRAMES = 15
+MOST_FRAMES = 11
 """The most stack frames of ours between epoll's report and the sending of the answer."""
 
 
