@@ -8,6 +8,7 @@ import signal
 import socket as stdlib_socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -344,6 +345,9 @@ async def test_ctrl_c_ends_the_program_at_once(main: str, anyio_backend: tuple[s
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"waiting\n"
+            # Python notices a signal that comes just before it waits in the system only when that wait ends; on asyncio
+            # nothing ends it. So it is given time to begin to wait.
+            time.sleep(0.2)
             process.send_signal(signal.SIGINT)
             try:
                 _, errors = process.communicate(timeout=PEER_TIMEOUT)
