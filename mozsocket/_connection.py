@@ -232,7 +232,7 @@ class Connection:
         self._is_over: anyio.Event | None = None  # set when it is over, where live() only waits for that
         self._other_bytes_read = 0  # bytes that were queued before delivery, or discarded
         self._read_size = FAST_READ_SIZE  # of the next read on the fast path
-        self._fast_socket: socket.socket | None = None  # while the fast path may be taken: see _find_fast_socket()
+        self._fast_socket: socket.socket | TLSTransport | None = None  # if the fast path may be taken, else None
         self._warned_unheard = False  # whether that warning was logged
         self._waits_for_peer = False  # whether sending waits for bytes from the peer, as in a TLS handshake
         self._header = b""  # what has arrived of the PROXY protocol's header
@@ -912,10 +912,12 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             return _NOTHING
         except OSError as exc:
-            self._note_loss(exc)
-            data = b""
+            self.lose(exc)
+            dispatcher.pump()
+            return _NOTHING
         if not data:
-            return self._read_slow_path(READ_PER_TURN)  # which reads the end, or the error, once more
+            self._fast_socket = None
+            return self._read_slow_path(READ_PER_TURN)  # it reads the end once more, and what else there is in TLS
         count = len(data)
         self.bytes_received += count
         self.buffering_thread = self.lifetime.thread
@@ -927,23 +929,27 @@ class Connection:
             self.flush()
         if self._fast_socket is None or self.outgoing.drain_owed:  # else no event is pending
             dispatcher.pump(behind_handler=True)
+        if self._tls is not None and not self._tls.has_only_data:
+            return self._leave_fast_path(self._tls)
         if count < FAST_READ_SIZE:
             self._read_size = FAST_READ_SIZE
             return _SOME
         self._read_size = READ_PER_TURN
         return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
 
-    def _note_loss(self, exc: OSError) -> None:
-        assert isinstance(self.transport, Transport)
-        self.transport.note_loss(exc)
+    def _leave_fast_path(self, tls: TLSTransport) -> ReadResult:
+        """Have everything else that TLS has received looked after."""
+        self._fast_socket = None
+        self._after_tls_received(tls)
+        return ReadResult.PENDING if tls.pending else ReadResult.SOME
 
-    def _find_fast_socket(self) -> socket.socket | None:
+    def _find_fast_socket(self) -> socket.socket | TLSTransport | None:
         """Find out whether the fast path may be taken: from the kernel to a handler that is a plain function, and from
         its ``send()`` to the kernel, with nothing else to look after.
 
-        :return: the socket to read from and to send to; None if it may not be taken
+        :return: the socket to read from and to send to, or what encrypts for it; None if it may not be taken
         """
-        machine, transport = self.machine, self.transport
+        machine, tls = self.machine, self._tls
         may_be_taken = (
             machine.ready is _OPEN
             and machine.failed is _NOT_FAILED
@@ -952,9 +958,13 @@ class Connection:
             and machine.peer_side is PeerSide.OPEN
             and not (machine.suspensions or machine.streams or self.inbox.count or self.dispatcher.cancelled)
             and self._limits is None
+            and not self._waits_for_peer
+            and (tls is None or tls.has_only_data)
             and machine.pending_event() is None
         )
-        self._fast_socket = transport.socket if may_be_taken and isinstance(transport, Transport) else None
+        self._fast_socket = None
+        if may_be_taken and self.transport is not None:
+            self._fast_socket = self.transport.watched.socket if tls is None else tls
         return self._fast_socket
 
     def _read_slow_path(self, left: int) -> ReadResult:
@@ -1111,7 +1121,8 @@ class Connection:
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError as exc:
-                self._note_loss(exc)
+                if isinstance(self.transport, Transport):
+                    self.transport.note_loss(exc)
                 self._fail(exc)
             else:
                 if count == len(only_chunk):
@@ -1178,6 +1189,7 @@ class Connection:
             self._await_room()
         else:
             self._waits_for_peer = True
+            self._fast_socket = None
 
     def _perform(self, action: Action, transport: Transport | TLSTransport) -> bool:
         """Perform one action.
@@ -1204,7 +1216,7 @@ class Connection:
         try:
             while outgoing.amount:
                 chunks = outgoing.next_write(transport.send_limit)
-                count = transport.send(chunks)
+                count = transport.sendmsg(chunks)
                 awaited = outgoing.awaited
                 outgoing.advance(count)
                 if awaited and not outgoing.awaited:
@@ -1359,7 +1371,7 @@ class Connection:
             return not outgoing.awaited and self.machine.failed is Failed.NO
         count = 0
         try:
-            count = transport.send([data])
+            count = transport.sendmsg([data])
         except OSError as exc:
             self._fail(exc)
             self.advance()

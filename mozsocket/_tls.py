@@ -23,16 +23,20 @@ __all__ = ("TLSTransport", "tls_over")
 BATCH_SIZE = 262_144
 """The most bytes encrypted at once, to be handed to the operating system in one call."""
 
+READ_AT_ONCE = Transport.read_size
+"""The most bytes of records to read by one call."""
+
 READ_SIZE = 65_536
 """The least number of bytes asked for in one read: several records."""
 
 _NEW = Phase.NEW
+_UP = Phase.UP
 
 
 class TLSTransport:
     """A transport that encrypts what it sends through a plain transport, and decrypts what it receives.
 
-    During the handshake :meth:`receive` takes its steps and returns None, and :meth:`send` takes nothing.
+    During the handshake :meth:`receive` takes its steps and returns None, and :meth:`sendmsg` takes nothing.
 
     :param transport: the plain transport
     :param context: keys, certificates and what is demanded of the peer
@@ -106,6 +110,14 @@ class TLSTransport:
         return self._engine.pending
 
     @property
+    def has_only_data(self) -> bool:
+        """Whether TLS is up, and there is nothing left to decrypt, to report or to answer: then :meth:`recv` and
+        :meth:`send` can be used as those of a socket.
+        """
+        engine = self._engine
+        return engine.phase is _UP and not (engine.pending or engine.outgoing.pending or self.owes_answers)
+
+    @property
     def choked(self) -> bool:
         """Whether nothing is received, pending or not, before :meth:`flush` has handed over TLS's answers."""
         return self._engine.choked
@@ -163,16 +175,40 @@ class TLSTransport:
 
     def _receive_records(self, size: int) -> bytes | None:
         """Read up to ``size`` bytes of records, in two reads if that is more than the plain transport reads best."""
-        transport = self._transport
-        at_once = transport.read_size
-        first = transport.receive(min(size, at_once))
-        if first is None or len(first) < at_once or size <= at_once:
+        first = self._transport.receive(min(size, READ_AT_ONCE))
+        if first is None or len(first) < READ_AT_ONCE or size <= READ_AT_ONCE:
             return first
+        return self._with_more(first, size - READ_AT_ONCE)
+
+    def _with_more(self, records: bytes, size: int) -> bytes:
+        """Read up to ``size`` bytes more."""
         try:
-            more = transport.receive(size - at_once)
+            more = self._transport.receive(size)
         except OSError:
-            return first  # the transport raises the error again at the next read; EOF, too, is reported again
-        return first + more if more else first
+            return records  # the transport raises the error again at the next read; EOF, too, is reported again
+        return records + more if more else records
+
+    def recv(self, size: int) -> bytes:
+        """Read and decrypt data, as the method of a non-blocking socket does, while :attr:`has_only_data`.
+
+        It is the fast path of :meth:`receive`, and likewise hands over the answers of TLS.
+
+        :return: the data of one or more records; ``b""`` if there is none, but :meth:`receive` may have something to do
+        :raises BlockingIOError: if nothing has arrived yet
+        :raises OSError: if the connection was lost, or TLS fails
+        """
+        engine = self._engine
+        records = self._transport.socket.recv(READ_AT_ONCE)
+        if len(records) == READ_AT_ONCE:
+            records = self._with_more(records, self.read_size - READ_AT_ONCE)
+        elif not records:
+            return records
+        self.moved += len(records)
+        try:
+            return engine.open_one(records) or engine.open(size) or b""
+        finally:
+            if engine.outgoing.pending:
+                self._answer()
 
     def _answer(self) -> None:
         try:
@@ -184,10 +220,10 @@ class TLSTransport:
 
     @property
     def send_limit(self) -> int:
-        """The most bytes that one call of :meth:`send` may be given."""
+        """The most bytes that one call of :meth:`sendmsg` may be given."""
         return self.plaintext or BATCH_SIZE
 
-    def send(self, chunks: Sequence[Chunk]) -> int:
+    def sendmsg(self, chunks: Sequence[Chunk]) -> int:
         """Encrypt bytes and hand them to the operating system.
 
         It remembers what it has encrypted but not handed over completely. It returns 0 for these bytes, and the next
@@ -197,7 +233,7 @@ class TLSTransport:
         :raises OSError: if the connection was lost
         """
         if self.plaintext:
-            count = self._transport.send(chunks)
+            count = self._transport.sendmsg(chunks)
             self.plaintext -= count
             return count
         if not self._sealed:
@@ -206,6 +242,19 @@ class TLSTransport:
             return 0
         count, self._sealed = self._sealed, 0
         return count
+
+    def send(self, chunk: Chunk) -> int:
+        """Encrypt one chunk and hand it over: the fast path of :meth:`sendmsg`, while :attr:`has_only_data`."""
+        if self._sealed or self._unsent:
+            return self.sendmsg((chunk,))
+        size = self._engine.seal((chunk,))
+        records = self._engine.take()
+        count = self._transport.send(records)
+        self.moved += count
+        if count == len(records):
+            return size
+        self._sealed, self._unsent = size, memoryview(records)[count:]
+        return 0
 
     def flush(self) -> bool:
         """Hand over the records that are ready. Begin the handshake, unless plaintext has to be sent before it.
@@ -224,7 +273,7 @@ class TLSTransport:
         while self._unsent or engine.outgoing.pending:
             records = self._unsent = self._unsent or memoryview(engine.take())
             try:
-                count = self._transport.send([records])
+                count = self._transport.send(records)
             except OSError:
                 engine.take()  # drop them: they cannot be sent any more
                 engine.forget_answers()

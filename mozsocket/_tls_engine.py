@@ -97,8 +97,11 @@ class Records:
         self.fruitless = 0
         self.waiting: bytes | memoryview = b""
 
-    def add(self, data: bytes) -> None:
-        """Add bytes, and give their first records immediately, unless others are still to be given or read."""
+    def add(self, data: bytes) -> bool:
+        """Add bytes, and give their first records immediately, unless others are still to be given or read.
+
+        :return: whether they are exactly one record, and nothing else was there
+        """
         size = len(data) - HEADER_SIZE
         if self.waiting or self._target.pending:
             self.waiting = bytes(self.waiting) + data
@@ -108,6 +111,8 @@ class Records:
         else:  # exactly one record, as most messages are
             self.fruitless += 1
             self._target.write(data)
+            return True
+        return False
 
     def give(self) -> int:
         """Give the next records that wait.
@@ -234,6 +239,29 @@ class TLSEngine:
         finally:
             if self.outgoing.pending > made:
                 self._answered(made)
+
+    def open_one(self, data: bytes) -> bytes:
+        """Decrypt what has just arrived, if that is one record with data, as most messages are: the fast path of
+        :meth:`feed` and :meth:`open`, while TLS is up and nothing is pending.
+
+        :return: the data; ``b""`` if anything else was fed, which :meth:`open` reports or returns
+        """
+        part = b""
+        if self._records.add(data):
+            try:
+                part = self.ssl_object.read(RECORD_SIZE)
+            except ssl.SSLError as exc:
+                self._judge(exc)
+                if len(data) > LONG:
+                    self._records.at_once = 1
+            else:
+                self._records.fruitless = 0
+                if not part:
+                    self._stop()
+            if self.outgoing.pending:
+                self._answered(0)
+        self.pending = not part
+        return part
 
     def _go_on_without_data(self) -> bytes | None:
         """Take a step of the handshake, or report the peer's end, an error, or that there is no data."""

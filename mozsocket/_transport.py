@@ -79,8 +79,8 @@ class ByteTransport(Protocol):
 
     No method waits. One that has not done all it was asked to do has to be called again later:
 
-    - ``send()``, ``flush()`` and ``send_eof()`` when the socket can be written if :attr:`blocked`, else after the next
-      ``receive()``;
+    - ``sendmsg()``, ``flush()`` and ``send_eof()`` when the socket can be written if :attr:`blocked`, else after the
+      next ``receive()``;
     - ``receive()`` when the socket can be read; immediately if :attr:`pending`; after ``flush()`` if :attr:`choked`.
     """
 
@@ -91,7 +91,7 @@ class ByteTransport(Protocol):
 
     @property
     def send_limit(self) -> int:
-        """The most bytes that one call of :meth:`send` may be given."""
+        """The most bytes that one call of :meth:`sendmsg` may be given."""
         ...
 
     @property
@@ -139,7 +139,7 @@ class ByteTransport(Protocol):
         """
         ...
 
-    def send(self, chunks: Sequence[Chunk]) -> int:
+    def sendmsg(self, chunks: Sequence[Chunk]) -> int:
         """Hand over bytes.
 
         :return: how many of them were taken
@@ -188,7 +188,7 @@ class Transport:
     """The best number of bytes to read at once: more would have :func:`malloc` map memory for each read (measured)."""
 
     send_limit = sys.maxsize
-    """One call of :meth:`send` takes any number of bytes."""
+    """One call of :meth:`sendmsg` takes any number of bytes."""
 
     pending = False
     """Unread data is in the operating system, which reports it."""
@@ -238,14 +238,14 @@ class Transport:
             self._peer_ended = True
         return data
 
-    def send(self, chunks: Sequence[Chunk]) -> int:
+    def sendmsg(self, chunks: Sequence[Chunk]) -> int:
         """Hand bytes to the operating system, in one call.
 
         :return: how many of them it took; 0 if there was no room
         :raises OSError: if the connection was lost
         """
         if len(chunks) == 1:
-            return self.send_one(chunks[0])
+            return self.send(chunks[0])
         try:
             if hasattr(self.socket, "sendmsg"):
                 return self.socket.sendmsg(chunks)
@@ -256,8 +256,8 @@ class Transport:
             self.note_loss(exc)
             raise
 
-    def send_one(self, chunk: Chunk) -> int:
-        """Hand one chunk to the operating system, as :meth:`send` does."""
+    def send(self, chunk: Chunk) -> int:
+        """Hand one chunk to the operating system, as :meth:`sendmsg` does."""
         try:
             return self.socket.send(chunk)
         except (BlockingIOError, InterruptedError):

@@ -181,7 +181,7 @@ class Peer(Unique, Referable):
         await self._begin()
         view = memoryview(data)
         while view:
-            sent = self._transport.send([view])
+            sent = self._transport.sendmsg([view])
             view = view[sent:]
             if not sent:
                 await self._transport.watched.wait_writable()
@@ -235,7 +235,7 @@ class Peer(Unique, Referable):
 
     async def clog(self) -> None:
         """Send until the operating system accepts no more, as the other side does not read."""
-        while self._transport.send([bytes(65536)]):
+        while self._transport.sendmsg([bytes(65536)]):
             await anyio.lowlevel.checkpoint()
 
     def send_eof(self) -> None:

@@ -80,7 +80,7 @@ class Driven:
         sent = 0
         while sent < len(data):
             chunk = memoryview(data)[sent:][: self.tls.send_limit]
-            while not (count := self.tls.send([chunk])):
+            while not (count := self.tls.sendmsg([chunk])):
                 await self.until_sendable()
             sent += count
 
@@ -195,7 +195,7 @@ async def test_all_or_nothing_is_taken_and_nothing_is_encrypted_twice(role: str)
 
         async def send_four_times() -> None:
             while len(taken) < 4:
-                if count := engine.tls.send(chunks):
+                if count := engine.tls.sendmsg(chunks):
                     taken.append(count)
                 else:
                     await engine.until_sendable()
@@ -213,16 +213,16 @@ async def test_what_goes_before_tls_is_not_encrypted(role: str) -> None:
         engine = Driven(ours, role, plaintext=5)
         assert engine.tls.send_limit == 5
         assert not engine.tls.flush()
-        assert engine.tls.send([b"pla"]) == 3
+        assert engine.tls.sendmsg([b"pla"]) == 3
         assert engine.tls.send_limit == 2
         assert engine.tls.plaintext == 2
         assert engine.tls.blocked
-        assert engine.tls.send([b"in"]) == 2
+        assert engine.tls.sendmsg([b"in"]) == 2
         assert engine.tls.plaintext == 0
         assert not engine.tls.blocked
         assert await blocking(read_exactly, peer, 5) == b"plain"
         assert engine.tls.send_limit == BATCH_SIZE
-        assert engine.tls.send([b"secret"]) == 0
+        assert engine.tls.sendmsg([b"secret"]) == 0
         with await met(engine, peer, role) as theirs:
             await engine.send(b"secret")
             assert await blocking(read_exactly, theirs, 6) == b"secret"
@@ -289,7 +289,7 @@ async def test_an_end_without_close_notify(standard_compatible: bool, role: str)
 async def test_a_writer_waits_for_the_peer_in_the_handshake(role: str) -> None:
     with pair() as (ours, peer):
         engine = Driven(ours, role)
-        assert engine.tls.send([b"secret"]) == 0
+        assert engine.tls.sendmsg([b"secret"]) == 0
         went_on = anyio.Event()
 
         async def write() -> None:
@@ -419,7 +419,7 @@ async def test_the_end_waits_for_room_and_nothing_comes_behind_it(role: str) -> 
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 12)
         engine = Driven(ours, role)
         with await met(engine, peer, role) as theirs:
-            assert engine.tls.send([SOME]) == 0
+            assert engine.tls.sendmsg([SOME]) == 0
             assert not engine.tls.send_eof()
             assert not engine.tls.send_eof()
             assert engine.tls.blocked

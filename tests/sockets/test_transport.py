@@ -72,7 +72,7 @@ def fill(transport: Transport) -> int:
     """
     chunk = bytes(1 << 16)
     sent = 0
-    while count := transport.send([chunk]):
+    while count := transport.sendmsg([chunk]):
         sent += count
     return sent
 
@@ -136,8 +136,8 @@ async def test_receive_raises_when_the_connection_is_reset(tcp: tuple[Transport,
 
 async def test_send_returns_how_much_was_taken(pair: tuple[Transport, socket.socket]) -> None:
     transport, peer = pair
-    assert transport.send([b"hello"]) == 5
-    assert transport.send([memoryview(b"hello")[1:3]]) == 2
+    assert transport.sendmsg([b"hello"]) == 5
+    assert transport.sendmsg([memoryview(b"hello")[1:3]]) == 2
     assert await blocking(read_exactly, peer, 7) == b"helloel"
 
 
@@ -146,7 +146,7 @@ async def test_several_chunks_arrive_in_order(pair: tuple[Transport, socket.sock
     chunks: list[bytes | memoryview] = [b"%d," % i for i in range(64)]
     chunks[1] = memoryview(b"<view>")[1:-1]
     expected = b"".join(chunks)
-    assert transport.send(chunks) == len(expected)
+    assert transport.sendmsg(chunks) == len(expected)
     assert await blocking(read_exactly, peer, len(expected)) == expected
 
 
@@ -154,14 +154,14 @@ async def test_several_chunks_arrive_in_order(pair: tuple[Transport, socket.sock
 async def test_send_takes_nothing_where_there_is_no_room(unix: tuple[Transport, socket.socket], count: int) -> None:
     transport, _ = unix
     fill(transport)
-    assert transport.send([bytes(1 << 16)] * count) == 0
+    assert transport.sendmsg([bytes(1 << 16)] * count) == 0
 
 
 @pytest.mark.parametrize("count", [1, 3])
 async def test_send_takes_the_first_of_what_it_is_given(tcp: tuple[Transport, socket.socket], count: int) -> None:
     transport, peer = tcp
     chunk = bytes(range(256)) * (1 << 15)
-    taken = transport.send([chunk] * count)
+    taken = transport.sendmsg([chunk] * count)
     assert 0 < taken < len(chunk) * count
     transport.send_eof()
     assert await blocking(read_all, peer) == (chunk * count)[:taken]
@@ -173,7 +173,7 @@ async def test_send_raises_when_the_connection_is_lost(tcp: tuple[Transport, soc
     reset(peer)
     await transport.watched.wait_readable()
     with pytest.raises(ConnectionError):
-        transport.send([b"hello"] * count)
+        transport.sendmsg([b"hello"] * count)
 
 
 # Waiting
@@ -203,7 +203,7 @@ async def test_waiting_until_there_is_room(unix: tuple[Transport, socket.socket]
 
     async def wait() -> None:
         await transport.watched.wait_writable()
-        room.append(transport.send([b"more"]))
+        room.append(transport.sendmsg([b"more"]))
 
     with anyio.fail_after(PEER_TIMEOUT):
         async with anyio.create_task_group() as tasks:
@@ -219,7 +219,7 @@ async def test_waiting_until_there_is_room(unix: tuple[Transport, socket.socket]
 
 async def test_the_peer_receives_the_end_and_may_send_on(pair: tuple[Transport, socket.socket]) -> None:
     transport, peer = pair
-    transport.send([b"last"])
+    transport.sendmsg([b"last"])
     transport.send_eof()
     assert await blocking(read_all, peer) == b"last"
     peer.sendall(b"answer")
