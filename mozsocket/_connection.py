@@ -929,8 +929,8 @@ class Connection:
             self.flush()
         if self._fast_socket is None or self.outgoing.drain_owed:  # else no event is pending
             dispatcher.pump(behind_handler=True)
-        if self._tls is not None and not self._tls.has_only_data:
-            return self._leave_fast_path(self._tls)
+        if self._tls is not None:
+            return _SOME if self._tls.has_only_data else self._leave_fast_path(self._tls)
         if count < FAST_READ_SIZE:
             self._read_size = FAST_READ_SIZE
             return _SOME

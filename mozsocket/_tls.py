@@ -193,6 +193,7 @@ class TLSTransport:
 
         It is the fast path of :meth:`receive`, and likewise hands over the answers of TLS.
 
+        :param size: the most bytes to return, if that is more than :attr:`read_size`
         :return: the data of one or more records; ``b""`` if there is none, but :meth:`receive` may have something to do
         :raises BlockingIOError: if nothing has arrived yet
         :raises OSError: if the connection was lost, or TLS fails
@@ -205,7 +206,7 @@ class TLSTransport:
             return records
         self.moved += len(records)
         try:
-            return engine.open_one(records) or engine.open(size) or b""
+            return engine.open_one(records) or engine.open(max(size, self.read_size)) or b""
         finally:
             if engine.outgoing.pending:
                 self._answer()
