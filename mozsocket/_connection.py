@@ -1283,7 +1283,10 @@ class Connection:
             self._set_limit(limits, limit)
 
     def _set_limit(self, limits: Limits, limit: Limit | None) -> None:
-        limits.begin(limit, anyio.current_time(), self._plaintext)
+        if limit is None:
+            limits.end()
+        else:
+            limits.begin(limit, anyio.current_time(), self._plaintext)
         self._await_time()
 
     def _await_time(self) -> None:

@@ -109,7 +109,7 @@ class EventHandler(Generic[EventT]):
             self.__doc__ = doc
 
     def __set_name__(self, owner: type[EventTarget], name: str) -> None:
-        self._name = name
+        self._name, self._type = name, name[2:]
 
     @overload
     def __get__(self, target: None, owner: type[EventTarget]) -> EventHandler[EventT]: ...
@@ -118,12 +118,12 @@ class EventHandler(Generic[EventT]):
     def __get__(
         self, target: EventTarget | None, owner: type[EventTarget]
     ) -> EventHandler[EventT] | Callable[[EventT], object] | None:
-        return self if target is None else target._listeners.handlers.get(self._name[2:])
+        return self if target is None else target._listeners.handlers.get(self._type)
 
     def __set__(self, target: EventTarget, handler: Callable[[EventT], object] | None) -> None:
         if handler is not None:
             require_callable(self._name, handler)
-        target._listeners.handle(self._name[2:], handler)
+        target._listeners.handle(self._type, handler)
 
     def __delete__(self, target: EventTarget) -> None:
         raise AttributeError(f"{self._name} cannot be deleted: set it to None")
@@ -233,20 +233,24 @@ class Listeners:
 
     def _classify(self, type: str) -> None:
         """After a change, find out what kind of functions listen to a type."""
-        listeners = list(self._added.get(type, ())) if self._added else []
-        if type in self.handlers:
-            listeners.append(_Listener(self.handlers[type], once=False))
-        has_async = any(is_async(listener.call) for listener in listeners)
-        self.async_types = _with(self.async_types, type, has_async)
+        handler = self.handlers.get(type)
+        added = None if self._added is None else self._added.get(type)
+        if added:
+            calls = [entry.call for entry in added]
+            if handler is not None:
+                calls.append(handler)
+            has_async = any(map(is_async, calls))
+            sole = None if len(calls) > 1 or added[0].once else calls[0]
+        else:  # usually
+            sole, has_async = handler, handler is not None and is_async(handler)
+        if has_async is not (type in self.async_types):
+            self.async_types = _with(self.async_types, type, has_async)
         if type == "data":
-            is_sole = len(listeners) == 1 and not (has_async or listeners[0].once)
-            self.data_function = listeners[0].call if is_sole else None
+            self.data_function = None if has_async else sole
 
 
 def _with(types: frozenset[str], type: str, is_in: bool) -> frozenset[str]:
     """A set with a type, or without it: one object for all that are equal, as there may be many connections."""
-    if (type in types) is is_in:
-        return types
     changed = types | {type} if is_in else types - {type}
     return _TYPE_SETS.setdefault(changed, changed)
 

@@ -59,15 +59,20 @@ class Limits:
         """
         self._connect_at = deadline
 
-    def begin(self, limit: Limit | None, now: float, plaintext: int) -> None:
+    def end(self) -> None:
+        """Begin a stage that has no limit."""
+        self.current = None
+        self._current_at = math.inf
+
+    def begin(self, limit: Limit, now: float, plaintext: int) -> None:
         """Begin another stage.
 
-        :param limit: the limit of that stage; None for none
+        :param limit: the limit of that stage
         :param now: the time by the event loop's clock
         :param plaintext: how many bytes before TLS the peer has not taken yet
         """
         self.current = limit
-        self._current_at = math.inf if limit is None else now + self._seconds(limit)
+        self._current_at = now + self._seconds(limit)
         self._plaintext = plaintext
 
     @property

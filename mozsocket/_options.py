@@ -53,6 +53,7 @@ __all__ = (
 Bytes = Literal["arraybuffer"]
 Text = Literal["string"]
 BinaryType = Literal["arraybuffer", "string"]
+_BINARY_TYPES: tuple[str, ...] = get_args(BinaryType)
 
 if TYPE_CHECKING:
     import typing_extensions  # for defaults of type variables (PEP 696), new in Python 3.13
@@ -126,7 +127,7 @@ class SocketOptions(_Absent, Generic[BinaryTypeT]):
     tls_standard_compatible: bool = True
 
     def __post_init__(self) -> None:
-        if self.binaryType not in get_args(BinaryType):
+        if self.binaryType not in _BINARY_TYPES:
             raise ValueError(f'binaryType must be "arraybuffer" or "string", not {self.binaryType!r}')
         if self.max_buffered_amount is not None:
             check_count("max_buffered_amount", self.max_buffered_amount, 1)

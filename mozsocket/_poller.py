@@ -330,7 +330,10 @@ class Poller:
     def _forget_timer(self, polled: Polled) -> None:
         polled.timed_at = math.inf
         self._dead_timers += 1
-        if self._dead_timers > _MAX_STALE_TIMERS and 2 * self._dead_timers > len(self._timers):
+        if self._dead_timers == len(self._timers):  # with no timer at all, a turn need not look at the clock
+            self._timers.clear()
+            self._dead_timers = 0
+        elif self._dead_timers > _MAX_STALE_TIMERS and 2 * self._dead_timers > len(self._timers):
             self._timers = [entry for entry in self._timers if entry[2].timed_at == entry[0]]
             heapify(self._timers)
             self._dead_timers = 0
@@ -447,8 +450,9 @@ class Poller:
         for fd, mask in found:
             if skipped and fd in skipped:
                 continue
-            polled = registrations.get(fd)
-            if polled is None:
+            try:
+                polled = registrations[fd]
+            except KeyError:
                 continue  # the epoll is about to be replaced
             watcher = polled.watcher
             assert watcher is not None  # a watcher is detached only after its socket was unregistered
