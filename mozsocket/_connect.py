@@ -49,16 +49,40 @@ class Address(NamedTuple):
 class Attempt:
     """An attempt to connect that has a time limit, and that can be given up."""
 
-    __slots__ = ("_is_given_up", "_scope")
+    __slots__ = ("_begun", "_is_given_up", "_scope")
 
     def __init__(self) -> None:
-        self._scope = anyio.CancelScope()
+        self._begun: socket.socket | None = None  # what begin() has left to run()
+        self._scope: anyio.CancelScope | None = None  # that of run()
         self._is_given_up = False
+
+    def begin(self, host: str, port: int) -> socket.socket | None:
+        """Connect without waiting, if that is possible. Otherwise :meth:`run` goes on from there, or :meth:`drop` is
+        called.
+
+        :return: the connected socket; None if the host is a name, or does not answer at once as this machine does
+        :raises OSError: if connecting fails at once
+        """
+        remote = _numeric(host, port)
+        if remote is None:
+            return None
+        sock, is_connected = _begin(Address(*remote, None))
+        if not is_connected:
+            self._begun = sock
+            return None
+        return sock
+
+    def drop(self) -> None:
+        """Close what was begun, if nobody has gone on with it."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.close()
 
     def give_up(self) -> None:
         """Have :meth:`run` return None."""
         self._is_given_up = True
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def run(
         self,
@@ -77,10 +101,14 @@ class Attempt:
         :raises ExceptionGroup: of some addresses' failures and of that error, if the others did not answer in time
         """
         failures: list[OSError] = []
-        with self._scope as scope:
-            scope.deadline = deadline
-            return await connect(host, port, local_host, local_port, failures)
+        if not self._is_given_up:
+            with anyio.CancelScope(deadline=deadline) as self._scope:
+                begun, self._begun = self._begun, None
+                if begun is not None:
+                    return await _finish(begun)
+                return await connect(host, port, local_host, local_port, failures)
         if self._is_given_up:
+            self.drop()
             return None
         if not failures:
             raise timeout()
@@ -129,8 +157,22 @@ async def _addresses(host: str, port: int, local_host: str | None, local_port: i
     return addresses
 
 
+def _numeric(host: str, port: int) -> tuple[int, SockAddr] | None:
+    """The family and the socket address of an IP address in its usual form; None if the host is anything else."""
+    for family, rest in ((socket.AF_INET, ()), (socket.AF_INET6, (0, 0))):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        return family, (host, port, *rest)
+    return None
+
+
 async def _resolve(host: str, port: int) -> list[tuple[int, SockAddr]]:
-    try:  # an address needs no resolver, and no thread to call it; it may have a zone, as in fe80::1%eth0
+    remote = _numeric(host, port)
+    if remote is not None:
+        return [remote]
+    try:  # other forms of an address need no resolver either, and no thread to call it, such as fe80::1%eth0
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError):
         pass
@@ -187,6 +229,15 @@ async def _race(addresses: list[Address], failures: list[OSError]) -> socket.soc
 
 
 async def _attempt(address: Address) -> socket.socket:
+    sock, is_connected = _begin(address)
+    return sock if is_connected else await _finish(sock)
+
+
+def _begin(address: Address) -> tuple[socket.socket, bool]:
+    """Begin to connect.
+
+    :return: the socket, and whether it is connected already, as within one machine; else :func:`_finish` goes on
+    """
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -196,20 +247,37 @@ async def _attempt(address: Address) -> socket.socket:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address.local)
         code = sock.connect_ex(address.remote)
-        if code in _BEGUN and _is_connected(sock):  # already, as within one machine: no need to wait
-            code = 0
         if code in _BEGUN:
-            await wait_writable(sock)
-            code = _outcome(sock)
-        if code:
-            raise OSError(code, os.strerror(code))
-        if _is_connected_to_itself(sock):
-            # TCP may connect a socket to itself, if nobody listens on a port from the range of ephemeral ports.
-            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            if not _is_connected(sock):
+                return sock, False
+            code = 0
+        _check_connected(sock, code)
+    except BaseException:
+        sock.close()
+        raise
+    return sock, True
+
+
+async def _finish(sock: socket.socket) -> socket.socket:
+    try:
+        await wait_writable(sock)
+        _check_connected(sock, _outcome(sock))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _check_connected(sock: socket.socket, code: int) -> None:
+    """Raise the error of an attempt that has ended.
+
+    :param code: its error number; 0 if there is none
+    """
+    if code:
+        raise OSError(code, os.strerror(code))
+    if _is_connected_to_itself(sock):
+        # TCP may connect a socket to itself, if nobody listens on a port from the range of ephemeral ports.
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 def _is_connected(sock: socket.socket) -> bool:

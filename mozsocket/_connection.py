@@ -170,6 +170,7 @@ class Connection:
         "_local",
         "_name",
         "_number",
+        "_open_in_turn",
         "_opening_event",
         "_opening_has_begun",
         "_other_bytes_read",
@@ -228,6 +229,7 @@ class Connection:
             None  # makes the first event; None if that is ``open``
         )
         self._flush_scheduled = False  # whether the send buffer will be flushed
+        self._open_in_turn: Callable[[], None] | None = None  # given to open_soon(), until it is called
         self._opening_has_begun = False  # whether open() connects, so that live() need not
         self._is_over: anyio.Event | None = None  # set when it is over, where live() only waits for that
         self._other_bytes_read = 0  # bytes that were queued before delivery, or discarded
@@ -344,7 +346,7 @@ class Connection:
     async def _connect_and_read(self) -> None:
         if self._server is None:
             self._journal = Journal.if_wanted()
-        if self.transport is None and self.machine.ready is _CONNECTING:
+        if self.attempt is not None or (self.transport is None and self.machine.ready is _CONNECTING):
             await self._connect()
         if self._registration is None:  # else it began without a task
             await anyio.lowlevel.checkpoint_if_cancelled()  # no handler runs once a scope around the owner is cancelled
@@ -352,13 +354,44 @@ class Connection:
         if self._registration is not None:
             await self._registration.run()
 
-    async def open(self, end_without_task: Callable[[Connection], None]) -> None:
-        """Connect, in a task that ends then: afterwards the connection runs without a task until something needs one.
+    def open_soon(self, open_in_turn: Callable[[], None], end_without_task: Callable[[Connection], None]) -> None:
+        """Have the poller open it in its next turn: from then on it runs without a task until something needs one.
 
+        :param open_in_turn: calls :meth:`open_at_once` or, in a task that ends then, :meth:`open`
         :param end_without_task: :meth:`Host.end_without_task`
         """
-        self._end_without_task = end_without_task
+        self._open_in_turn, self._end_without_task = open_in_turn, end_without_task
         self._opening_has_begun = True
+        self._waiting.wake(self)
+
+    def open_at_once(self) -> bool:
+        """Connect, if that takes no waiting.
+
+        :return: False if it does: :meth:`open` has to be called
+        """
+        if self.machine.ready is _CONNECTING and not self._connect_at_once():
+            return False
+        self._journal = Journal.if_wanted()
+        self._start_without_task()
+        return True
+
+    def _connect_at_once(self) -> bool:
+        options, self.attempt = self.options, Attempt()
+        if options.local_host is not None or options.local_port:
+            return False
+        try:
+            sock = self.attempt.begin(self.host, self.port)
+        except OSError as exc:
+            self.lose(exc)
+        else:
+            if sock is None:
+                return False
+            self.transport = Transport(sock)
+        self.attempt = None
+        return True
+
+    async def open(self) -> None:
+        """Connect, in a task that ends then."""
         await self._open()
         self._continue_without_task()
 
@@ -367,7 +400,10 @@ class Connection:
         self._waiting = waiting
         if waiting.takes_tasks:
             self.dispatcher.request_task()
-            return
+        else:
+            self._start_without_task()
+
+    def _start_without_task(self) -> None:
         try:
             self.start()
         except BaseException as exc:  # raised by the program, such as by its SSLContext
@@ -400,6 +436,8 @@ class Connection:
             self._open_further(Opening.CONNECT)
 
     def release(self) -> None:
+        if self.attempt is not None:
+            self.attempt.drop()
         self.machine.release()
         self._close_transport()
         if self._journal is not None:
@@ -429,7 +467,7 @@ class Connection:
     def end(self) -> None:
         if self._registration is not None:
             self._registration.detach()
-        self._target = self._opening_event = self._end_without_task = None
+        self._target = self._opening_event = self._open_in_turn = self._end_without_task = None
         self._data_event = _no_event
 
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
@@ -487,7 +525,7 @@ class Connection:
         if options.connect_timeout is not None:
             limits.begin_to_connect(anyio.current_time() + options.connect_timeout)
             self._limits = limits
-        self.attempt = Attempt()
+        self.attempt = self.attempt or Attempt()
         try:
             sock = await self.attempt.run(
                 self.host,
@@ -1052,6 +1090,9 @@ class Connection:
         self._registration.read(room and self.machine.reads() and not self.transport.choked)
 
     def on_woken(self) -> bool:
+        open_in_turn, self._open_in_turn = self._open_in_turn, None
+        if open_in_turn is not None:
+            open_in_turn()
         self._open_if_admitted()
         if self.pumps_on_notify:
             self.dispatcher.pump()

@@ -44,7 +44,9 @@ WORK_OF_LARGE_READ = WORK_PER_TURN // 2
 """How many more calls a read of the largest size counts as: it takes some tens of microseconds."""
 
 BATCH = 64
-"""The most sockets that the epoll reports at once. Those left for a later batch may be closed by then."""
+"""The most sockets that the epoll reports at once, and the most requests met at once. Those left for a later batch may
+be closed by then.
+"""
 
 _MAX_STALE_TIMERS = 64
 """How many stale timers are always kept. Beyond that, they are dropped when they are more than half of all timers."""
@@ -251,6 +253,12 @@ class Poller:
     def register(self, watched: Watched) -> Registration:
         return Polled(watched.socket.fileno(), self)
 
+    def wake(self, watcher: Watcher) -> None:
+        polled = Polled(-1, self)
+        polled.watcher = watcher
+        polled.reading = False
+        polled.wake()
+
     def add(self, polled: Polled, mask: int) -> None:
         if self._epoll is None:
             self._epoll = select.epoll()
@@ -420,9 +428,8 @@ class Poller:
             if self._timers:
                 work -= self._handle_timers()
             while work > 0:
-                queued = self._queued
+                queued, self._queued = self._queued[:BATCH], self._queued[BATCH:]
                 if queued:
-                    self._queued = []
                     work -= self._handle_queued(queued)
                 found = self._epoll.poll(0, BATCH) if self._epoll is not None else None
                 if found:

@@ -245,6 +245,9 @@ class Waiting(Protocol):
 
     def register(self, watched: Watched) -> Registration: ...
 
+    def wake(self, watcher: Watcher) -> None:
+        """Have :meth:`Watcher.on_woken` called soon, though it has no socket yet: not where it takes tasks."""
+
 
 class TaskRegistration:
     """A registration that waits by tasks: the reader is :meth:`run`; the writer is started when it is first needed.
@@ -402,6 +405,9 @@ class _ByTasks:
 
     def register(self, watched: Watched) -> Registration:
         return TaskRegistration(watched)
+
+    def wake(self, watcher: Watcher) -> None:
+        raise AssertionError("it has a task to wait in")
 
 
 by_tasks: Waiting = _ByTasks()

@@ -96,7 +96,11 @@ class MozTCPSocket(Unique, Strict, Referable):
         tasks = self._ready_to_start("open()")
         connection = connection_of(socket)
         assert self._waiting is not None
-        self._run(connection, tasks, self._run_member if self._waiting.takes_tasks else self._open)
+        if self._waiting.takes_tasks:
+            self._run(connection, partial(self._start_task, connection, tasks))
+        else:
+            open_in_turn = partial(self._open_in_turn, connection, tasks, copy_context())
+            self._run(connection, partial(connection.open_soon, open_in_turn, self._end_without_task))
         return socket
 
     @overload
@@ -129,7 +133,7 @@ class MozTCPSocket(Unique, Strict, Referable):
             )
         acceptor = acceptor_of(server)
         acceptor.bind()
-        self._run(acceptor, tasks, self._run_member)
+        self._run(acceptor, partial(self._start_task, acceptor, tasks))
         return server
 
     def start_soon(
@@ -172,25 +176,23 @@ class MozTCPSocket(Unique, Strict, Referable):
         require_task(what, self, self._loop)
         return tasks
 
-    def _run(
-        self,
-        member: MemberT,
-        tasks: TaskGroup,
-        run: Callable[[MemberT, TaskGroup], Coroutine[Any, Any, None]],
-    ) -> None:
-        """Start the task of a new member.
+    def _run(self, member: Member, start: Callable[[], None]) -> None:
+        """Run a new member.
 
-        :param run: the function that the task runs
+        :param start: starts its task, or has the poller open it
         """
         assert self._waiting is not None
         member.wait_by(self._waiting)
         try:
-            tasks.start_soon(run, member, tasks, name=repr(member))
+            start()
         except BaseException:
             member.close()
             raise
         member.lifetime.begin()
         self._members.add(member)
+
+    def _start_task(self, member: Member, tasks: TaskGroup) -> None:
+        tasks.start_soon(self._run_member, member, tasks, name=repr(member))
 
     async def _run_member(self, member: Member, tasks: TaskGroup) -> None:
         try:
@@ -206,15 +208,22 @@ class MozTCPSocket(Unique, Strict, Referable):
         self._exit = exc
         tasks.cancel_scope.cancel()
 
-    async def _open(self, connection: Connection, tasks: TaskGroup) -> None:
-        """Run a connection until it is connected. From then on the poller runs it."""
-        context = copy_context()
+    def _open_in_turn(self, connection: Connection, tasks: TaskGroup, context: Context) -> None:
+        """Open a connection in the poller's turn, or in a task if that takes waiting.
+
+        :param context: the context that its handlers run in
+        """
         host = partial(context.copy().run, tasks.start_soon, self._run_member, connection, tasks)
         connection.lifetime.begin_opened(connection, tasks.cancel_scope, context, host)
+        if not connection.open_at_once():
+            context.copy().run(partial(tasks.start_soon, self._open, connection, tasks, name=repr(connection)))
+
+    async def _open(self, connection: Connection, tasks: TaskGroup) -> None:
+        """Run a connection until it is connected. From then on the poller runs it."""
         own = own_cancellation()
         before = 0 if own is None else own.count()
         try:
-            await connection.open(self._end_without_task)
+            await connection.open()
         except anyio.get_cancelled_exc_class():
             cancelled = is_cancelled()
             if not connection.lifetime.over:

@@ -29,7 +29,19 @@ from mozsocket.testing import EventRecorder
 
 from ..certificates import server_context
 from ..conftest import open_descriptors
-from ..peers import PEER_TIMEOUT, accept, all_blocked, blocking, dial, echo_to, port_of, read_all, read_exactly, reset
+from ..peers import (
+    PEER_TIMEOUT,
+    accept,
+    all_blocked,
+    blocking,
+    dial,
+    echo_to,
+    port_of,
+    read_all,
+    read_exactly,
+    reset,
+    unused_port,
+)
 
 Ts = TypeVarTuple("Ts")
 
@@ -231,13 +243,62 @@ async def test_functions_take_no_task() -> None:
 # Sockets that a scope has opened: no task runs for them either, once they are connected.
 
 
-async def test_a_client_takes_a_task_to_connect_only(listener: socket.socket) -> None:
+async def test_a_client_takes_no_task_to_connect_to_this_machine(listener: socket.socket) -> None:
+    """The poller connects it, and calls its handlers."""
+    async with MozTCPSocket() as tcp:
+        opened: list[anyio.TaskInfo] = []
+        for _ in range(10):
+            tcp.open("127.0.0.1", port_of(listener)).onopen = lambda event: opened.append(anyio.get_current_task())
+        before = len(anyio.get_running_tasks())
+        while len(opened) < 10:
+            await anyio.lowlevel.checkpoint()
+            assert len(anyio.get_running_tasks()) == before
+        assert {task.id for task in opened} == {opened[0].id}
+        tcp.cancel_scope.cancel()
+
+
+async def test_a_refused_client_takes_no_task() -> None:
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", unused_port())
+        recorder = EventRecorder(sock)
+        before = len(anyio.get_running_tasks())
+        await recorder.next("close")
+        assert recorder.types == ["error", "close"]
+        assert len(anyio.get_running_tasks()) <= before
+
+
+async def test_many_clients_at_once_leave_turns_to_others() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+        async with MozTCPSocket() as tcp:
+            turn, opened = 0, Counter[int]()
+            for _ in range(600):
+                tcp.open("127.0.0.1", port_of(listener)).onopen = lambda event: opened.update([turn])
+            while opened.total() < 600:
+                await anyio.lowlevel.checkpoint()
+                turn += 1
+            assert max(opened.values()) <= 2 * _poller.WORK_PER_TURN  # Trio has its tasks run in random order
+            tcp.cancel_scope.cancel()
+
+
+async def test_cancelled_when_it_was_to_wait_for_the_peer(clogged: int) -> None:
+    """The poller has begun to connect, and has left the rest to a task."""
+    before = open_descriptors()
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", clogged)
+        while open_descriptors().keys() <= before.keys():
+            await anyio.lowlevel.checkpoint()
+        tcp.cancel_scope.cancel()
+    assert sock.readyState == "closed"
+    assert open_descriptors().keys() <= before.keys()
+
+
+async def test_a_client_takes_a_task_to_resolve_a_name_only(listener: socket.socket) -> None:
     async with MozTCPSocket() as tcp:
         await all_blocked()
         before = len(anyio.get_running_tasks())
         peers = []
         for _ in range(10):
-            sock = tcp.open("127.0.0.1", port_of(listener))
+            sock = tcp.open("localhost", port_of(listener))
             sock.ondata = lambda event: event.target.send(event.data)
             peers.append(await accept(listener))
             await sock.opened()
