@@ -17,8 +17,12 @@ that :mod:`._events` holds. While a handler runs, the data waits in the channel 
 when the handler has returned :meth:`Connection.flush` sends it. What the kernel does not take then is sent when the
 socket is writable.
 
-**Fast path**: usually the connection is open, without TLS, and its handler of ``data`` is a plain function. Then
-:meth:`Connection.on_readable` and :meth:`Connection.flush` leave out the checks for everything else.
+**Fast path**: usually the connection is just open, and a plain function alone listens to ``data``. Then
+:meth:`Connection.on_readable` and :meth:`Connection.flush` read from the socket itself and send to it, or to the
+transport of TLS in its place, and leave out the checks for everything else.
+
+**Connecting**: :mod:`._poller` connects to an address that answers at once, as this machine does. Anything else takes a
+task, which ends when it is connected.
 
 :mod:`._machine` holds the state. After every change :meth:`Connection.advance` performs the actions that the machine
 asks for, as far as that is possible without waiting. :mod:`._lifetime` runs the connection, and reports the exceptions
@@ -509,14 +513,14 @@ class Connection:
         """Notify everybody who waits for a change of state."""
         self.buffering_thread = 0
         self._fast_socket = None
+        if self.machine.shut:
+            self.notify()  # the last events may be pending
+            return
         if self._registration is not None:
             self._watch_reading()
             if self.machine.streams and self.transport is not None:
                 self.transport.watched.interrupt()  # the stream's caller
-        if self.machine.shut:
-            self.notify()  # the last events may be pending
-        else:
-            self.lifetime.notify()
+        self.lifetime.notify()
 
     # Opening
 
@@ -1061,6 +1065,8 @@ class Connection:
         if data is not None:
             self._peer_ended()
             dispatcher.pump()
+            if self.pumps_on_notify:
+                self._end_if_over()
         return ReadResult.PENDING if transport.pending else found
 
     def _queue(self, data: bytes) -> None:

@@ -305,9 +305,9 @@ class Dispatcher:
 
     def _deliver_some(self, *, behind_handler: bool) -> None:
         """Deliver up to :data:`EVENTS_PER_PUMP` events, then have the others delivered soon."""
-        source, unfinished = self._source, None
+        source, unfinished, delivered = self._source, None, 0
         assert source is not None
-        for _ in range(EVENTS_PER_PUMP):
+        while delivered < EVENTS_PER_PUMP or not source.has_pending_event():
             if unfinished is not None or (self._listeners.async_types and source.has_pending_event()):
                 break  # the task takes the event itself: by the time it runs, another may be pending
             found = source.next_event()
@@ -319,6 +319,7 @@ class Dispatcher:
             behind_handler = True
             listeners, event = found
             unfinished = self._deliver(listeners.call, event)
+            delivered += 1
             if source.pumps_on_notify and event.type == "drain":
                 break  # the peer may be in this process: it reads what was sent while that is in the processor's cache
         if unfinished is None and source.pumps_on_notify and not self._listeners.async_types:

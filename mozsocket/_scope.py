@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 import anyio.lowlevel
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     Ts = TypeVarTuple("Ts")
 
 __all__ = ("MozTCPSocket",)
-
-
-MemberT = TypeVar("MemberT", bound=Member)
 
 
 class MozTCPSocket(Unique, Strict, Referable):

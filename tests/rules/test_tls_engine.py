@@ -39,8 +39,19 @@ def phase(ours: TLSEngine) -> Phase:
     return ours.phase
 
 
+_ways = {"as one": False}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["open", "open_one"], autouse=True)
+def way(request: pytest.FixtureRequest) -> None:
+    """Whether :func:`opened` gives records to ``open_one()``, as a reader does that expects one with data."""
+    _ways["as one"] = request.param
+
+
 def opened(ours: TLSEngine, data: bytes) -> bytes:
     """Decrypt records as far as possible."""
+    if data and _ways["as one"] and ours.phase is Phase.UP and not ours.pending:
+        return ours.open_one(data) or everything(ours)
     if data:
         ours.feed(data)
     return everything(ours)
@@ -303,6 +314,45 @@ def test_little_is_decrypted_at_once(role: str) -> None:
     assert len(everything(ours)) == 1000 - len(first)
 
 
+def test_one_record(role: str, version: ssl.TLSVersion) -> None:
+    ours, theirs = sides(role, version)
+    for data in (b"first", bytes(RECORD_SIZE), b"x"):
+        theirs.seal([data])
+        assert ours.open_one(records(theirs.take())[-1]) == data
+        assert not ours.pending
+        assert not ours.outgoing.pending
+
+
+def test_what_is_not_one_record_with_data_is_left_to_open(role: str, version: ssl.TLSVersion) -> None:
+    ours, theirs = sides(role, version)
+    theirs.seal([b"a", b"b"])
+    two = b"".join(records(theirs.take())[-2:])
+    assert ours.open_one(two) == b""
+    assert opened(ours, b"") == b"ab"
+    theirs.seal([b"c"])
+    record = theirs.take()
+    assert ours.open_one(record[:7]) == b""
+    assert ours.open(AT_ONCE) is None
+    assert not ours.pending
+    assert ours.open_one(record[7:]) == b""
+    assert ours.open(AT_ONCE) == b"c"
+    theirs.seal([b"d"])
+    theirs.close()
+    assert ours.open_one(theirs.take()) == b""
+    assert ours.open(AT_ONCE) == b"d"
+    assert ours.open(AT_ONCE) == b""
+    assert phase(ours) is Phase.ENDED
+
+
+def test_one_record_that_is_no_data(role: str) -> None:
+    ours, theirs = sides(role)
+    theirs.close()
+    assert ours.open_one(records(theirs.take())[-1]) == b""
+    assert ours.pending
+    assert ours.open(AT_ONCE) == b""
+    assert phase(ours) is Phase.ENDED
+
+
 def test_records_fed_one_by_one(role: str) -> None:
     ours, theirs = sides(role)
     for i in range(100):
@@ -406,10 +456,14 @@ def test_a_record_that_was_tampered_with(which: int, at: int, at_once: bool) -> 
     bad = bytearray(good[which])
     bad[5 + at % (len(bad) - 5)] ^= 1
     good[which] = bytes(bad)
+    got = b""
     for part in [b"".join(good)] if at_once else good:
-        client.feed(part)
-    got, error = failing(client)
-    assert got == b"data" * which
+        if not _ways["as one"]:
+            client.feed(part)
+        elif not client.pending:  # else it has the bad one: nothing is fed before open() has raised the error
+            got += client.open_one(part)
+    rest, error = failing(client)
+    assert got + rest == b"data" * which
     assert error.reason in ("DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "RECORD_LAYER_FAILURE")
     assert phase(client) is Phase.FAILED
     assert not client.pending

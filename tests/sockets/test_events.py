@@ -217,6 +217,28 @@ def test_removing(bell: Bell, log: Log) -> None:
     assert log == ["second"]
 
 
+def test_the_function_that_gets_data_alone(log: Log) -> None:
+    listeners = Listeners()
+    first, second, slow = log.entry("first"), log.entry("second"), log.slow_entry("slow")
+    found: list[object] = [listeners.data_function]
+    changes: list[Callable[[], None]] = [
+        lambda: listeners.handle("data", first),
+        lambda: listeners.handle("end", second),
+        lambda: listeners.handle("data", slow),
+        lambda: listeners.handle("data", first),
+        lambda: listeners.add("data", second, once=False),
+        lambda: listeners.handle("data", None),
+        lambda: listeners.remove("data", second),
+        lambda: listeners.add("data", first, once=True),
+        lambda: listeners.remove("data", first),
+        lambda: listeners.handle("data", second),
+    ]
+    for change in changes:
+        change()
+        found.append(listeners.data_function)
+    assert found == [None, first, first, None, first, None, second, None, None, None, second]
+
+
 def test_has_listener(bell: Bell, log: Log) -> None:
     listener = log.entry("listener")
     bell.onring = listener
