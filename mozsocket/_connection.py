@@ -958,7 +958,6 @@ class Connection:
             dispatcher.pump()
             return _NOTHING
         if not data:
-            self._fast_socket = None
             return self._read_slow_path(READ_PER_TURN)  # it reads the end once more, and what else there is in TLS
         count = len(data)
         self.bytes_received += count
@@ -1014,6 +1013,7 @@ class Connection:
 
         :param left: how many bytes may be read
         """
+        self._fast_socket = None  # TLS may have more than data after this
         transport = self.transport
         assert transport is not None
         try:
@@ -1093,7 +1093,10 @@ class Connection:
     def _watch_reading(self) -> None:
         assert self._registration is not None and self.transport is not None
         room = self.inbox.has_room or self.machine.ready is not _OPEN
-        self._registration.read(room and self.machine.reads() and not self.transport.choked)
+        wanted = room and self.machine.reads() and not self.transport.choked
+        if wanted and not self._registration.reading and self.transport.pending:
+            self._registration.wake()  # the system does not know of data that TLS holds
+        self._registration.read(wanted)
 
     def on_woken(self) -> bool:
         open_in_turn, self._open_in_turn = self._open_in_turn, None

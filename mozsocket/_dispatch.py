@@ -285,12 +285,15 @@ class Dispatcher:
                 result = self._context.run(function, event)
             else:
                 result = self._context.run(self._call_timed, function, event, SLOW)
+            unfinished = None
+            if result is not None and is_to_be_awaited(result):  # which may raise too, as for a proxy without an object
+                unfinished = UnfinishedEvent(result, event, iter(()))
         except BaseException as exc:
             self._handler_raised(without_task(exc), event)
         else:
-            if result is not None and is_to_be_awaited(result):
+            if unfinished is not None:
                 if self._source is not None:
-                    self._start(UnfinishedEvent(result, event, iter(())))
+                    self._start(unfinished)
                 return
         self.busy = False
 

@@ -318,6 +318,42 @@ async def test_records_of_many_messages_are_taken_one_at_a_time() -> None:
         ours.closeImmediately()
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["records", "end"])
+async def test_records_that_are_read_while_more_listen(role: str, version: ssl.TLSVersion, ends: bool) -> None:
+    """A listener is added between two messages, and is gone behind the first of many records that come at once."""
+    async with met(role, version) as (ours, recorder, peer):
+        peer.sock.sendall(peer.record(b"x"))
+        await until_received(recorder, 1)
+        ours.addEventListener("data", lambda event: None, once=True)
+        count = 1 if ends else 2000
+        records = b"".join(peer.record(b"x") for _ in range(count))
+        await send_all(peer.sock, records + (peer.record(alert(0, level=1), ALERT) if ends else b""))
+        await until_received(recorder, 1 + count)
+        if ends:
+            await recorder.first("close")
+        ours.closeImmediately()
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["records", "end"])
+async def test_records_that_arrive_while_a_handler_runs(role: str, version: ssl.TLSVersion, ends: bool) -> None:
+    """They are more than is queued for it, so that reading stops. It goes on, though the system has nothing more."""
+    async with met(role, version) as (ours, recorder, peer):
+        released = anyio.Event()
+
+        async def wait(event: Any) -> None:
+            await released.wait()
+
+        ours.ondata = wait
+        records = b"".join(peer.record(bytes(70)) for _ in range(4000))
+        await send_all(peer.sock, records + (peer.record(alert(0, level=1), ALERT) if ends else b""))
+        await all_blocked()
+        released.set()
+        await until_received(recorder, 280_000)
+        if ends:
+            await recorder.first("close")
+        ours.closeImmediately()
+
+
 async def test_much_is_taken_at_once(role: str, version: ssl.TLSVersion) -> None:
     async with met(role, version) as (ours, recorder, peer):
         await send_all(peer.sock, b"".join(peer.record(bytes(16384)) for _ in range(6)))

@@ -36,6 +36,7 @@ from ..peers import (
     echo_to,
     listening,
     port_of,
+    read_all,
     read_exactly,
     reset,
     secure,
@@ -164,6 +165,47 @@ async def test_a_server_outlives_what_a_handler_raises(
     assert record.exc_info[1] is error
     assert re.match(r"a handler of <TCPSocket #\d+ 127\.0\.0\.1:", record.getMessage())
     assert record.getMessage().endswith(", on 'data'")
+
+
+class Unbound:
+    """What a handler may return: a proxy whose object is missing raises whatever is asked of it."""
+
+    @property
+    def __class__(self) -> Any:
+        raise LookupError("no object")
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None: ...
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+async def test_a_result_that_cannot_be_examined(
+    role: str, listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed: list[str] = []
+    left: BaseException | None = None
+
+    def listen(sock: TCPSocket) -> None:
+        sock.ondata = lambda event: Unbound()
+        sock.onclose = lambda event: closed.append(role)
+
+    try:
+        async with MozTCPSocket() as tcp:
+            if role == "client":
+                listen(tcp.open("127.0.0.1", port_of(listener)))
+                peer = await accept(listener)
+            else:
+                server = tcp.listen(0, host="127.0.0.1")
+                server.onconnect = lambda event: listen(event.socket)
+                peer = await dial(server.localPort)
+            with peer:
+                peer.sendall(b"x")
+                assert await blocking(read_all, peer) == b""
+            tcp.close()
+    except BaseExceptionGroup as group:
+        (left,) = group.exceptions
+    assert closed == [role]
+    assert isinstance(left, LookupError) if role == "client" else "no object" in caplog.text
 
 
 @awkward
