@@ -49,8 +49,12 @@ def display(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+_ESCAPES = "unicode_escape"
+"".encode(_ESCAPES)  # Python imports it at its first use, which fails where no descriptor is left
+
+
 def printable(text: str) -> str:
     """Text with all but printable ASCII escaped, such as control characters: the text may be somebody else's choice,
     and has to be safe for any terminal and log.
     """
-    return text.encode("unicode_escape").decode("ascii")
+    return text.encode(_ESCAPES).decode("ascii")

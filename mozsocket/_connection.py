@@ -373,18 +373,23 @@ class Connection:
 
         :return: False if it does: :meth:`open` has to be called
         """
-        if self.machine.ready is _CONNECTING and not self._connect_at_once():
-            return False
-        self._journal = Journal.if_wanted()
+        try:
+            if self.machine.ready is _CONNECTING and not self._connect_at_once():
+                return False
+            self._journal = Journal.if_wanted()
+        except BaseException as exc:  # Ctrl-C on Trio, or raised by the program's logging
+            self._drop_attempt()
+            self.crashed(without_task(exc), "the connection")
+            self._close_transport()
         self._start_without_task()
         return True
 
     def _connect_at_once(self) -> bool:
-        options, self.attempt = self.options, Attempt()
+        options, attempt = self.options, self._begin_attempt()
         if options.local_host is not None or options.local_port:
             return False
         try:
-            sock = self.attempt.begin(self.host, self.port)
+            sock = attempt.begin(self.host, self.port)
         except OSError as exc:
             self.lose(exc)
         else:
@@ -440,8 +445,7 @@ class Connection:
             self._open_further(Opening.CONNECT)
 
     def release(self) -> None:
-        if self.attempt is not None:
-            self.attempt.drop()
+        self._drop_attempt()
         self.machine.release()
         self._close_transport()
         if self._journal is not None:
@@ -524,14 +528,24 @@ class Connection:
 
     # Opening
 
+    def _begin_attempt(self) -> Attempt:
+        """Begin to connect, and the time limit of that."""
+        self.attempt, seconds = Attempt(), self.options.connect_timeout
+        if seconds is not None:
+            self._limits = Limits(self.options)
+            self._limits.begin_to_connect(anyio.current_time() + seconds)
+        return self.attempt
+
+    def _drop_attempt(self) -> None:
+        if self.attempt is not None:
+            self.attempt.drop()
+            self.attempt = None
+
     async def _connect(self) -> None:
-        options, limits = self.options, Limits(self.options)
-        if options.connect_timeout is not None:
-            limits.begin_to_connect(anyio.current_time() + options.connect_timeout)
-            self._limits = limits
-        self.attempt = self.attempt or Attempt()
+        options, attempt = self.options, self.attempt or self._begin_attempt()
+        limits = self._limits or Limits(options)
         try:
-            sock = await self.attempt.run(
+            sock = await attempt.run(
                 self.host,
                 self.port,
                 options.local_host,

@@ -210,10 +210,13 @@ class MozTCPSocket(Unique, Strict, Referable):
 
         :param context: the context that its handlers run in
         """
+        if is_cancelled():  # a scope around this one: the poller's next checkpoint raises that, which ends it
+            return
         host = partial(context.copy().run, tasks.start_soon, self._run_member, connection, tasks)
         connection.lifetime.begin_opened(connection, tasks.cancel_scope, context, host)
-        if not connection.open_at_once():
-            context.copy().run(partial(tasks.start_soon, self._open, connection, tasks, name=repr(connection)))
+        own = context.copy()  # as the handlers run in the context itself
+        if not own.run(connection.open_at_once):
+            own.run(partial(tasks.start_soon, self._open, connection, tasks, name=repr(connection)))
 
     async def _open(self, connection: Connection, tasks: TaskGroup) -> None:
         """Run a connection until it is connected. From then on the poller runs it."""

@@ -276,7 +276,7 @@ class SocketStream(Unique, Referable, ByteStream):
         machine = self._connection.machine
         if self._closed:
             raise ClosedResourceError
-        if machine.ready is _CONNECTING or (machine.ready is _OPEN and not machine.shut):
+        if machine.ready in (_CONNECTING, _OPEN) and not machine.shut:
             return
         if machine.failed is Failed.NO:
             raise ClosedResourceError

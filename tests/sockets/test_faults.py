@@ -151,6 +151,41 @@ async def test_a_peer_that_stops_reading_for_ever(role: str, listener: stdlib_so
 
 # Descriptors
 
+WITHOUT_DESCRIPTORS = """
+import anyio, os, resource
+from mozsocket import MozTCPSocket
+
+async def main():
+    async with MozTCPSocket() as tcp:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+        held = []
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            pass
+        sock = tcp.open("127.0.0.1", 1)
+        sock.onerror = lambda event: print(event.name, event.errorCode)
+        sock.onclose = lambda event: print(event.type)
+        while sock.readyState != "closed":
+            await anyio.sleep(0)
+        for number in held:
+            os.close(number)
+
+anyio.run(main, backend={backend!r})
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_NOFILE")
+async def test_the_first_failure_is_that_no_descriptor_is_left(backend: str) -> None:
+    """Telling it needs no module that Python would have to open only now."""
+    program = WITHOUT_DESCRIPTORS.format(backend="trio" if backend == "trio" else "asyncio")
+    done = await blocking(
+        lambda: subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PEER_TIMEOUT)
+    )
+    assert (done.stdout, done.stderr) == (f"NetworkError {errno.EMFILE}\nclose\n", "")
+
+
 LISTENING = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))

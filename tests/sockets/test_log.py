@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from ..peers import (
     dial,
     echo_to,
     joined,
+    port_of,
     read_all,
     read_exactly,
     reset,
@@ -28,6 +31,9 @@ from ..peers import (
 )
 
 pytestmark = pytest.mark.anyio
+
+
+request = ContextVar("request", default=0)
 
 
 @pytest.fixture
@@ -79,6 +85,29 @@ async def test_tls(role: str, debugging: pytest.LogCaptureFixture) -> None:
         assert len(of(debugging, "opened")) == 1
         peer.close()
         await recorder.first("close")
+
+
+async def test_it_is_logged_in_the_context_of_the_call(
+    listener: socket.socket, debugging: pytest.LogCaptureFixture
+) -> None:
+    """For example with the number of the request for which :meth:`MozTCPSocket.open` was called."""
+    seen: list[object] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        seen.append((record.event, request.get()))  # type: ignore[attr-defined]
+        return True
+
+    debugging.handler.addFilter(note)
+    try:
+        async with MozTCPSocket() as tcp:
+            request.set(7)
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            request.set(8)
+            await sock.opened()
+            sock.closeImmediately()
+    finally:
+        debugging.handler.removeFilter(note)
+    assert ("opened", 7) in seen
 
 
 async def test_a_connection_that_cannot_be_made(debugging: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import select
 import socket
@@ -290,6 +291,60 @@ async def test_cancelled_when_it_was_to_wait_for_the_peer(clogged: int) -> None:
         tcp.cancel_scope.cancel()
     assert sock.readyState == "closed"
     assert open_descriptors().keys() <= before.keys()
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["opened", "closed"])
+async def test_no_handler_of_a_client_runs_in_a_cancelled_scope_around(closes: bool, listener: socket.socket) -> None:
+    types: list[str] = []
+    with anyio.CancelScope() as around:
+        async with MozTCPSocket() as tcp:
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            sock.onopen = sock.onclose = lambda event: types.append(event.type)
+            if closes:
+                sock.close()
+            around.cancel()
+    assert types == []
+    assert sock.readyState == "closed"
+
+
+async def test_no_further_client_is_opened_once_a_scope_around_is_cancelled() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener, anyio.CancelScope() as around:
+        opened: list[object] = []
+
+        def on_open(event: Any) -> None:
+            opened.append(event.target)
+            if len(opened) == 11:
+                around.cancel()
+
+        async with MozTCPSocket() as tcp:
+            for _ in range(100):
+                tcp.open("127.0.0.1", port_of(listener)).onopen = on_open
+    assert len(opened) == 11
+
+
+async def test_what_is_raised_while_a_client_connects_at_once_ends_it(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example by the program's logging. Something else keeps the scope open meanwhile."""
+
+    def fail(level: int) -> bool:
+        raise LookupError("no such level")
+
+    types: list[str] = []
+    with pytest.raises(BaseException) as raised:  # noqa: PT011, PT012
+        async with MozTCPSocket() as tcp:
+            tcp.listen(0, host="127.0.0.1")
+            await all_blocked()
+            monkeypatch.setattr(logging.getLogger("mozsocket"), "isEnabledFor", fail)
+            sock = tcp.open("127.0.0.1", port_of(listener))
+            sock.onopen = sock.onclose = lambda event: types.append(event.type)
+            while not types:
+                await anyio.lowlevel.checkpoint()
+            monkeypatch.undo()
+            await anyio.sleep_forever()
+    (error,) = raised.value.exceptions  # type: ignore[attr-defined]
+    assert isinstance(error, LookupError)
+    assert types == ["close"]
 
 
 async def test_a_client_takes_a_task_to_resolve_a_name_only(listener: socket.socket) -> None:

@@ -354,6 +354,15 @@ async def test_connect_timeout_covers_tls(listener: socket.socket) -> None:
     assert raised.value.name == "NetworkTimeoutError"
 
 
+async def test_connect_timeout_covers_tls_in_a_scope(listener: socket.socket) -> None:
+    """The poller connects the socket itself, and its time limit goes on."""
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", port_of(listener), useSecureTransport=True, connect_timeout=0.05)
+        recorder = EventRecorder(sock)
+        assert (await recorder.next("error")).name == "NetworkTimeoutError"
+        await recorder.next("close")
+
+
 async def test_a_client_that_never_says_hello(caplog: pytest.LogCaptureFixture) -> None:
     async with MozTCPSocket() as tcp:
         server = tcp.listen(

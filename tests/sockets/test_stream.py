@@ -121,6 +121,23 @@ async def test_the_first_calls_wait_for_the_connection(listener: socket.socket) 
             assert await blocking(peer.recv, 1) == b""
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_receiving_after_a_failure_that_is_yet_to_be_told(turns: int) -> None:
+    """It raises, and does not hold up the event loop until the asynchronous ``onerror`` begins."""
+    async with MozTCPSocket() as tcp:
+        sock = tcp.open("127.0.0.1", unused_port())
+
+        async def on_error(event: Any) -> None:
+            await all_blocked()
+
+        sock.onerror = on_error
+        stream = sock.stream()
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        with pytest.raises(anyio.BrokenResourceError):
+            await stream.receive()
+
+
 @pytest.mark.parametrize("call", ["receive", "send", "send_eof"])
 async def test_a_connection_that_fails_is_reported_by_the_call(call: str) -> None:
     async with TCPSocket("127.0.0.1", unused_port()) as sock:  # the block raises nothing else
