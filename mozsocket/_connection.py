@@ -1016,6 +1016,7 @@ class Connection:
             and not self._waits_for_peer
             and (tls is None or tls.has_only_data)
             and machine.pending_event() is None
+            and _log.SLOW is None
         )
         self._fast_socket = None
         if may_be_taken and self.transport is not None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     Ts = TypeVarTuple("Ts")
 
 __all__ = ("Dispatcher", "Source")
-
-T = TypeVar("T")
 
 Call: TypeAlias = Callable[[Event[Any]], UnfinishedEvent | None]
 """Calls handlers of an event, and returns it if one of them has to be awaited."""
@@ -274,17 +272,14 @@ class Dispatcher:
     def deliver_to(self, function: Callable[[Any], object], event: Event[Any]) -> None:
         """Deliver an event to a plain function, before all that are pending: the fast path of :meth:`deliver`.
 
-        The caller makes the sends, as :func:`in_turn` does.
+        The caller makes the sends, as :func:`in_turn` does, and nothing measures the time of handlers.
         """
         assert self._owner is not None and self._context is not None
         if self._owner.cancel_called:
             return
         self.busy = True
         try:
-            if SLOW is None:
-                result = self._context.run(function, event)
-            else:
-                result = self._context.run(self._call_timed, function, event, SLOW)
+            result = self._context.run(function, event)
             unfinished = None
             if result is not None and is_to_be_awaited(result):  # which may raise too, as for a proxy without an object
                 unfinished = UnfinishedEvent(result, event, iter(()))
@@ -491,7 +486,7 @@ class Dispatcher:
             if written:
                 flush(written)
 
-    def _call_timed(self, call: Callable[[Event[Any]], T], event: Event[Any], limit: float) -> T:
+    def _call_timed(self, call: Call, event: Event[Any], limit: float) -> UnfinishedEvent | None:
         """Call the handlers of an event, and report it if that holds up the event loop.
 
         :param limit: seconds after which it is reported

@@ -28,7 +28,7 @@ import anyio.lowlevel
 from ._eagerness import Eagerness
 from ._raised import own_cancellation, pass_over, without_task
 from ._readiness import ReadResult, Registration, Waiting, Watched, Watcher, by_tasks
-from ._turn import flush, turn
+from ._turn import flush, in_turn, turn
 
 __all__ = ("Poller", "way_to_wait")
 
@@ -391,7 +391,7 @@ class Poller:
             if self._is_retired:
                 self._is_retired = False
                 self._replace_epoll()
-            was_busy = self._handle_all()
+            was_busy = in_turn(self._handle_all)
             if own is not None and own.count() != before:
                 await pass_over(own, before)  # a handler has cancelled this task, which closes its connection only
             elif was_busy:
@@ -423,13 +423,13 @@ class Poller:
         work = WORK_PER_TURN
         self._is_handling = True
         self._skipped.clear()
-        turn.written = []
         try:
             if self._timers:
                 work -= self._handle_timers()
             while work > 0:
-                queued, self._queued = self._queued[:BATCH], self._queued[BATCH:]
+                queued = self._queued
                 if queued:
+                    queued, self._queued = queued[:BATCH], queued[BATCH:]
                     work -= self._handle_queued(queued)
                 found = self._epoll.poll(0, BATCH) if self._epoll is not None else None
                 if found:
@@ -439,8 +439,6 @@ class Poller:
                 if self._changed:
                     self._apply_changes()
         finally:
-            written, turn.written = turn.written, None
-            flush(written or [])
             self._is_handling = False
             self._apply_changes()
         return work < WORK_PER_TURN
