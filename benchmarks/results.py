@@ -22,6 +22,9 @@ from .targets import TARGETS, Limit, Target
 
 __all__ = ("Key", "Outcome", "Results", "Series")
 
+PROTOTYPE = "prototype"
+"""The subject that shows what can be reached."""
+
 PACKAGES = ("mozsocket", "anyio", "trio", "uvloop", "twisted")
 
 
@@ -54,11 +57,13 @@ class Outcome(NamedTuple):
 
     :ivar text: the target in words
     :ivar reached: the ratio or value that was measured; None if a measurement failed
+    :ivar attainable: the ratio that the prototype has reached in mozsocket's place; None if it was not measured
     """
 
     text: str
     reached: float | None
     met: bool
+    attainable: float | None
 
 
 @dataclass
@@ -100,9 +105,12 @@ class Results:
         dividend, divisor = self.median(key, figure), self.median(other, other_figure)
         return dividend / divisor if dividend is not None and divisor else None
 
-    def reached(self, target: Target | Limit) -> float | None:
-        """The ratio or value that the target's bound applies to; None if it was not measured."""
-        key = Key(target.scenario, target.backend, target.subject)
+    def reached(self, target: Target | Limit, subject: str | None = None) -> float | None:
+        """The ratio or value that the target's bound applies to; None if it was not measured.
+
+        :param subject: what is compared with the peer; None for the target's own
+        """
+        key = Key(target.scenario, target.backend, subject or target.subject)
         if target.reference is None:
             return self.median(key, target.figure)
         backend, subject, figure = target.reference
@@ -124,7 +132,9 @@ class Results:
                 met = reached is not None and (reached >= target.bound if more else reached <= target.bound)
                 how = "" if target.subject == "mozsocket" else f", {SUBJECTS[target.subject].label}"
                 text = f"{target.scenario}{how} on {LOOPS[target.backend]}"
-                outcomes.append(Outcome(f"{text}: {'≥' if more else '≤'} {target.bound:g} {target.unit}", reached, met))
+                text += f": {'≥' if more else '≤'} {target.bound:g} {target.unit}"
+                attainable = self.reached(target, PROTOTYPE) if target.subject == "mozsocket" else None
+                outcomes.append(Outcome(text, reached, met, attainable))
         return outcomes
 
     def write_json(self, path: Path) -> None:

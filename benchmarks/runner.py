@@ -32,6 +32,7 @@ def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[s
         for backend in (*backends, "none")
         for subject in subjects
         if backend in SUBJECTS[subject].backends
+        and SUBJECTS[subject].takes_part_in(scenario)
         and SUBJECTS[subject].is_available()
         and SCENARIOS[scenario].suits(SUBJECTS[subject])
     ]

@@ -176,8 +176,8 @@ async def idle_figures(subject: AnySubject, scale: float) -> dict[str, float]:
         return {"memory": memory / 1024, "answer": 1e6 * await clients.echo_one()}
 
 
-async def load_figures(subject: AnySubject, scale: float, *, connections: int) -> dict[str, float]:
-    rounds = times(60_000 / connections, scale)
+async def load_figures(subject: AnySubject, scale: float, *, connections: int, total: int) -> dict[str, float]:
+    rounds = times(total / connections, scale)
     async with subject.echoing() as port, Clients(port) as clients:
         await clients.open(connections)
         await clients.drive(times(300 / connections, 1))
@@ -269,15 +269,20 @@ SCENARIOS = {
     "tls-echo-100": Scenario(
         "TLS, echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=15_000, tls=True)
     ),
-    "load-1": Scenario("Server under load, 1 connection", LOAD, partial(load_figures, connections=1)),
-    "load-50": Scenario("Server under load, 50 connections", LOAD, partial(load_figures, connections=50)),
+    "load-1": Scenario("Server under load, 1 connection", LOAD, partial(load_figures, connections=1, total=50_000)),
+    "load-50": Scenario(
+        "Server under load, 50 connections", LOAD, partial(load_figures, connections=50, total=150_000)
+    ),
     "load-500": Scenario(
-        "Server under load, 500 connections", LOAD, partial(load_figures, connections=500), many_connections=True
+        "Server under load, 500 connections",
+        LOAD,
+        partial(load_figures, connections=500, total=150_000),
+        many_connections=True,
     ),
     "redis": Scenario(
         "Redis server, 50 clients",
         REQUESTS,
-        partial(redis_figures, count=100_000, pipelined=1),
+        partial(redis_figures, count=150_000, pipelined=1),
         redis=True,
         needs="redis-benchmark",
     ),

@@ -25,6 +25,7 @@ class Entry(NamedTuple):
     :ivar per_message: the share of the small messages that it gets, 1 for the fastest; less if each is a task switch
     :ivar has_threads: whether it has a thread for each connection; then scenarios with hundreds are skipped
     :ivar serves_redis: whether it is a :class:`~benchmarks.subjects.base.RedisServer`
+    :ivar scenarios: the scenarios that it is made for; None for all
     """
 
     label: str
@@ -34,9 +35,13 @@ class Entry(NamedTuple):
     per_message: float = 1
     has_threads: bool = False
     serves_redis: bool = False
+    scenarios: tuple[str, ...] | None = None
 
     def is_available(self) -> bool:
         return bool(importlib.util.find_spec(self.needs) or shutil.which(self.needs))
+
+    def takes_part_in(self, scenario: str) -> bool:
+        return self.scenarios is None or scenario in self.scenarios
 
 
 SUBJECTS = {
@@ -45,6 +50,14 @@ SUBJECTS = {
     ),
     "mozsocket-stream": Entry(
         "mozsocket's stream()", "mozsocket_stream", ("asyncio", "uvloop", "trio"), "mozsocket", 0.05
+    ),
+    "prototype": Entry(
+        "a bare prototype",
+        "prototype",
+        ("asyncio", "uvloop", "trio"),
+        "select",
+        serves_redis=True,
+        scenarios=("echo", "echo-100", "load-1", "load-50", "load-500", "redis", "redis-pipelined", "visits"),
     ),
     "protocol": Entry("asyncio.Protocol", "asyncio_protocol", ("asyncio", "uvloop"), "asyncio", 0.5, serves_redis=True),
     "streams": Entry("asyncio streams", "asyncio_streams", ("asyncio", "uvloop"), "asyncio", 0.2),
