@@ -280,17 +280,23 @@ class Dispatcher:
         self.busy = True
         try:
             result = self._context.run(function, event)
-            unfinished = None
-            if result is not None and is_to_be_awaited(result):  # which may raise too, as for a proxy without an object
-                unfinished = UnfinishedEvent(result, event, iter(()))
         except BaseException as exc:
             self._handler_raised(without_task(exc), event)
-        else:
-            if unfinished is not None:
-                if self._source is not None:
-                    self._start(unfinished)
-                return
-        self.busy = False
+            result = None
+        if result is None or result is True or result is False or self._has_returned(result, event):
+            self.busy = False
+
+    def _has_returned(self, result: object, event: Event[Any]) -> bool:
+        """Whether a function with this result is done with the event. If not, the task awaits the result."""
+        try:
+            if not is_to_be_awaited(result):
+                return True
+        except BaseException as exc:  # as a proxy without an object raises
+            self._handler_raised(without_task(exc), event)
+            return True
+        if self._source is not None:
+            self._start(UnfinishedEvent(result, event, iter(())))
+        return False
 
     def deliver(self, event: Event[Any]) -> None:
         """Deliver an event before all that are pending. Only while not busy, and if its handlers are functions."""
