@@ -201,7 +201,7 @@ async def visit_cost(subject: AnySubject, clients: Clients, at_once: int, repeat
 async def visit_figures(subject: AnySubject, scale: float) -> dict[str, float]:
     async with subject.echoing() as port, Clients(port) as clients:
         await visit_cost(subject, clients, 20, 1)
-        return {"processor": await visit_cost(subject, clients, 20, times(200, scale))}
+        return {"processor": await visit_cost(subject, clients, 20, times(600, scale))}
 
 
 async def growth_figures(subject: AnySubject, scale: float) -> dict[str, float]:
@@ -249,7 +249,7 @@ LOAD = (*TRIPS, PROCESSOR, Figure("user", "µs of it outside the kernel", False)
 REQUESTS = (Figure("rate", "thousand requests/s"),)
 
 SCENARIOS = {
-    "bulk": Scenario("One way, sends of 64 KiB", RATE, partial(bulk_figures, count=32_768, tls=False)),
+    "bulk": Scenario("One way, sends of 64 KiB", RATE, partial(bulk_figures, count=65_536, tls=False)),
     "messages": Scenario(
         "One way, pipelined messages of 100 B",
         (Figure("rate", "thousand messages/s"),),
@@ -257,17 +257,17 @@ SCENARIOS = {
         small_messages=True,
     ),
     "echo": Scenario(
-        "Echo of 64 B, 1 connection", TRIPS, partial(echo_figures, connections=1, total=20_000, tls=False)
+        "Echo of 64 B, 1 connection", TRIPS, partial(echo_figures, connections=1, total=60_000, tls=False)
     ),
     "echo-100": Scenario(
-        "Echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=30_000, tls=False)
+        "Echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=90_000, tls=False)
     ),
     "tls-bulk": Scenario("TLS, one way, sends of 64 KiB", RATE, partial(bulk_figures, count=8192, tls=True)),
     "tls-echo": Scenario(
-        "TLS, echo of 64 B, 1 connection", TRIPS, partial(echo_figures, connections=1, total=10_000, tls=True)
+        "TLS, echo of 64 B, 1 connection", TRIPS, partial(echo_figures, connections=1, total=30_000, tls=True)
     ),
     "tls-echo-100": Scenario(
-        "TLS, echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=15_000, tls=True)
+        "TLS, echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=45_000, tls=True)
     ),
     "load-1": Scenario("Server under load, 1 connection", LOAD, partial(load_figures, connections=1, total=50_000)),
     "load-50": Scenario(
