@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):  # AnyIO depends on the backport
     from exceptiongroup import ExceptionGroup
 
-__all__ = ("Connection", "Host")
+__all__ = ("Companion", "Connection", "Host")
 
 _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
@@ -140,6 +140,13 @@ class Host(Protocol):
         """
 
 
+class Companion(Protocol):
+    """Something that ends with a connection."""
+
+    def end(self) -> None:
+        """Called when the connection is over, even if its owner is cancelled and no event is delivered."""
+
+
 class Connection:
     """The inside of a :class:`TCPSocket`.
 
@@ -155,7 +162,7 @@ class Connection:
     :ivar attempt: the attempt to connect, while that lasts
     :ivar server_side: the role in TLS; None if the context decides
     :ivar bytes_received: the bytes that were given to the program so far
-    :ivar close_callbacks: functions to call when it is over, even if no event is delivered; None for none
+    :ivar companions: what ends with it, such as pipes; None for none
     :ivar buffering_thread: the identifier of the thread in which a handler runs that is followed by a flush: there
         ``send()`` just fills the buffer; 0 while no such handler runs
     """
@@ -189,7 +196,7 @@ class Connection:
         "attempt",
         "buffering_thread",
         "bytes_received",
-        "close_callbacks",
+        "companions",
         "dispatcher",
         "host",
         "inbox",
@@ -218,7 +225,7 @@ class Connection:
         self.transport: Transport | TLSTransport | None = None
         self.attempt: Attempt | None = None
         self.server_side: bool | None = False
-        self.close_callbacks: list[Callable[[], None]] | None = None
+        self.companions: list[Companion] | None = None
         self.buffering_thread = 0
         self.bytes_received = 0
         self._listeners = listeners
@@ -452,16 +459,15 @@ class Connection:
             self._journal.closed(self)
         self._forget_queued()
         self.inbox.close()
-        close_callbacks, self.close_callbacks = self.close_callbacks, None
-        for callback in close_callbacks or ():
-            callback()
+        companions, self.companions = self.companions, None
+        for companion in companions or ():
+            companion.end()
 
-    def add_close_callback(self, function: Callable[[], None]) -> None:
-        """Have a function called when the connection is over, even if its owner is cancelled and no event delivered."""
-        self.close_callbacks = [*(self.close_callbacks or ()), function]
+    def add_companion(self, companion: Companion) -> None:
+        self.companions = [*(self.companions or ()), companion]
 
-    def remove_close_callback(self, function: Callable[[], None]) -> None:
-        self.close_callbacks = [each for each in self.close_callbacks or () if each != function] or None
+    def remove_companion(self, companion: Companion) -> None:
+        self.companions = [each for each in self.companions or () if each is not companion] or None
 
     def _forget_queued(self) -> None:
         """Discard the queue at the end, but not what a stream may still receive after the connection was lost."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -50,16 +50,10 @@ def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
         raise InvalidStateError("pipe() from a socket that has a stream(), which takes the data")
     if target.readyState == ReadyState.OPEN and connection_of(target).machine.has_finished():
         raise InvalidStateError("pipe() to a socket after send_eof(): the peer has been told that no more will come")
-    if any(each.joins(source, target) for each in _pipes_of(source)):
+    companions = connection_of(source).companions or ()
+    if any(isinstance(each, _Pipe) and each.joins(source, target) for each in companions):
         raise InvalidStateError("pipe() from a socket to one that it is piped to already: that would send all twice")
     _Pipe(source, target).begin()
-
-
-def _pipes_of(socket: TCPSocket[Any]) -> Iterator[_Pipe]:
-    for callback in connection_of(socket).close_callbacks or ():
-        owner = getattr(callback, "__self__", None)
-        if isinstance(owner, _Pipe):
-            yield owner
 
 
 class _Pipe:
@@ -91,7 +85,7 @@ class _Pipe:
         for socket, type_, listener in self._listening:
             socket.addEventListener(type_, listener)
         for socket in (self._source, self._target):
-            connection_of(socket).add_close_callback(self._on_cancelled)
+            connection_of(socket).add_companion(self)
         self._ended = connection_of(self._source).machine.peer_side is PeerSide.END_DELIVERED
         if _has_closed(self._target):
             self._on_target_closed()
@@ -100,13 +94,13 @@ class _Pipe:
         else:
             self._go_on()
 
-    def _end(self) -> None:
+    def _detach(self) -> None:
         """Remove the listeners, by which the two sockets refer to each other."""
         for socket, type_, listener in self._listening:
             socket.removeEventListener(type_, listener)
         self._listening = ()
         for socket in (self._source, self._target):
-            connection_of(socket).remove_close_callback(self._on_cancelled)
+            connection_of(socket).remove_companion(self)
 
     # The events of both sockets
 
@@ -129,7 +123,7 @@ class _Pipe:
         self._go_on()
 
     def _on_source_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
-        self._end()
+        self._detach()
         if _has_failed(self._source):
             self._target.reset()
         else:
@@ -137,15 +131,15 @@ class _Pipe:
             self._target.close()
 
     def _on_target_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
-        self._end()
+        self._detach()
         if _has_failed(self._target):
             self._source.reset()
         else:
             self._source.close()
 
-    def _on_cancelled(self) -> None:
+    def end(self) -> None:
         """Close both: the block of one was cancelled, which causes no event. The other may be of another block."""
-        self._end()
+        self._detach()
         with suppress(RuntimeError):  # raised if not even a task runs any more
             self._source.closeImmediately()
             self._target.closeImmediately()
