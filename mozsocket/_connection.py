@@ -593,6 +593,7 @@ class Connection:
         if self.machine.ready is not _OPEN:  # closed meanwhile
             self._close_transport()
             return
+        self._limits = None  # the handler of ``open`` may begin something that has a limit of its own
         if self._journal is not None:
             self._journal.opened(self)
         self.machine.announce()

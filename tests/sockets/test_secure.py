@@ -363,6 +363,27 @@ async def test_connect_timeout_covers_tls_in_a_scope(listener: socket.socket) ->
         await recorder.next("close")
 
 
+@pytest.mark.parametrize("in_scope", [True, False], ids=["scope", "block"])
+@pytest.mark.parametrize("begin", [TCPSocket.upgradeToSecure, TCPSocket.close], ids=["upgrade", "close"])
+async def test_connect_timeout_ends_with_connecting(
+    begin: Callable[[TCPSocket], None], in_scope: bool, listener: socket.socket
+) -> None:
+    """What ``onopen`` begins has a time limit of its own."""
+    async with MozTCPSocket() as tcp:
+        make = tcp.open if in_scope else TCPSocket
+        sock = make("127.0.0.1", port_of(listener), connect_timeout=0.05, handshake_timeout=0.2, linger=0.2)
+        sock.onopen = lambda event: begin(event.target)
+        recorder = EventRecorder(sock)
+        begun = anyio.current_time()
+        async with sock:
+            with await accept(listener):
+                await recorder.first("close")
+        assert anyio.current_time() - begun > 0.15
+    errors = [str(event.error) for event in recorder.events if event.type == "error"]
+    assert len(errors) == (begin is TCPSocket.upgradeToSecure)
+    assert all("no TLS handshake within 0.2 seconds" in error for error in errors)
+
+
 async def test_a_client_that_never_says_hello(caplog: pytest.LogCaptureFixture) -> None:
     async with MozTCPSocket() as tcp:
         server = tcp.listen(
