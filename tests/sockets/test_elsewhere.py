@@ -16,6 +16,8 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.to_thread
 import pytest
 
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
@@ -105,6 +107,18 @@ async def test_a_socket(call: str, writing: str, role: str, elsewhere: Any, list
             socket.close()
             peer.close()
             await events.first("close")
+
+
+async def test_a_call_from_another_thread_as_advised(role: str, listener: stdlib_socket.socket) -> None:
+    async with MozTCPSocket() as tcp:
+        socket, _, peer = await connected(tcp, role, listener)
+
+        async def send(data: bytes) -> bool:
+            return socket.send(data)
+
+        assert await anyio.to_thread.run_sync(anyio.from_thread.run, send, b"from a thread")
+        assert await blocking(read_exactly, peer, 13) == b"from a thread"
+        peer.close()
 
 
 async def test_an_upgrade(role: str, elsewhere: Any, listener: stdlib_socket.socket) -> None:
