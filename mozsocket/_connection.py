@@ -675,7 +675,7 @@ class Connection:
         if self.machine.security is not Security.UP and tls.established:
             self._secured()
         elif self._waits_for_peer:
-            self.advance()
+            self._advance_and_wake()
         elif tls.owes_answers:
             if not self._flush_scheduled:
                 self._await_room()
@@ -691,7 +691,7 @@ class Connection:
             self._open_further(Opening.HANDSHAKE)
         else:
             self.dispatcher.pump()
-        self.advance()  # so that the last handshake message and what handlers have written are sent together
+        self._advance_and_wake()  # so that the last handshake message and what handlers have written are sent together
 
     # Failing, and the end
 
@@ -1208,9 +1208,13 @@ class Connection:
 
     def _flush_slow_path(self) -> None:
         try:
-            self.advance()
+            self._advance_and_wake()
         except BaseException as exc:  # raised by the program, such as by its SSLContext: it must not end the caller
             self.crashed(without_task(exc), "sending")
+
+    def _advance_and_wake(self) -> None:
+        """Advance where nobody delivers pending events next: a ``drain`` that has become pending is delivered soon."""
+        self.advance()
         if self.outgoing.drain_is_pending and self.dispatcher.runs:
             self.dispatcher.wake()
 

@@ -95,6 +95,25 @@ async def test_upgrade_in_the_middle_of_a_blocked_send(
     assert socket_.bufferedAmount == 0
 
 
+@pytest.mark.parametrize("reader", ["handlers", "stream"])
+async def test_a_drain_that_is_owed_since_the_handshake(
+    reader: str, role: str, version: ssl.TLSVersion, listener: socket.socket
+) -> None:
+    """The kernel takes all of the buffer at once when the handshake ends."""
+    arguments, theirs = contexts(role, version)
+    async with MozTCPSocket() as tcp:
+        socket_, recorder, peer = await connected(tcp, role, listener)
+        socket_.upgradeToSecure(**arguments)
+        assert not socket_.send(b"x" * 70_000)
+        if reader == "stream":
+            tcp.start_soon(socket_.stream().receive)
+        with await go_secure(peer, role, theirs) as peer:
+            assert await blocking(read_exactly, peer, 70_000) == b"x" * 70_000
+            await recorder.first("drain")
+            assert socket_.bufferedAmount == 0
+            tcp.cancel_scope.cancel()
+
+
 async def test_nothing_sent_after_it_goes_out_unencrypted(role: str, listener: socket.socket) -> None:
     """The peer never answers: it gets none of the data, and the program gets an error."""
     arguments, _ = contexts(role)
