@@ -299,9 +299,11 @@ class Lifetime:
         if self.started:
             self.refuse_in_handler(member, "leaving its block")
         else:
+            tasks = anyio.create_task_group()
+            waiting = way_to_wait(tasks.start_soon, lambda: tasks.cancel_scope.cancel())
             self.begin()
-            own = await anyio.create_task_group().__aenter__()
-            member.wait_by(way_to_wait(own.start_soon, own.cancel_scope.cancel))
+            member.wait_by(waiting)
+            own = await tasks.__aenter__()  # last: once it is entered, nothing may fail before it is left
             own.start_soon(self._run_beside_body, member, own.cancel_scope, name=repr(member))
         self._blocks.setdefault(anyio.get_current_task().id, []).append(own)
 
@@ -356,13 +358,16 @@ class Lifetime:
         :return: the exception that leaves the block, and goes before an unreported error: the body's, or one that ends
             the program; None if there is none
         """
-        raised, passing = split_exception(exc)
-        if exc is None:
-            member.close()
-        elif raised is not None:
-            _break_off(member)
-            if is_of_cancellation(raised):
-                exc = raised = None
+        try:
+            raised, passing = split_exception(exc)
+            if exc is None:
+                member.close()
+            elif raised is not None:
+                _break_off(member)
+                if is_of_cancellation(raised):
+                    exc = raised = None
+        except BaseException as interrupted:  # by Ctrl-C on Trio: the task group has to be left all the same
+            exc = raised = passing = interrupted
         try:
             left = await ended(tasks, passing)
         except anyio.get_cancelled_exc_class():

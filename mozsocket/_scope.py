@@ -258,10 +258,11 @@ class MozTCPSocket(Unique, Strict, Referable):
     async def __aenter__(self) -> MozTCPSocket:
         if self._tasks is not None:
             raise RuntimeError("this MozTCPSocket has been entered already")
-        self._tasks = await anyio.create_task_group().__aenter__()
+        tasks = anyio.create_task_group()
         self._loop = current_loop()
         self._context = copy_context()
-        self._waiting = way_to_wait(self._start_poller, self._tasks.cancel_scope.cancel)
+        self._waiting = way_to_wait(self._start_poller, lambda: tasks.cancel_scope.cancel())
+        self._tasks = await tasks.__aenter__()  # last: once it is entered, nothing may fail before it is left
         return self
 
     def _start_poller(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -275,8 +276,13 @@ class MozTCPSocket(Unique, Strict, Referable):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         assert self._tasks is not None
+        raised_by_body = exc
         try:
-            raised_by_body = None if is_of_cancellation(exc) else exc
+            try:
+                if is_of_cancellation(exc):
+                    raised_by_body = None
+            except BaseException as interrupted:  # by Ctrl-C on Trio: the task group has to be left all the same
+                raised_by_body = interrupted
             try:
                 left = await ended(self._tasks, raised_by_body)
             finally:

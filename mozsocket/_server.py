@@ -176,7 +176,12 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
     async def __aenter__(self: SelfT) -> SelfT:
         acceptor = acceptor_of(self)
         acceptor.bind()
-        await acceptor.lifetime.enter(acceptor)
+        try:
+            await acceptor.lifetime.enter(acceptor)
+        except BaseException:
+            if not acceptor.lifetime.started:
+                acceptor.close()
+            raise
         return self
 
     async def __aexit__(

@@ -356,3 +356,29 @@ async def test_ctrl_c_ends_the_program_at_once(main: str, anyio_backend: tuple[s
             return process.returncode, errors
 
     assert await blocking(run) == (5, b"")
+
+
+@pytest.mark.parametrize("kind", ["scope", "socket", "server"])
+async def test_ctrl_c_in_the_moment_of_leaving(
+    kind: str, listener: stdlib_socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Trio it can be raised between any two lines, so also before the tasks of the block are waited for."""
+
+    def interrupted(exc: BaseException | None) -> Any:
+        raise KeyboardInterrupt
+
+    block: MozTCPSocket | TCPSocket | TCPServerSocket = MozTCPSocket()
+    if kind == "socket":
+        block = TCPSocket("127.0.0.1", port_of(listener))
+    elif kind == "server":
+        block = TCPServerSocket(0, host="127.0.0.1")
+
+    async def leave() -> None:
+        async with block:
+            await anyio.lowlevel.checkpoint()
+            monkeypatch.setattr("mozsocket._scope.is_of_cancellation", interrupted)
+            monkeypatch.setattr("mozsocket._lifetime.split_exception", interrupted)
+
+    with anyio.fail_after(PEER_TIMEOUT), pytest.raises(KeyboardInterrupt):
+        await leave()
+    await anyio.lowlevel.checkpoint()

@@ -1010,9 +1010,10 @@ async def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "kqueue")
     with pytest.raises(ValueError, match=r"MOZSOCKET_WAITING is 'kqueue': it must be epoll, .* or tasks"):
         way()
-    with pytest.raises(ValueError, match="kqueue"):
-        async with MozTCPSocket():
-            pass
+    for block in (MozTCPSocket(), TCPServerSocket(0, host="127.0.0.1"), TCPSocket("127.0.0.1", 80)):
+        with anyio.fail_after(5), pytest.raises(ValueError, match="kqueue"):
+            async with block:
+                pass
 
 
 async def test_where_there_is_no_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
