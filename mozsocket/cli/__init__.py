@@ -17,7 +17,7 @@ import click
 
 from .. import BinaryType, TCPServerSocket, TCPServerSocketEvent, TCPSocket, TCPSocketError
 from .._options import check_server_hostname
-from ._console import Console
+from ._console import Console, occupy_standard_descriptors
 from ._contexts import client_context, server_context
 from ._demo import Contexts, Demo, conclusion
 from ._echo import EchoService
@@ -70,6 +70,7 @@ def cli() -> None:
 
 
 def main() -> None:
+    occupy_standard_descriptors()
     with Complaints().installed():
         cli(prog_name="mozsocket")
 

@@ -26,13 +26,26 @@ import anyio.to_thread
 
 from ._loop import Failure, words
 
-__all__ = ("Console", "LineEnds", "TerminalText")
+__all__ = ("Console", "LineEnds", "TerminalText", "occupy_standard_descriptors")
 
 READ_SIZE = 262_144
 """The most bytes that one read takes from standard input."""
 
 JOB_CHANGE = 0.2
 """Seconds between a background job's checks whether it is now in the foreground."""
+
+
+def occupy_standard_descriptors() -> None:
+    """Open the null device in place of standard input, output and error, as far as they are closed.
+
+    Otherwise a socket gets the number: libuv, within uvloop, aborts the process when it closes that, and what is
+    printed may reach a peer.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free, which is this one
 
 
 class TerminalText:

@@ -654,24 +654,52 @@ def test_input_that_cannot_be_read(tmp_path: Path) -> None:
         assert client.ends() == (1, "mozsocket: error: standard input: Bad file descriptor\n")
 
 
-@on_posix
-def test_closed_input() -> None:
-    """The number of the closed descriptor may then be reused, such as for the connection itself."""
-    with listening() as listener:
-        without_input = ("sh", "-c", 'exec "$@" <&-', "sh")
-        with program("connect", "127.0.0.1", port_of(listener), prefix=without_input) as client:
-            peer, _ = listener.accept()
-            with peer:
-                assert read_all(peer) == b""
-            assert client.ends() == (0, "")
+def without_descriptors(redirections: str) -> tuple[str, ...]:
+    """The beginning of a command line whose program begins with some descriptors closed."""
+    return ("sh", "-c", f'exec "$@" {redirections}', "sh")
 
 
 @on_posix
-def test_closed_output() -> None:
-    without_output = ("sh", "-c", 'exec "$@" >&-', "sh")
-    with program("listen", 0, prefix=without_output) as server, dialled(server.port()) as peer:
+@on_each_backend
+def test_closed_input(backend: str) -> None:
+    """No socket gets the number of the closed descriptor: libuv would abort the process."""
+    closed = without_descriptors("<&-")
+    with (
+        listening() as listener,
+        program("connect", "--backend", backend, "127.0.0.1", port_of(listener), prefix=closed) as client,
+    ):
+        peer, _ = listener.accept()
+        with peer:
+            assert read_all(peer) == b""
+        assert client.ends() == (0, "")
+
+
+@on_posix
+@on_each_backend
+def test_closed_output(backend: str) -> None:
+    options = ("--backend", backend)
+    with (
+        program("listen", *options, 0, prefix=without_descriptors(">&-")) as server,
+        dialled(server.port()) as peer,
+    ):
         peer.sendall(b"for nobody")
         assert server.ends() == (1, "mozsocket: error: standard output: it is closed\n")
+
+
+@on_posix
+@on_each_backend
+def test_all_of_them_closed(backend: str) -> None:
+    """What the program prints does not reach the peer either."""
+    closed = without_descriptors("<&- >&- 2>&-")
+    with (
+        listening() as listener,
+        program("connect", "-vv", "--backend", backend, "127.0.0.1", port_of(listener), prefix=closed) as client,
+    ):
+        peer, _ = listener.accept()
+        with peer:
+            peer.sendall(b"for nobody")
+            assert read_all(peer) == b""
+        assert client.process.wait(LIMIT) == 1
 
 
 @pytest.mark.parametrize("command", [("connect", "localhost", 1), ("listen", 0)])
