@@ -1128,7 +1128,7 @@ class Connection:
         if self.pumps_on_notify:
             self.dispatcher.pump()
             self._end_if_over()
-        return self.machine.reads() and not self.inbox.has_room
+        return self.machine.is_half_open() or (self.machine.reads() and not self.inbox.has_room)
 
     def _end_if_over(self) -> None:
         dispatcher = self.dispatcher
@@ -1152,6 +1152,10 @@ class Connection:
         if self.machine.reads():
             self.inbox.make_room()
             self._watch_reading()
+        elif self.machine.is_half_open() and self.transport is not None:
+            lost = self.transport.watched.take_error()
+            if lost is not None:
+                self.lose(lost)
 
     def on_stopped(self) -> None:
         if self._end_without_task is not None and not self.dispatcher.has_task:

@@ -479,5 +479,16 @@ class Machine:
             return False
         return not (self.is_streaming() or self._waits_to_be_admitted())
 
+    def is_half_open(self) -> bool:
+        """Whether nothing more can be read, and the program may go on sending."""
+        return (
+            self._allow_half_open
+            and self.peer_side in (PeerSide.END_RECEIVED, PeerSide.END_DELIVERED)
+            and self.own_side is OwnSide.OPEN
+            and self.ready is _OPEN
+            and self.failed is Failed.NO
+            and not (self.streams or self.shut)
+        )
+
     def _waits_to_be_admitted(self) -> bool:
         return self.opening is Opening.ADMISSION and self.failed is Failed.NO

@@ -11,6 +11,7 @@ of :mod:`._poller` has one task for all the sockets of an owner, and needs a sys
 from __future__ import annotations
 
 import math
+import os
 import select
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
@@ -41,7 +42,8 @@ __all__ = (
 )
 
 WATCH_AFTER = 0.1
-"""Seconds after which a connection that is not being read, as its inbox is full, is watched for its loss."""
+"""Seconds after which a connection that is not read is watched for its loss: its inbox is full, or its peer has ended.
+"""
 
 
 def wait_writable(sock: socket.socket) -> Awaitable[None]:
@@ -127,6 +129,11 @@ class Watched:
         with poll:
             poll.register(self.socket, 0)
             await anyio.wait_readable(poll)
+
+    def take_error(self) -> OSError | None:
+        """The error by which the connection was lost, if the system has noticed one; it reports that only once."""
+        code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return OSError(code, os.strerror(code)) if code else None
 
     def close(self) -> None:
         """Close the socket, and wake the tasks that wait for it.
