@@ -76,6 +76,7 @@ class Acceptor:
         "_connections",
         "_error_delivered",
         "_handshaking",
+        "_has_reached_limit",
         "_is_paused",
         "_listeners",
         "_logged",
@@ -115,6 +116,7 @@ class Acceptor:
         self._address = printable(display(options.host or "*", options.port))  # for repr() and the log
         self._error_delivered = False
         self._is_paused = False  # whether it accepts nothing for now, for want of capacity
+        self._has_reached_limit = False  # whether that is for max_connections
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "listening" if self.listening else "not entered"
@@ -330,13 +332,13 @@ class Acceptor:
         if exc.errno in _NO_DESCRIPTORS and self._handshaking:
             if not listener.is_readable():
                 return
-            self._give_up_oldest()
+            self._give_up_oldest("the system has no descriptors left")
         self._is_paused = True
         listener.pause(ACCEPT_PAUSE)
 
     def _pause(self) -> None:
         """Accept nothing until :meth:`_resume`, as ``max_connections`` is reached."""
-        self._is_paused = True
+        self._is_paused = self._has_reached_limit = True
         self._log_limit("reached", "%r has reached its max_connections, %d: others wait")
         for listener in self.listening:
             listener.accept(False)
@@ -345,8 +347,9 @@ class Acceptor:
         """Accept again, if there is capacity again."""
         if self._is_paused and not self._is_full():
             self._is_paused = False
-            if self.options.max_connections is not None and not self.is_closed:
+            if self._has_reached_limit and not self.is_closed:
                 self._log_limit("left", "%r accepts again, below its max_connections, %d")
+            self._has_reached_limit = False
             for listener in self.listening:
                 listener.accept(True)
 
@@ -432,13 +435,13 @@ class Acceptor:
 
     def _begin_handshake(self, connection: Connection) -> None:
         if len(self._handshaking) >= self.options.max_handshakes:
-            self._give_up_oldest()
+            self._give_up_oldest("see max_handshakes of the server")
         self._handshaking[connection] = None
 
-    def _give_up_oldest(self) -> None:
+    def _give_up_oldest(self, why: str) -> None:
         oldest = next(iter(self._handshaking))
         del self._handshaking[oldest]
-        oldest.give_up_handshake()
+        oldest.give_up_handshake(why)
 
     def admit(self, connection: Connection) -> None:
         """Open a connection whose handshake is done, when ``max_connections`` allows: first come, first served."""

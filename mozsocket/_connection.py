@@ -610,9 +610,12 @@ class Connection:
         if self.machine.opening is Opening.ADMITTED:
             self._opened()
 
-    def give_up_handshake(self) -> None:
-        """Close during the handshake, as the server needs its place for a newer connection."""
-        self._fail(timeout("its handshake was given up for another's: see max_handshakes of the server"))
+    def give_up_handshake(self, why: str) -> None:
+        """Close during the handshake, as the server needs its place for a newer connection.
+
+        :param why: why there is no place for both, in words
+        """
+        self._fail(timeout(f"its handshake was given up for another connection's: {why}"))
         self._abandon()
 
     def _read_header(self, transport: Transport) -> ReadResult:

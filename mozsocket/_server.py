@@ -163,7 +163,11 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
         return self._acceptor.open_sockets
 
     def close(self) -> None:
-        """Stop listening. Accepted sockets stay open. Closing twice does no harm."""
+        """Stop listening. Accepted sockets stay open. Closing twice does no harm.
+
+        Connections that were accepted already, up to 16 at once, still fire ``connect``. To accept one alone, set
+        ``max_connections=1``.
+        """
         self._acceptor.close()
 
     async def closed(self) -> None:

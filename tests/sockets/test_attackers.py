@@ -164,6 +164,9 @@ async def test_the_oldest_gives_way_for_want_of_descriptors_too(caplog: pytest.L
             server.close()
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert 0 < len(errors) <= 10
+    given_up = [record.getMessage() for record in caplog.records if "given up" in record.getMessage()]
+    assert given_up
+    assert all("the system has no descriptors left" in message for message in given_up)
 
 
 async def test_no_more_are_open_than_may_be_when_handshakes_end_at_once() -> None:

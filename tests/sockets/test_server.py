@@ -990,6 +990,15 @@ async def test_no_room_for_real(anyio_backend: tuple[str, dict[str, Any]]) -> No
     assert os.strerror(errno.EMFILE) in messages[0]
 
 
+async def test_no_room_is_not_told_as_max_connections(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mozsocket")
+    async with TCPServerSocket.from_socket(Faulty(errno.EMFILE), max_connections=3) as server:
+        server.onconnect = echo
+        assert await answers(server.localPort)
+        await all_blocked()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
 async def test_connections_lost_before_they_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
     lost = [errno.ECONNABORTED, errno.EPROTO, errno.ECONNRESET]
     async with TCPServerSocket.from_socket(Faulty(*lost)) as server:
