@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import anyio
+
 __all__ = (
     "HOST",
     "READ_SIZE",
@@ -19,6 +21,7 @@ __all__ = (
     "Subject",
     "check_echo",
     "client_context",
+    "echo_by_events",
     "server_context",
     "stamp",
 )
@@ -64,6 +67,26 @@ def check_echo(data: bytes, message: bytes) -> None:
     """
     if data != message:
         raise ValueError("the echo is not what was sent")
+
+
+async def echo_by_events(socket: Any, message: bytes, stamps: list[float]) -> None:
+    """As :meth:`Client.echo`, by a socket with ``send()`` and ``ondata``."""
+    last, index = len(stamps) - 1, 0
+    done = anyio.Event()
+
+    def on_data(event: Any) -> None:
+        nonlocal index
+        check_echo(event.data, message)
+        stamps[index] = stamp()
+        if index == last:
+            done.set()
+        else:
+            index += 1
+            socket.send(message)
+
+    socket.ondata = on_data
+    socket.send(message)
+    await done.wait()
 
 
 class Client(ABC):

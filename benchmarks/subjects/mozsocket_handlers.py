@@ -14,7 +14,7 @@ from mozsocket import MozTCPSocket, TCPSocket, TCPSocketEvent
 
 from .. import redis
 from . import base
-from .base import HOST, Arrival, check_echo, stamp
+from .base import HOST, Arrival, check_echo, echo_by_events
 
 
 class Client(base.Client):
@@ -39,22 +39,7 @@ class Client(base.Client):
         await socket.drained()
 
     async def echo(self, message: bytes, stamps: list[float]) -> None:
-        socket, last, index = self._socket, len(stamps) - 1, 0
-        done = anyio.Event()
-
-        def on_data(event: TCPSocketEvent) -> None:
-            nonlocal index
-            check_echo(event.data, message)
-            stamps[index] = stamp()
-            if index == last:
-                done.set()
-            else:
-                index += 1
-                socket.send(message)
-
-        socket.ondata = on_data
-        socket.send(message)
-        await done.wait()
+        await echo_by_events(self._socket, message, stamps)
 
     async def close(self) -> None:
         self._socket.close()

@@ -20,7 +20,7 @@ import anyio.lowlevel
 
 from .. import redis
 from . import base
-from .base import HOST, Arrival, check_echo, stamp
+from .base import HOST, Arrival, echo_by_events
 
 READ_SIZE = 122_880
 BATCH = 64
@@ -122,22 +122,7 @@ class Client(base.Client):
         raise NotImplementedError("the prototype does not send more than the kernel takes")
 
     async def echo(self, message: bytes, stamps: list[float]) -> None:
-        connection, last, index = self._connection, len(stamps) - 1, 0
-        done = anyio.Event()
-
-        def on_data(event: Event) -> None:
-            nonlocal index
-            check_echo(event.data, message)
-            stamps[index] = stamp()
-            if index == last:
-                done.set()
-            else:
-                index += 1
-                connection.send(message)
-
-        connection.ondata = on_data
-        connection.send(message)
-        await done.wait()
+        await echo_by_events(self._connection, message, stamps)
 
     async def close(self) -> None:
         self._connection.close()
