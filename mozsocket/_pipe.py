@@ -26,7 +26,8 @@ def pipe(source: TCPSocket[Any], target: TCPSocket[Any]) -> None:
     - The source's peer ends its direction: if the source has ``allow_half_open``, the target calls
       :meth:`~TCPSocket.send_eof`; without that option the source closes.
     - One of the two sockets closes: the other closes too, in order.
-    - One of them has failed or was lost, or one of its handlers has raised: the other is reset.
+    - One of them has failed or was lost, or one of its handlers has raised: the other is reset. If all that it has to
+      send had come before, and ended, it sends that and closes in order.
     - The block of one of them is cancelled: the other closes immediately.
 
     The pipe adds listeners, so the ``on…`` handlers of both sockets stay free. The program still has to handle an
@@ -124,7 +125,7 @@ class _Pipe:
 
     def _on_source_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
         self._detach()
-        if _has_failed(self._source):
+        if _has_failed(self._source) and connection_of(self._source).machine.peer_side is not PeerSide.END_DELIVERED:
             self._target.reset()
         else:
             self._send_remainder()
@@ -132,7 +133,7 @@ class _Pipe:
 
     def _on_target_closed(self, event: Event[TCPSocket[Any]] | None = None) -> None:
         self._detach()
-        if _has_failed(self._target):
+        if _has_failed(self._target) and not connection_of(self._source).machine.has_finished():
             self._source.reset()
         else:
             self._source.close()

@@ -430,6 +430,23 @@ async def test_a_reset_while_the_other_is_slow(source: str, target: str) -> None
             await ends.reports[left].first("close")
 
 
+@each_way
+async def test_what_was_ended_in_order_arrives_though_a_reset_follows(source: str, target: str) -> None:
+    much = bytes(range(256)) * 4096
+    async with piped() as ends:
+        near, far = ends.theirs[source], ends.theirs[target]
+        await blocking(near.sendall, much)
+        end(near)
+        await ends.reports[source].first("end")
+        reset(near)
+        await ends.reports[source].first("close")
+        assert await blocking(read_all, far) == much
+        far.close()
+        await ends.reports[target].first("close")
+    assert ends.reports[source].types[-3:] == ["end", "error", "close"]
+    assert ends.reports[target].types[-1] == "close"
+
+
 async def test_a_target_that_refuses(listener: socket.socket) -> None:
     """The source gets a reset, whatever it has sent, and whether or not it has ended."""
     names: list[str] = []
