@@ -132,7 +132,10 @@ class Watched:
 
     def take_error(self) -> OSError | None:
         """The error by which the connection was lost, if the system has noticed one; it reports that only once."""
-        code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError as exc:  # the program has closed the descriptor itself
+            return exc
         return OSError(code, os.strerror(code)) if code else None
 
     def close(self) -> None:
@@ -371,8 +374,9 @@ class TaskRegistration:
             tasks.cancel_scope.cancel()
 
     async def _watch(self, watcher: Watcher) -> None:
-        await self._watched.wait_hung_up()
-        watcher.on_hung_up()
+        if not self._watched.closed:  # in the turn in which this task was started
+            await self._watched.wait_hung_up()
+            watcher.on_hung_up()
 
     def write(self) -> None:
         if self._awaits_room:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -276,6 +277,24 @@ async def test_a_peer_that_went_away_after_its_end_is_noticed_by_sending(role: s
         sock.send(b"x")
         await recorder.first("close")
         assert recorder.types[-2:] == ["error", "close"]
+
+
+async def test_closing_in_the_moment_in_which_it_would_be_watched(listener: socket.socket) -> None:
+    """Both times are over in the same turn of the event loop, as a task has blocked that for a while."""
+
+    async def close_later(event: Any) -> None:
+        await anyio.sleep(WATCH_AFTER)
+        sock.closeImmediately()
+
+    async with MozTCPSocket() as tcp:
+        sock, recorder, peer = await connected(tcp, "client", listener, allow_half_open=True)
+        sock.onend = lambda event: tcp.start_soon(close_later, event)
+        with peer:
+            end(peer)
+            await recorder.first("end")
+            await anyio.sleep(0.8 * WATCH_AFTER)
+            time.sleep(0.4 * WATCH_AFTER)
+            await recorder.first("close")
 
 
 async def test_leaving_the_block_ends_a_half_open_socket(listener: socket.socket) -> None:
