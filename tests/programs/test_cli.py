@@ -663,25 +663,17 @@ def without_descriptors(redirections: str) -> tuple[str, ...]:
 @on_each_backend
 def test_closed_input(backend: str) -> None:
     """No socket gets the number of the closed descriptor: libuv would abort the process."""
-    closed = without_descriptors("<&-")
-    with (
-        listening() as listener,
-        program("connect", "--backend", backend, "127.0.0.1", port_of(listener), prefix=closed) as client,
-    ):
-        peer, _ = listener.accept()
-        with peer:
-            assert read_all(peer) == b""
+    with connected("--backend", backend, prefix=without_descriptors("<&-")) as (client, peer):
+        assert read_all(peer) == b""
+        peer.close()
         assert client.ends() == (0, "")
 
 
 @on_posix
 @on_each_backend
 def test_closed_output(backend: str) -> None:
-    options = ("--backend", backend)
-    with (
-        program("listen", *options, 0, prefix=without_descriptors(">&-")) as server,
-        dialled(server.port()) as peer,
-    ):
+    closed = without_descriptors(">&-")
+    with program("listen", "--backend", backend, 0, prefix=closed) as server, dialled(server.port()) as peer:
         peer.sendall(b"for nobody")
         assert server.ends() == (1, "mozsocket: error: standard output: it is closed\n")
 
@@ -691,14 +683,10 @@ def test_closed_output(backend: str) -> None:
 def test_all_of_them_closed(backend: str) -> None:
     """What the program prints does not reach the peer either."""
     closed = without_descriptors("<&- >&- 2>&-")
-    with (
-        listening() as listener,
-        program("connect", "-vv", "--backend", backend, "127.0.0.1", port_of(listener), prefix=closed) as client,
-    ):
-        peer, _ = listener.accept()
-        with peer:
-            peer.sendall(b"for nobody")
-            assert read_all(peer) == b""
+    with connected("-vv", "--backend", backend, prefix=closed) as (client, peer):
+        peer.sendall(b"for nobody")
+        assert read_all(peer) == b""
+        peer.close()
         assert client.process.wait(LIMIT) == 1
 
 
