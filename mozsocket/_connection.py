@@ -92,6 +92,8 @@ _CLOSED = ReadyState.CLOSED
 _OWN_SIDE_OPEN = OwnSide.OPEN
 _NOT_FAILED = Failed.NO
 _DATA = PendingEvent.DATA
+_BOTH_ENDED = PendingEvent.BOTH_ENDED
+_CLOSE = PendingEvent.CLOSE
 _SOME = ReadResult.SOME
 _NOTHING = ReadResult.NOTHING
 
@@ -105,6 +107,9 @@ within one process is read while it is in the processor's cache, and does not pi
 
 DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
 """Makes the event of some data, from its type, its target and the data."""
+
+OpeningEvent: TypeAlias = Callable[[Any], tuple[Listeners, Event[Any]]]
+"""Makes the event that announces a connection, from the target of its events; with the listeners for that event."""
 
 _PEERS_END = (PendingEvent.END, PendingEvent.BOTH_ENDED)
 
@@ -121,7 +126,6 @@ _TYPES = {
     PendingEvent.SECURE: "secure",
     PendingEvent.DRAIN: "drain",
     PendingEvent.END: "end",
-    PendingEvent.CLOSE: "close",
 }
 
 
@@ -163,6 +167,8 @@ class Connection:
     :ivar server_side: the role in TLS; None if the context decides
     :ivar bytes_received: the bytes that were given to the program so far
     :ivar companions: what ends with it, such as pipes; None for none
+    :ivar pumps_on_notify: whether :meth:`notify` has the poller deliver the pending events: from the time it waits for
+        the socket
     :ivar buffering_thread: the identifier of the thread in which a handler runs that is followed by a flush: there
         ``send()`` just fills the buffer; 0 while no such handler runs
     """
@@ -205,6 +211,7 @@ class Connection:
         "options",
         "outgoing",
         "port",
+        "pumps_on_notify",
         "server_side",
         "transport",
     )
@@ -227,6 +234,7 @@ class Connection:
         self.server_side: bool | None = False
         self.companions: list[Companion] | None = None
         self.buffering_thread = 0
+        self.pumps_on_notify = False
         self.bytes_received = 0
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, from the beginning of TLS on
@@ -236,9 +244,7 @@ class Connection:
         self._end_without_task: Callable[[Connection], None] | None = None  # ends it, where no task runs it
         self._target: EventTarget | None = None  # the target of its events, while it runs
         self._data_event: DataEvent = _no_event
-        self._opening_event: Callable[[], tuple[Listeners, Event[Any]]] | None = (
-            None  # makes the first event; None if that is ``open``
-        )
+        self._opening_event: OpeningEvent | None = None  # makes the first event; None if that is ``open``
         self._flush_scheduled = False  # whether the send buffer will be flushed
         self._open_in_turn: Callable[[], None] | None = None  # given to open_soon(), until it is called
         self._opening_has_begun = False  # whether open() connects, so that live() need not
@@ -302,10 +308,10 @@ class Connection:
         elif self.options.useSecureTransport:
             self._make_tls_of_options()  # so that its errors are raised here
 
-    def accept(self, transport: Transport, server: Host, opening: Callable[[], tuple[Listeners, Event[Any]]]) -> None:
+    def accept(self, transport: Transport, server: Host, opening: OpeningEvent) -> None:
         """Begin as a connection that a server has accepted.
 
-        :param opening: returns the ``connect`` event and its listeners
+        :param opening: makes the ``connect`` event
         """
         self.transport = transport
         self.server_side = True
@@ -446,6 +452,7 @@ class Connection:
             self.lose(exc)
         else:
             self._registration = registration
+            self.pumps_on_notify = not self._waiting.takes_tasks
             if self.options.idle_timeout is not None:
                 self._idleness = Idleness(self.options.idle_timeout, anyio.current_time())
                 self._await_time()
@@ -496,10 +503,6 @@ class Connection:
             assert self._registration is not None
             self._registration.wake()
 
-    @property
-    def pumps_on_notify(self) -> bool:
-        return not self._waiting.takes_tasks and self._registration is not None
-
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         self.dispatcher.spawn(what, function, *args)
 
@@ -524,7 +527,9 @@ class Connection:
         self.buffering_thread = 0
         self._fast_socket = None
         if self.machine.shut:
-            self.notify()  # the last events may be pending
+            if self._registration is not None:
+                self._registration.wake()  # the last events may be pending
+            self.lifetime.notify()
             return
         if self._registration is not None:
             self._watch_reading()
@@ -597,7 +602,11 @@ class Connection:
         if self._journal is not None:
             self._journal.opened(self)
         self.machine.announce()
-        self._state_changed()
+        if self.machine.streams:
+            self._watch_reading()  # as the stream itself reads from now on
+        else:
+            self.resume_reading()
+        self.lifetime.notify()
         self.dispatcher.pump()
 
     def admitted(self) -> None:
@@ -738,8 +747,6 @@ class Connection:
             self._local = self._local or self.transport.local
             self.transport.close()
         self.machine.end()
-        if self._registration is not None:
-            self._registration.wake()
         self._state_changed()
 
     def _abandon(self) -> None:
@@ -906,8 +913,8 @@ class Connection:
     def next_event(self) -> tuple[Listeners, Event[Any]] | None:
         machine = self.machine
         while (pending := machine.pending_event()) is not None:
-            if pending in _PEERS_END and (held := self.inbox.held) is not None and held.is_unfinished:
-                self.inbox.held = None
+            if self.inbox.held is not None and pending in _PEERS_END and self.inbox.held.is_unfinished:
+                held, self.inbox.held = self.inbox.held, None
                 return Listeners.of("data", held.finish), self._data_event("data", self._target, b"")
             machine.mark_delivered(pending)
             if pending is _DATA:
@@ -917,7 +924,7 @@ class Connection:
                     self.bytes_received += len(data)
                     self._warn_if_unheard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
-            elif pending is PendingEvent.BOTH_ENDED:
+            elif pending is _BOTH_ENDED:
                 self.advance()
             else:
                 return self._make_event(pending)
@@ -941,10 +948,12 @@ class Connection:
         assert self._target is not None
         if pending is PendingEvent.OPEN:
             opening, self._opening_event = self._opening_event, None
-            return opening() if opening else (self._listeners, Event("open", self._target))
-        if pending in (PendingEvent.ERROR, PendingEvent.CLOSE):
+            return opening(self._target) if opening else (self._listeners, Event("open", self._target))
+        if pending is _CLOSE:
             self._forget_queued()
+            return self._listeners, Event("close", self._target)
         if pending is PendingEvent.ERROR:
+            self._forget_queued()
             assert self.lifetime.failure is not None
             if self._listeners.has("error"):
                 self.lifetime.mark_failure_reported()
@@ -982,7 +991,7 @@ class Connection:
             dispatcher.pump()
             return _NOTHING
         if not data:
-            return self._read_slow_path(READ_PER_TURN)  # it reads the end once more, and what else there is in TLS
+            return self._read_end()
         count = len(data)
         self.bytes_received += count
         self.buffering_thread = self.lifetime.thread
@@ -1001,6 +1010,14 @@ class Connection:
             return _SOME
         self._read_size = READ_PER_TURN
         return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
+
+    def _read_end(self) -> ReadResult:
+        """The fast path has read EOF."""
+        if not isinstance(self.transport, Transport):
+            return self._read_slow_path(READ_PER_TURN)  # it reads EOF once more, and what else there is in TLS
+        self.transport.mark_eof_received()
+        self._peer_ended()
+        return _NOTHING
 
     def _leave_fast_path(self, tls: TLSTransport) -> ReadResult:
         """Have everything else that TLS has received looked after."""
@@ -1089,9 +1106,6 @@ class Connection:
             async_types = self._listeners.async_types
         if data is not None:
             self._peer_ended()
-            dispatcher.pump()
-            if self.pumps_on_notify:
-                self._end_if_over()
         return ReadResult.PENDING if transport.pending else found
 
     def _queue(self, data: bytes) -> None:
@@ -1106,7 +1120,18 @@ class Connection:
             self._watch_reading()
 
     def _peer_ended(self) -> None:
+        """EOF was read, where the program's handlers may be called."""
         self.machine.end_peer_side()
+        self._fast_socket = None
+        self.dispatcher.pump()
+        if not self.machine.shut:
+            self._follow_peers_end()
+            self.dispatcher.pump()
+        if self.pumps_on_notify:
+            self._end_if_over()
+
+    def _follow_peers_end(self) -> None:
+        """Stop reading, and close if the peer's end was waited for."""
         self._state_changed()
         self.advance()
 
@@ -1353,7 +1378,9 @@ class Connection:
     def _limit_time(self) -> None:
         """Begin the time limit that applies now; one that runs already goes on."""
         machine, limits = self.machine, self._limits
-        if limits is None and machine.ready is _OPEN and machine.failed is _NOT_FAILED and self._tls is None:
+        if limits is None and (
+            machine.shut or (machine.ready is _OPEN and machine.failed is _NOT_FAILED and self._tls is None)
+        ):
             return  # usually
         limit = machine.limit()
         if limit is Limit.HANDSHAKE and self._plaintext:
@@ -1440,7 +1467,8 @@ class Connection:
         if data:
             self.bytes_received += len(data)
         elif data is not None:
-            self._peer_ended()
+            self.machine.end_peer_side()
+            self._follow_peers_end()
         return data
 
     def send_directly(self, data: bytes) -> bool:

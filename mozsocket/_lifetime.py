@@ -450,6 +450,8 @@ class Lifetime:
 
     def _take_exit(self) -> KeyboardInterrupt | SystemExit | None:
         """The exception that ends the program, if a handler has raised one."""
+        if self._crash is None:  # usually
+            return None
         found = exit_in(self._crash)
         if found is self._crash:  # else it came in a group, the others of which are still to be logged
             self._crash = None

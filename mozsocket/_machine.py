@@ -475,8 +475,10 @@ class Machine:
 
     def reads(self) -> bool:
         """Whether the connection itself reads from the socket, as long as the inbox has room."""
-        if self.shut or self.abandoned or self.peer_side is not PeerSide.OPEN:
+        if self.shut or self.abandoned or self.peer_side is not _PEER_SIDE_OPEN:
             return False
+        if self.ready is _OPEN and not self.streams:  # usually
+            return True
         return not (self.is_streaming() or self._waits_to_be_admitted())
 
     def is_half_open(self) -> bool:

@@ -267,7 +267,8 @@ class Poller:
         if displaced is not None:  # the program has closed its descriptor, so reading from it raises an error
             displaced.wake()
         self._registrations[polled.fd] = polled
-        self._ensure_task()
+        if not self._runs:
+            self._start_task()
 
     def change(self, polled: Polled) -> None:
         """Have the epoll get another event mask, now or after the current batch."""
@@ -281,7 +282,8 @@ class Poller:
         if not (polled.is_queued or self._has_failed):
             polled.is_queued = True
             self._queued.append(polled)
-            self._ensure_task()
+            if not self._runs:
+                self._start_task()
             self._wake()
 
     def time(self, polled: Polled) -> None:
@@ -348,14 +350,13 @@ class Poller:
 
     # The task
 
-    def _ensure_task(self) -> None:
-        if not self._runs:
-            self._runs = True
-            try:
-                self._start(self._run)
-            except BaseException:
-                self._runs = False
-                raise
+    def _start_task(self) -> None:
+        self._runs = True
+        try:
+            self._start(self._run)
+        except BaseException:
+            self._runs = False
+            raise
 
     def _wake(self) -> None:
         if self._waits:

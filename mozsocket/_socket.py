@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 from collections.abc import Callable, Mapping
-from functools import partial
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from threading import get_ident
 from types import TracebackType
@@ -18,12 +17,11 @@ from anyio.abc import ByteStream
 
 from ._addresses import host_and_port
 from ._buffers import octets
-from ._connection import Connection, Host
+from ._connection import Connection, Host, OpeningEvent
 from ._events import (
     Event,
     EventHandler,
     EventTarget,
-    Listeners,
     TCPSocketErrorEvent,
 )
 from ._machine import ReadyState
@@ -489,7 +487,7 @@ def accepted(
     peer: Any,
     options: SocketOptions,
     server: Host,
-    opening: Callable[[TCPSocket[Any]], tuple[Listeners, Event[Any]]],
+    opening: OpeningEvent,
 ) -> Connection:
     """Make a TCPSocket of a socket that a server has accepted.
 
@@ -503,7 +501,7 @@ def accepted(
     socket: TCPSocket[Any] = TCPSocket.__new__(TCPSocket)
     connection = socket._set_up(*host_and_port(peer), options)
     _attach(socket, connection)
-    connection.accept(Transport(sock), server, partial(opening, socket))
+    connection.accept(Transport(sock), server, opening)
     return connection
 
 

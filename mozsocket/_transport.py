@@ -182,7 +182,7 @@ class Transport:
     :ivar socket: the socket itself
     """
 
-    __slots__ = ("_eof_sent", "_lost", "_peer_ended", "socket", "watched")
+    __slots__ = ("_eof_received", "_eof_sent", "_lost", "socket", "watched")
 
     read_size = 122_880
     """The best number of bytes to read at once: more would have :func:`malloc` map memory for each read (measured)."""
@@ -203,7 +203,7 @@ class Transport:
         self.watched = Watched(sock)
         self.socket = sock
         self._eof_sent = False
-        self._peer_ended = False
+        self._eof_received = False
         self._lost: tuple[Any, ...] | None = None  # the arguments of the OSError by which the connection was lost
 
     @property
@@ -235,8 +235,12 @@ class Transport:
         if not data:
             if self._lost is not None:
                 raise OSError(*self._lost)
-            self._peer_ended = True
+            self._eof_received = True
         return data
+
+    def mark_eof_received(self) -> None:
+        """Note that the caller has read EOF from the socket itself."""
+        self._eof_received = True
 
     def sendmsg(self, chunks: Sequence[Chunk]) -> int:
         """Hand bytes to the operating system, in one call.
@@ -313,7 +317,7 @@ class Transport:
         :param tell: whether the connection ends for the peer too, even while another process, such as a child, has the
             socket open
         """
-        if tell and not (self.closed or (self._eof_sent and self._peer_ended)):
+        if tell and not (self.closed or (self._eof_sent and self._eof_received)):
             self._shutdown(socket.SHUT_RDWR)
         self.watched.close()
 
