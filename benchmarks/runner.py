@@ -1,14 +1,18 @@
-"""Runs the measurements, each in a fresh process, in rounds, so that a slow minute affects all subjects alike."""
+"""Runs the measurements, each in a fresh process, in rounds, so that a slow minute affects all subjects alike. In each
+round a scenario's measurements come in another order: what precedes a measurement may affect it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import trustme
@@ -17,7 +21,7 @@ from .results import Key, Results
 from .scenarios import SCENARIOS
 from .subjects import SUBJECTS
 
-__all__ = ("plan", "run")
+__all__ = ("plan", "run", "shuffled")
 
 TIME_LIMIT = 120
 """The most seconds that a measurement may take."""
@@ -47,8 +51,8 @@ def run(keys: Sequence[Key], rounds: int, scale: float, progress: Callable[[Key]
     """
     results = Results()
     with certificate() as environment:
-        for _ in range(rounds):
-            for key in keys:
+        for number in range(rounds):
+            for key in shuffled(keys, number):
                 progress(key)
                 if key in results.failures:
                     continue
@@ -56,7 +60,15 @@ def run(keys: Sequence[Key], rounds: int, scale: float, progress: Callable[[Key]
                     results.add(key, measure(key, scale, environment))
                 except MeasurementError as exc:
                     results.failures[key] = str(exc)
+    results.figures = {key: results.figures[key] for key in keys if key in results.figures}
     return results
+
+
+def shuffled(keys: Sequence[Key], seed: int) -> list[Key]:
+    """The measurements in random order within each scenario, the same for the same seed."""
+    order = random.Random(seed)  # noqa: S311  (nothing secret)
+    groups = (list(group) for _, group in groupby(keys, lambda key: key.scenario))
+    return [key for group in groups for key in order.sample(group, len(group))]
 
 
 class MeasurementError(Exception):

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.redis import Session
 from benchmarks.report import plot, print_tables, summary, write_markdown
 from benchmarks.results import Key, Results
-from benchmarks.runner import MeasurementError, certificate, measure, plan, run
+from benchmarks.runner import MeasurementError, certificate, measure, plan, run, shuffled
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.subjects import SUBJECTS, Entry
 from benchmarks.subjects.base import Arrival, check_echo
@@ -106,6 +106,16 @@ def test_the_subjects_of_an_event_loop_are_measured_in_turn() -> None:
     assert keys == [Key(scenario, *rest) for scenario in ("echo", "short") for rest in on_each]
 
 
+def test_each_round_has_another_order_within_the_scenarios() -> None:
+    keys = plan(["echo", "short"], ["asyncio", "trio"], ["mozsocket", "mozsocket-stream", "anyio"])
+    rounds = [shuffled(keys, seed) for seed in range(3)]
+    for order in rounds:
+        assert [key.scenario for key in order] == ["echo"] * 6 + ["short"] * 6
+        assert sorted(order) == sorted(keys)
+    assert rounds[0] != rounds[1] != rounds[2] != rounds[0]
+    assert shuffled(keys, 1) == rounds[1]
+
+
 def test_what_does_not_suit_a_scenario_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda program: program)
     assert plan(["redis", "load-500"], ["trio"], ["mozsocket", "trio", "blocking"]) == [
@@ -181,8 +191,9 @@ def test_a_failure_is_reported_and_stops_nothing() -> None:
     failing, working = Key("echo", "trio", "no such subject"), Key("echo", "none", "blocking")
     shown: list[Key] = []
     results = run([failing, working], 2, TINY, shown.append)
-    assert shown == [failing, working] * 2
+    assert sorted(shown) == sorted([failing, working] * 2)
     assert list(results.failures) == [failing]
+    assert list(results.figures) == [working]
     assert len(results.figures[working]["rate"]) == 2
 
 
