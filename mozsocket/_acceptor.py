@@ -249,6 +249,9 @@ class Acceptor:
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
 
+    def on_cancelled(self) -> None:
+        self.close_immediately()
+
     def was_slow(self, type: str, seconds: float) -> None:
         self.lifetime.was_slow(self, type, seconds)
 

@@ -69,7 +69,7 @@ from ._machine import (
 )
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
-from ._raised import split_exception, without_task
+from ._raised import is_cancelled, own_cancellation, split_exception, without_task
 from ._readiness import ReadResult, Registration, Waiting, by_tasks
 from ._tls import TLSTransport, tls_over
 from ._transport import Transport, configure
@@ -337,8 +337,26 @@ class Connection:
     # Life
 
     async def live(self) -> None:
+        own = own_cancellation()
+        before = 0 if own is None else own.count()
+        live = self._live
+        while True:
+            try:
+                return await live()
+            except anyio.get_cancelled_exc_class():
+                if own is None or is_cancelled():
+                    raise
+                own.take_back(before)  # asyncio has cancelled just this task, as a handler that it runs may do
+            self.on_cancelled()
+            live = self._live_on
+
+    async def _live(self) -> None:
         if not self._opening_has_begun:
             await self._open()
+        await self._live_on()
+
+    async def _live_on(self) -> None:
+        """Deliver the events until the last."""
         if self.pumps_on_notify:
             self._is_over = is_over = anyio.Event()
             self.notify()

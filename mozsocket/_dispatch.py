@@ -70,6 +70,9 @@ class Source(Protocol):
         :param when: on which event, in words
         """
 
+    def on_cancelled(self) -> None:
+        """Close: a handler, which ran in a task of the source, has cancelled that very task."""
+
     def notify(self) -> None:
         """Wake the task that runs the source, to check again what there is to do."""
 
@@ -245,6 +248,9 @@ class Dispatcher:
                 source.crashed(raised, f"the {what}")
             if passing is None:
                 return
+            if isinstance(passing, anyio.get_cancelled_exc_class()) and not is_cancelled():
+                source.on_cancelled()  # asyncio has cancelled just this task, as a handler that it runs may do
+                return
             # On asyncio, AnyIO leaves the cancellation that ends a task, with these frames, to the garbage collector.
             del self, source, function, raised
             passing.__traceback__ = None
@@ -398,12 +404,17 @@ class Dispatcher:
                 await self._deliver_pending(signal)
         except (Exception, KeyboardInterrupt, SystemExit):  # on Trio, Ctrl-C may be raised here
             self.cancelled = True
-            self._leave_events_to_functions()
+            self._leave_events()
             raise
-        self._leave_events_to_functions()
+        except anyio.get_cancelled_exc_class():
+            if not is_cancelled():
+                self._wake_signal = None  # so that another task is started for the last events
+                self._leave_events()
+            raise
+        self._leave_events()
 
-    def _leave_events_to_functions(self) -> None:
-        """Have the pending events delivered by the task that runs the source, to functions only."""
+    def _leave_events(self) -> None:
+        """Have the pending events delivered by whoever runs the source."""
         self._drop_unfinished()
         self.busy = False
         if self._source is not None:

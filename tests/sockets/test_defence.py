@@ -9,7 +9,9 @@ import math
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,7 +21,7 @@ import pytest
 from mozsocket import MozTCPSocket, TCPServerSocket, TCPSocket
 from mozsocket.testing import EventRecorder
 
-from ..peers import PEER_TIMEOUT, accept, all_blocked, blocking, dial, echo_to, port_of, read_all, read_exactly
+from ..peers import PEER_TIMEOUT, accept, all_blocked, blocking, dial, echo_to, port_of, read_all, read_exactly, reset
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -276,6 +278,99 @@ async def test_a_scope_outlives_a_handler_that_cancels_its_task(
             first.closeImmediately()
         served.append(first)
     assert served
+
+
+@asynccontextmanager
+async def connection_of(
+    owner: str, listener: socket.socket, set_handlers: Callable[[TCPSocket], None]
+) -> AsyncIterator[socket.socket]:
+    """The peer of a connection that the owner opens or accepts."""
+    if owner == "socket":
+        async with TCPSocket("127.0.0.1", port_of(listener)) as sock:
+            set_handlers(sock)
+            with await accept(listener) as peer:
+                yield peer
+    elif owner == "scope":
+        async with MozTCPSocket() as tcp:
+            set_handlers(tcp.open("127.0.0.1", port_of(listener)))
+            with await accept(listener) as peer:
+                yield peer
+    else:
+        async with MozTCPSocket() as tcp, TCPServerSocket(0, host="127.0.0.1") as alone:
+            server = alone if owner == "server" else tcp.listen(0, host="127.0.0.1")
+            server.onconnect = lambda event: set_handlers(event.socket)
+            with await dial(server.localPort) as peer:
+                yield peer
+            server.close()
+
+
+async def provoke(type_: str, peer: socket.socket) -> None:
+    """Have a peer do what the last event before the handler's cancellation needs, and see the connection's end."""
+    peer.sendall(b"x")
+    if type_ == "error":
+        reset(peer)
+        return
+    if type_ == "close":
+        peer.shutdown(socket.SHUT_WR)
+    await blocking(read_all, peer)
+
+
+class Cancelling:
+    """Handlers for each event of a socket, one of which cancels its task.
+
+    :param type_: the event whose handler does that
+    :param cancel: what that handler does
+    """
+
+    def __init__(self, type_: str, cancel: Callable[[Any], Any]) -> None:
+        self._type, self._cancel = type_, cancel
+        self.types: list[str] = []
+        self.closed = anyio.Event()
+
+    def plain(self, event: Any) -> Any:
+        self.types.append(event.type)
+        if event.type == "close":
+            self.closed.set()
+        return self._cancel(event) if event.type == self._type else None
+
+    async def later(self, event: Any) -> None:
+        await anyio.lowlevel.checkpoint()
+        result = self.plain(event)
+        if result is not None:
+            await result
+
+    def listen_to(self, sock: TCPSocket, *, later: bool) -> None:
+        for type_ in ("open", "drain", "data", "error", "close"):
+            setattr(sock, f"on{type_}", self.later if later else self.plain)
+        if self._type == "drain":
+            sock.addEventListener("data", lambda event: event.target.send(bytes(1 << 22)))
+
+
+@cancelling
+@pytest.mark.parametrize("later", [False, True], ids=["functions", "async functions"])
+@pytest.mark.parametrize("type_", ["open", "data", "drain", "error", "close"])
+@owners
+async def test_a_connection_whose_handler_cancels_its_task_gets_its_last_events(
+    owner: str,
+    type_: str,
+    later: bool,
+    handler: Callable[[Any], Any],
+    listener: socket.socket,
+    anyio_backend_name: str,
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("Trio cannot cancel a single task")
+    if type_ == "open" and "server" in owner:
+        pytest.skip("an accepted socket gets no such event")
+    if handler is cancel_own_task_later and sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 does not tell what has raised the cancellation")
+    events = Cancelling(type_, handler)
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with connection_of(owner, listener, partial(events.listen_to, later=later)) as peer:
+            await provoke(type_, peer)
+            await events.closed.wait()
+    assert events.types[-1] == "close"
+    assert events.types.count("close") == events.types.count(type_) == 1
 
 
 # Other code of the program
