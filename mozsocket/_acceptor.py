@@ -249,6 +249,9 @@ class Acceptor:
     def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
         self.lifetime.crashed(self, exc, where, when)
 
+    def leave_fast_path(self) -> None:
+        """It has none."""
+
     def on_cancelled(self) -> None:
         self.close_immediately()
 

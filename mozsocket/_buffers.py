@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-__all__ = ("BUFFER_THRESHOLD", "QUEUED_READ_SIZE", "Chunk", "Held", "Inbox", "SendBuffer", "octets")
+__all__ = ("BUFFER_THRESHOLD", "QUEUED_READ_SIZE", "Chunk", "Endpoint", "Held", "Inbox", "SendBuffer", "octets")
 
 BUFFER_THRESHOLD = 65536
 """The number of buffered bytes above which :meth:`TCPSocket.send` returns False (Gecko's ``BUFFER_SIZE``)."""
@@ -58,6 +58,13 @@ _NOTHING_FIRST: list[Chunk] = []
 """Shared by all inboxes in which nothing was put back. It stays empty."""
 
 
+class Endpoint(Protocol):
+    """What bytes are read from and sent to: a non-blocking socket, or TLS over one."""
+
+    def recv(self, size: int, /) -> bytes: ...
+    def send(self, chunk: bytes, /) -> int: ...
+
+
 class SendBuffer:
     """Data that was given to ``send()`` and not yet handed to the operating system.
 
@@ -68,6 +75,11 @@ class SendBuffer:
     :ivar drain_owed: whether a drain has to be delivered; False after :meth:`drop`
     :ivar dropped: whether bytes were dropped unsent
     :ivar sent: the number of bytes handed to the operating system so far
+    :ivar flush_is_due: whether somebody is going to send it
+    :ivar filling_thread: the identifier of the thread in which a handler runs that is followed by a flush: there
+        ``send()`` just appends; 0 while no such handler runs
+    :ivar error: the error of :meth:`send_only_chunk`: the connection was lost
+    :ivar waiters: the number of tasks that wait until it is empty
     """
 
     __slots__ = (
@@ -79,8 +91,12 @@ class SendBuffer:
         "awaited",
         "drain_owed",
         "dropped",
+        "error",
+        "filling_thread",
+        "flush_is_due",
         "only_chunk",
         "sent",
+        "waiters",
     )
 
     def __init__(self, limit: int | None = None) -> None:
@@ -94,6 +110,10 @@ class SendBuffer:
         self.awaited = 0
         self.dropped = False
         self.sent = 0
+        self.flush_is_due = False
+        self.filling_thread = 0
+        self.waiters = 0
+        self.error: OSError | None = None
 
     def append(self, data: bytes) -> bool:
         """Append data to be sent.
@@ -160,11 +180,30 @@ class SendBuffer:
             chunks.append(tail)
         return tail
 
-    def only_chunk_is_sent(self) -> None:
-        """Note that the only chunk was handed over as a whole."""
+    def send_only_chunk(self, endpoint: Endpoint) -> bool:
+        """Hand over the only chunk, if there is such, by one call; for the fast path, as nobody is notified of it.
+
+        :return: whether nothing is left. If not, the caller has to send it otherwise, or to take :attr:`error`
+        """
+        self.filling_thread = 0
+        chunk = self.only_chunk
+        if chunk is None or self.drain_owed or self.waiters:
+            return False
+        try:
+            count = endpoint.send(chunk)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as exc:
+            self.error = exc
+            return False
+        if count < len(chunk):
+            self.advance(count)
+            return False
+        self.flush_is_due = False
         self.only_chunk = None
-        self.sent += self.amount
+        self.sent += count
         self.amount = 0
+        return True
 
     def append_awaited(self, data: bytes) -> None:
         """Append data whose sender waits until it is handed over. It counts towards no limit, and no drain is owed."""

@@ -17,9 +17,8 @@ that :mod:`._events` holds. While a handler runs, the data waits in the channel 
 when the handler has returned :meth:`Connection.flush` sends it. What the kernel does not take then is sent when the
 socket is writable.
 
-**Fast path**: usually the connection is just open, and a plain function alone listens to ``data``. Then
-:meth:`Connection.on_readable` and :meth:`Connection.flush` read from the socket itself and send to it, or to the
-transport of TLS in its place, and leave out the checks for everything else.
+**Fast path**: usually the connection is just open, and a plain function alone listens to ``data``. Then all of that is
+done by :mod:`._fast_path`, which leaves out the checks for everything else.
 
 **Connecting**: :mod:`._poller` connects to an address that answers at once, as this machine does. Anything else takes a
 task, which ends when it is connected.
@@ -51,6 +50,7 @@ from ._connect import Attempt
 from ._dispatch import Dispatcher
 from ._errors import ConnectionLostError, InvalidStateError, explain, tells_more
 from ._events import Event, EventTarget, Listeners, TCPSocketErrorEvent
+from ._fast_path import READ_PER_TURN, DataEvent, FastPath
 from ._journal import Journal
 from ._lifetime import Lifetime
 from ._limits import Idleness, Limits, timeout
@@ -96,17 +96,6 @@ _BOTH_ENDED = PendingEvent.BOTH_ENDED
 _CLOSE = PendingEvent.CLOSE
 _SOME = ReadResult.SOME
 _NOTHING = ReadResult.NOTHING
-
-FAST_READ_SIZE = Transport.read_size
-"""Bytes to read in one call on the fast path; after a read of as many it is :data:`READ_PER_TURN`."""
-
-READ_PER_TURN = 245_760
-"""Bytes to read before other tasks run. That is more than an ``ondrain`` handler sends in its turn, so that a transfer
-within one process is read while it is in the processor's cache, and does not pile up (measured: 2.4 times as fast).
-"""
-
-DataEvent: TypeAlias = Callable[[str, Any, bytes], Event[Any]]
-"""Makes the event of some data, from its type, its target and the data."""
 
 OpeningEvent: TypeAlias = Callable[[Any], tuple[Listeners, Event[Any]]]
 """Makes the event that announces a connection, from the target of its events; with the listeners for that event."""
@@ -165,19 +154,15 @@ class Connection:
     :ivar transport: sends and receives bytes; None until it is connected
     :ivar attempt: the attempt to connect, while that lasts
     :ivar server_side: the role in TLS; None if the context decides
-    :ivar bytes_received: the bytes that were given to the program so far
     :ivar companions: what ends with it, such as pipes; None for none
     :ivar pumps_on_notify: whether :meth:`notify` has the poller deliver the pending events: from the time it waits for
         the socket
-    :ivar buffering_thread: the identifier of the thread in which a handler runs that is followed by a flush: there
-        ``send()`` just fills the buffer; 0 while no such handler runs
     """
 
     __slots__ = (
         "_data_event",
         "_end_without_task",
-        "_fast_socket",
-        "_flush_scheduled",
+        "_fast_path",
         "_header",
         "_idleness",
         "_is_over",
@@ -191,7 +176,7 @@ class Connection:
         "_opening_event",
         "_opening_has_begun",
         "_other_bytes_read",
-        "_read_size",
+        "_other_bytes_received",
         "_registration",
         "_server",
         "_target",
@@ -200,8 +185,6 @@ class Connection:
         "_waits_for_peer",
         "_warned_unheard",
         "attempt",
-        "buffering_thread",
-        "bytes_received",
         "companions",
         "dispatcher",
         "host",
@@ -233,9 +216,7 @@ class Connection:
         self.attempt: Attempt | None = None
         self.server_side: bool | None = False
         self.companions: list[Companion] | None = None
-        self.buffering_thread = 0
         self.pumps_on_notify = False
-        self.bytes_received = 0
         self._listeners = listeners
         self._tls: TLSTransport | None = None  # the transport, from the beginning of TLS on
         self._waiting: Waiting = by_tasks
@@ -245,13 +226,12 @@ class Connection:
         self._target: EventTarget | None = None  # the target of its events, while it runs
         self._data_event: DataEvent = _no_event
         self._opening_event: OpeningEvent | None = None  # makes the first event; None if that is ``open``
-        self._flush_scheduled = False  # whether the send buffer will be flushed
         self._open_in_turn: Callable[[], None] | None = None  # given to open_soon(), until it is called
         self._opening_has_begun = False  # whether open() connects, so that live() need not
         self._is_over: anyio.Event | None = None  # set when it is over, where live() only waits for that
         self._other_bytes_read = 0  # bytes that were queued before delivery, or discarded
-        self._read_size = FAST_READ_SIZE  # of the next read on the fast path
-        self._fast_socket: socket.socket | TLSTransport | None = None  # if the fast path may be taken, else None
+        self._fast_path: FastPath | None = None  # once it was first taken
+        self._other_bytes_received = 0  # bytes given to the program other than by the present fast path
         self._warned_unheard = False  # whether that warning was logged
         self._waits_for_peer = False  # whether sending waits for bytes from the peer, as in a TLS handshake
         self._header = b""  # what has arrived of the PROXY protocol's header
@@ -268,6 +248,15 @@ class Connection:
         if not self._local and self.transport is not None:
             self._local = self.transport.local
         return printable(display(*host_and_port(self._local))) if self._local else ""
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that were given to the program so far."""
+        return self._other_bytes_received + (0 if self._fast_path is None else self._fast_path.received)
+
+    def take_back_received(self, count: int) -> None:
+        """Count bytes as not given to the program: it has not used them."""
+        self._other_bytes_received -= count
 
     @property
     def bytes_sent(self) -> int:
@@ -504,6 +493,7 @@ class Connection:
         return self._target or self
 
     def end(self) -> None:
+        self._drop_fast_path()
         if self._registration is not None:
             self._registration.detach()
         self._target = self._opening_event = self._open_in_turn = self._end_without_task = None
@@ -525,7 +515,7 @@ class Connection:
         self.dispatcher.spawn(what, function, *args)
 
     def cancel_handlers(self) -> None:
-        self._fast_socket = None
+        self.leave_fast_path()
         self.dispatcher.cancel_handlers()
 
     def is_in_handler(self) -> bool:
@@ -542,8 +532,8 @@ class Connection:
 
     def _state_changed(self) -> None:
         """Notify everybody who waits for a change of state."""
-        self.buffering_thread = 0
-        self._fast_socket = None
+        self.outgoing.filling_thread = 0
+        self.leave_fast_path()
         if self.machine.shut:
             if self._registration is not None:
                 self._registration.wake()  # the last events may be pending
@@ -694,6 +684,7 @@ class Connection:
             tls.feed(leftover)
         while (data := self.inbox.take()) is not None:
             tls.feed(data)
+        self._drop_fast_path()
         self.transport = self._tls = tls
         self.machine.begin_tls()
         self._state_changed()
@@ -707,7 +698,7 @@ class Connection:
         elif self._waits_for_peer:
             self._advance_and_wake()
         elif tls.owes_answers:
-            if not self._flush_scheduled:
+            if not self.outgoing.flush_is_due:
                 self._await_room()
             if tls.choked:
                 self._watch_reading()
@@ -804,14 +795,16 @@ class Connection:
         self.lifetime.require_task(self, what)
 
     def send(self, data: bytes) -> bool:
-        if self._fast_socket is None:
+        if self._fast_path is None or not self._fast_path.is_open:
             self._check_may_send()
         written, thread = turn.written, get_ident()
         if written is None or thread != self.lifetime.thread:
             self.require_task("send()")
-        if not self._flush_scheduled:
+        if not self.outgoing.flush_is_due:
             self._schedule_flush(written)
-        self.buffering_thread = thread if written is not None else 0  # outside of handlers each send() is checked
+        self.outgoing.filling_thread = (
+            thread if written is not None else 0
+        )  # outside of handlers each send() is checked
         return self.outgoing.append(data)
 
     def _check_may_send(self) -> None:
@@ -826,17 +819,17 @@ class Connection:
             raise self.not_open("send_eof()")
         self.require_task("send_eof()")
         self.machine.finish()
-        self.buffering_thread = 0
-        self._fast_socket = None
+        self.outgoing.filling_thread = 0
+        self.leave_fast_path()
         if self.machine.have_both_ended():
             self.close()
-        elif not self._flush_scheduled:
+        elif not self.outgoing.flush_is_due:
             self._schedule_flush(turn.written)
 
     def suspend(self) -> None:
         self.require_task("suspend()")
         self.machine.suspend()
-        self._fast_socket = None
+        self.leave_fast_path()
         held = self.inbox.held
         if held is not None and held.is_pending:
             self.take_back()
@@ -853,7 +846,7 @@ class Connection:
         if self.machine.ready is _CONNECTING:
             self._abandon()
         elif self.machine.ready is _OPEN:
-            if not self._flush_scheduled:
+            if not self.outgoing.flush_is_due:
                 self._schedule_flush(turn.written)
             elif self._registration is not None:
                 self._registration.write()  # so that the time limit of closing begins
@@ -891,7 +884,7 @@ class Connection:
         self.require_task("upgradeToSecure()")
         if self._tls is None:
             self._begin_tls(self._make_tls(context, server_hostname), leftover)
-            if not self._flush_scheduled:
+            if not self.outgoing.flush_is_due:
                 self._schedule_flush(turn.written)
             self._limit_time()
             if self._registration is not None:
@@ -912,12 +905,16 @@ class Connection:
 
     async def drained(self) -> None:
         outgoing, machine = self.outgoing, self.machine
-        await self.lifetime.reach(
-            self,
-            "drained()",
-            lambda: not (outgoing.amount or outgoing.dropped) and machine.failed is Failed.NO,
-            lambda: machine.shut if machine.failed is not Failed.NO else outgoing.dropped,
-        )
+        outgoing.waiters += 1
+        try:
+            await self.lifetime.reach(
+                self,
+                "drained()",
+                lambda: not (outgoing.amount or outgoing.dropped) and machine.failed is Failed.NO,
+                lambda: machine.shut if machine.failed is not Failed.NO else outgoing.dropped,
+            )
+        finally:
+            outgoing.waiters -= 1
 
     async def closed(self) -> None:
         lifetime = self.lifetime
@@ -939,7 +936,7 @@ class Connection:
                 listeners, data = self._queued_data()
                 self.resume_reading()
                 if data:
-                    self.bytes_received += len(data)
+                    self._other_bytes_received += len(data)
                     self._warn_if_unheard("data", _ADVICE)
                     return listeners, self._data_event("data", self._target, data)
             elif pending is _BOTH_ENDED:
@@ -997,96 +994,102 @@ class Connection:
 
     def on_readable(self) -> ReadResult:
         """Read from the socket, and deliver the data."""
-        function, dispatcher = self._listeners.data_function, self.dispatcher
-        if function is None or dispatcher.busy or not (sock := self._fast_socket or self._find_fast_socket()):
-            return self._read_slow_path(READ_PER_TURN)
-        try:
-            data = sock.recv(self._read_size)
-        except (BlockingIOError, InterruptedError):
-            return _NOTHING
-        except OSError as exc:
-            self.lose(exc)
-            dispatcher.pump()
-            return _NOTHING
-        if not data:
-            return self._read_end()
-        count = len(data)
-        self.bytes_received += count
-        self.buffering_thread = self.lifetime.thread
-        try:
-            dispatcher.deliver_to(function, self._data_event("data", self._target, data))
-        finally:
-            self.buffering_thread = 0
-        if self.outgoing.amount and not self._flush_scheduled:
-            self.flush()
-        if self._fast_socket is None or self.outgoing.drain_owed:  # else no event is pending
-            dispatcher.pump(behind_handler=True)
-        if self._tls is not None:
-            return _SOME if self._tls.has_only_data else self._leave_fast_path(self._tls)
-        if count < FAST_READ_SIZE:
-            self._read_size = FAST_READ_SIZE
-            return _SOME
-        self._read_size = READ_PER_TURN
-        return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
+        fast_path = self._open_fast_path()
+        return self._read_otherwise() if fast_path is None else fast_path.on_readable()
 
-    def _read_end(self) -> ReadResult:
-        """The fast path has read EOF."""
-        if not isinstance(self.transport, Transport):
-            return self._read_slow_path(READ_PER_TURN)  # it reads EOF once more, and what else there is in TLS
-        self.transport.mark_eof_received()
-        self._peer_ended()
-        return _NOTHING
-
-    def _leave_fast_path(self, tls: TLSTransport) -> ReadResult:
-        """Have everything else that TLS has received looked after."""
-        self._fast_socket = None
-        self._after_tls_received(tls)
-        return ReadResult.PENDING if tls.pending else ReadResult.SOME
-
-    def _find_fast_socket(self) -> socket.socket | TLSTransport | None:
-        """Find out whether the fast path may be taken: from the kernel to a handler that is a plain function, and from
-        its ``send()`` to the kernel, with nothing else to look after.
-
-        :return: the socket to read from and to send to, or what encrypts for it; None if it may not be taken
-        """
+    def _open_fast_path(self) -> FastPath | None:
+        """Open the fast path, if it may be taken."""
         machine, tls = self.machine, self._tls
         may_be_taken = (
-            machine.ready is _OPEN
+            self._listeners.data_function is not None
+            and machine.ready is _OPEN
             and machine.failed is _NOT_FAILED
             and machine.opening is Opening.DONE
             and machine.own_side is _OWN_SIDE_OPEN
             and machine.peer_side is PeerSide.OPEN
-            and not (machine.suspensions or machine.streams or self.inbox.count or self.dispatcher.cancelled)
+            and not (machine.suspensions or machine.streams or self.inbox.count)
+            and not (self.dispatcher.busy or self.dispatcher.cancelled)
             and self._limits is None
             and not self._waits_for_peer
             and (tls is None or tls.has_only_data)
             and machine.pending_event() is None
             and _log.SLOW is None
         )
-        self._fast_socket = None
-        if may_be_taken and self.transport is not None:
-            self._fast_socket = self.transport.watched.socket if tls is None else tls
-        return self._fast_socket
+        if not may_be_taken:
+            return None
+        if self._fast_path is None:
+            self._fast_path = self._make_fast_path()
+        self._fast_path.is_open = True
+        return self._fast_path
 
-    def _read_slow_path(self, left: int) -> ReadResult:
-        """Read from the socket, whatever state the connection is in.
+    def _make_fast_path(self) -> FastPath:
+        assert self.transport is not None and self._registration is not None
+        fast_path = FastPath(
+            self,
+            self._tls or self.transport.watched.socket,
+            is_tls=self._tls is not None,
+            listeners=self._listeners,
+            dispatcher=self.dispatcher,
+            outgoing=self.outgoing,
+            thread=self.lifetime.thread,
+            target=self._target,
+            data_event=self._data_event,
+        )
+        self._registration.reader = fast_path
+        return fast_path
 
-        :param left: how many bytes may be read
-        """
-        self._fast_socket = None  # TLS may have more than data after this
+    def leave_fast_path(self) -> None:
+        """Have everything looked after again: called whenever something else than data may be due."""
+        if self._fast_path is not None:
+            self._fast_path.is_open = False
+
+    def _drop_fast_path(self) -> None:
+        """Leave the fast path for good, as the connection ends or begins TLS."""
+        if self._fast_path is not None and self._registration is not None:
+            self._fast_path.is_open = False
+            self._other_bytes_received += self._fast_path.received
+            self._fast_path = None
+            self._registration.reader = self
+
+    def on_read_error(self, exc: OSError) -> ReadResult:
+        if not isinstance(exc, (BlockingIOError, InterruptedError)):
+            self.lose(exc)
+            self.dispatcher.pump()
+        return _NOTHING
+
+    def on_eof(self) -> ReadResult:
+        if not isinstance(self.transport, Transport):
+            return self._read_otherwise()  # it reads EOF once more, and what else there is in TLS
+        self.transport.mark_eof_received()
+        self._peer_ended()
+        return _NOTHING
+
+    def after_tls_read(self) -> ReadResult:
+        tls = self._tls
+        assert tls is not None
+        if tls.has_only_data:
+            return _SOME
+        self.leave_fast_path()
+        self._after_tls_received(tls)
+        return ReadResult.PENDING if tls.pending else _SOME
+
+    def _read_otherwise(self) -> ReadResult:
+        """Read from the socket, whatever state the connection is in."""
+        self.leave_fast_path()  # TLS may have more than data after this
         transport = self.transport
         assert transport is not None
         try:
             if self.machine.opening is Opening.HEADER:
                 assert isinstance(transport, Transport)
                 return self._read_header(transport)
-            return self._read(transport, left)
+            return self._read(transport, READ_PER_TURN)
         except OSError as exc:
             self.lose(exc)
         self.dispatcher.pump()
         return ReadResult.NOTHING
 
     def _read(self, transport: Transport | TLSTransport, left: int) -> ReadResult:
+        """:param left: how many bytes may be read"""
         machine, dispatcher, async_types = self.machine, self.dispatcher, self._listeners.async_types
         found = ReadResult.NOTHING
         while True:
@@ -1109,7 +1112,7 @@ class Connection:
                 # Discard it: closing with unread input would send RST, which destroys what the peer has yet to read.
                 self._other_bytes_read += len(data)
             elif direct and not dispatcher.busy:
-                self.bytes_received += len(data)
+                self._other_bytes_received += len(data)
                 self._warn_if_unheard("data", _ADVICE)
                 dispatcher.deliver(self._data_event("data", self._target, data))
                 dispatcher.pump(behind_handler=True)
@@ -1128,7 +1131,7 @@ class Connection:
 
     def _queue(self, data: bytes) -> None:
         """Queue received data behind the running handler, what is queued before it, or until :meth:`resume`."""
-        self._fast_socket = None
+        self.leave_fast_path()
         self._other_bytes_read += len(data)
         self.inbox.put(data)
         if self.machine.takes_data():
@@ -1140,7 +1143,7 @@ class Connection:
     def _peer_ended(self) -> None:
         """EOF was read, where the program's handlers may be called."""
         self.machine.end_peer_side()
-        self._fast_socket = None
+        self.leave_fast_path()
         self.dispatcher.pump()
         if not self.machine.shut:
             self._follow_peers_end()
@@ -1221,7 +1224,7 @@ class Connection:
             written.append(self.flush)
         else:
             self._write_soon()
-        self._flush_scheduled = True
+        self.outgoing.flush_is_due = True
 
     def _await_room(self) -> None:
         """Have the rest of the buffer sent when the socket is writable."""
@@ -1234,29 +1237,18 @@ class Connection:
 
     def flush(self) -> None:
         """Send what a handler has written, be it this connection's or another's. Called when it has returned."""
-        self.buffering_thread = 0
-        outgoing = self.outgoing
-        only_chunk, sock = outgoing.only_chunk, self._fast_socket
-        if only_chunk is not None and sock is not None and not outgoing.drain_owed:
-            try:
-                count = sock.send(only_chunk)
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError as exc:
-                if isinstance(self.transport, Transport):
-                    self.transport.note_loss(exc)
-                self._fail(exc)
-            else:
-                if count == len(only_chunk):
-                    self._flush_scheduled = False
-                    outgoing.only_chunk_is_sent()
-                    if self.lifetime.changed is not None:
-                        self.lifetime.notify()
-                    return
-                outgoing.advance(count)
-        self._flush_slow_path()
+        if self._fast_path is None:
+            self.flush_otherwise()
+        else:
+            self._fast_path.flush()
 
-    def _flush_slow_path(self) -> None:
+    def flush_otherwise(self) -> None:
+        self.outgoing.filling_thread = 0
+        exc, self.outgoing.error = self.outgoing.error, None
+        if exc is not None:
+            if isinstance(self.transport, Transport):
+                self.transport.note_loss(exc)
+            self._fail(exc)
         try:
             self._advance_and_wake()
         except BaseException as exc:  # raised by the program, such as by its SSLContext: it must not end the caller
@@ -1274,7 +1266,7 @@ class Connection:
             self.notify()  # ``drain`` comes a turn later, so that a peer in this process reads first
         else:
             self.dispatcher.pump()
-        return self._flush_scheduled and not self._waits_for_peer and not self.machine.shut
+        return self.outgoing.flush_is_due and not self._waits_for_peer and not self.machine.shut
 
     def advance(self) -> None:
         """Perform the machine's next actions, as far as possible without waiting."""
@@ -1292,7 +1284,7 @@ class Connection:
 
     def _perform_actions(self, transport: Transport | TLSTransport) -> None:
         machine = self.machine
-        self._flush_scheduled = True
+        self.outgoing.flush_is_due = True
         done = True
         while done and (action := machine.next_action()) is not Action.LINGER:
             if action is Action.NOTHING:
@@ -1306,8 +1298,8 @@ class Connection:
 
         :param done: whether nothing is left to send
         """
-        self._flush_scheduled = not done
-        self.buffering_thread = 0
+        self.outgoing.flush_is_due = not done
+        self.outgoing.filling_thread = 0
         if done:
             if self._tls is not None:
                 self.resume_reading()  # as its answers are sent
@@ -1315,7 +1307,7 @@ class Connection:
             self._await_room()
         else:
             self._waits_for_peer = True
-            self._fast_socket = None
+            self.leave_fast_path()
 
     def _perform(self, action: Action, transport: Transport | TLSTransport) -> bool:
         """Perform one action.
@@ -1376,8 +1368,8 @@ class Connection:
         """Put the data that the handler holds back at the head of the queue."""
         count = self.inbox.take_back()
         if count:
-            self.bytes_received -= count
-            self._fast_socket = None
+            self._other_bytes_received -= count
+            self.leave_fast_path()
 
     def offer_held_again(self) -> None:
         """The handler of ``data`` was replaced: the new one gets the data that the old one holds."""
@@ -1473,7 +1465,7 @@ class Connection:
         """
         data = self.inbox.take(size)
         if data is not None:
-            self.bytes_received += len(data)
+            self._other_bytes_received += len(data)
             self.resume_reading()
             return data
         if self.machine.peer_side is not PeerSide.OPEN:
@@ -1483,7 +1475,7 @@ class Connection:
         if self._tls is not None:
             self._after_tls_received(self._tls)
         if data:
-            self.bytes_received += len(data)
+            self._other_bytes_received += len(data)
         elif data is not None:
             self.machine.end_peer_side()
             self._follow_peers_end()
@@ -1496,9 +1488,14 @@ class Connection:
         """
         outgoing, transport = self.outgoing, self.transport
         assert transport is not None
-        if self._flush_scheduled or outgoing.amount or transport.closed or not 0 < len(data) <= transport.send_limit:
+        if (
+            self.outgoing.flush_is_due
+            or outgoing.amount
+            or transport.closed
+            or not 0 < len(data) <= transport.send_limit
+        ):
             outgoing.append_awaited(data)
-            if not self._flush_scheduled:
+            if not self.outgoing.flush_is_due:
                 self.flush()
             return not outgoing.awaited and self.machine.failed is Failed.NO
         count = 0

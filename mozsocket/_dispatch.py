@@ -70,6 +70,9 @@ class Source(Protocol):
         :param when: on which event, in words
         """
 
+    def leave_fast_path(self) -> None:
+        """Deliver no event other than by the dispatcher: its task is about to deliver some."""
+
     def on_cancelled(self) -> None:
         """Close: a handler, which ran in a task of the source, has cancelled that very task."""
 
@@ -275,34 +278,19 @@ class Dispatcher:
         else:
             self._deliver_some(behind_handler=behind_handler)
 
-    def deliver_to(self, function: Callable[[Any], object], event: Event[Any]) -> None:
-        """Deliver an event to a plain function, before all that are pending: the fast path of :meth:`deliver`.
-
-        The caller makes the sends, as :func:`in_turn` does, and nothing measures the time of handlers.
+    def finish(self, result: object, event: Event[Any]) -> None:
+        """Finish an event that the fast path has delivered to a function: if its result is an awaitable, the task
+        awaits that.
         """
-        assert self._owner is not None and self._context is not None
-        if self._owner.cancel_called:
-            return
-        self.busy = True
-        try:
-            result = self._context.run(function, event)
-        except BaseException as exc:
-            self._handler_raised(without_task(exc), event)
-            result = None
-        if result is None or result is True or result is False or self._has_returned(result, event):
-            self.busy = False
-
-    def _has_returned(self, result: object, event: Event[Any]) -> bool:
-        """Whether a function with this result is done with the event. If not, the task awaits the result."""
         try:
             if not is_to_be_awaited(result):
-                return True
+                return
         except BaseException as exc:  # as a proxy without an object raises
-            self._handler_raised(without_task(exc), event)
-            return True
+            self.handler_raised(without_task(exc), event)
+            return
         if self._source is not None:
+            self.busy = True
             self._start(UnfinishedEvent(result, event, iter(())))
-        return False
 
     def deliver(self, event: Event[Any]) -> None:
         """Deliver an event before all that are pending. Only while not busy, and if its handlers are functions."""
@@ -352,7 +340,7 @@ class Dispatcher:
         try:
             unfinished.drop()
         except BaseException as exc:  # a coroutine may refuse to be closed
-            self._handler_raised(without_task(exc), unfinished.event)
+            self.handler_raised(without_task(exc), unfinished.event)
         else:
             self._deliver(unfinished.call_remaining, unfinished.event)
 
@@ -382,6 +370,8 @@ class Dispatcher:
 
         :param unfinished: an event that it has to finish before it delivers others
         """
+        if self._source is not None:
+            self._source.leave_fast_path()
         self._unfinished = unfinished
         if self._wake_signal is None:
             signal = Signal()
@@ -446,11 +436,11 @@ class Dispatcher:
             try:
                 await unfinished.finish()
             except Exception as exc:
-                self._handler_raised(exc, unfinished.event)
+                self.handler_raised(exc, unfinished.event)
             except BaseException as exc:
                 raised, passing = await self._split_exception(exc)
                 if raised is not None:
-                    self._handler_raised(raised, unfinished.event)
+                    self.handler_raised(raised, unfinished.event)
                 if passing is exc:
                     raise
                 if passing is not None:
@@ -497,7 +487,7 @@ class Dispatcher:
                 return self._context.run(self._call_timed, call, event, SLOW)
             return self._context.run(call, event)
         except BaseException as exc:
-            self._handler_raised(without_task(exc), event)
+            self.handler_raised(without_task(exc), event)
             return None
         finally:
             if written:
@@ -516,7 +506,8 @@ class Dispatcher:
             if seconds > limit and self._source is not None:
                 self._source.was_slow(event.type, seconds)
 
-    def _handler_raised(self, exc: BaseException, event: Event[Any]) -> None:
+    def handler_raised(self, exc: BaseException, event: Event[Any]) -> None:
+        """Report what a handler has raised."""
         assert self._source is not None
         self._source.crashed(exc, "a handler", f", on {event.type!r}")
 

@@ -27,7 +27,7 @@ import anyio.lowlevel
 
 from ._eagerness import Eagerness
 from ._raised import own_cancellation, pass_over, without_task
-from ._readiness import ReadResult, Registration, Waiting, Watched, Watcher, by_tasks
+from ._readiness import NOBODY, ReadResult, Registration, Waiting, Watched, Watcher, by_tasks
 from ._turn import flush, in_turn, turn
 
 __all__ = ("Poller", "way_to_wait")
@@ -68,6 +68,7 @@ class Polled:
 
     :ivar fd: the descriptor of the socket
     :ivar watcher: what is notified of its events; None before :meth:`begin` and after :meth:`detach`
+    :ivar reader: what is notified when the socket can be read: the watcher, unless that has set something else
     :ivar reading: whether the watcher is notified when the socket can be read
     :ivar writing: whether the watcher is notified when the socket can be written
     :ivar deadline: when the watcher's time limit is over, by the event loop's clock; infinite if it has none
@@ -83,6 +84,7 @@ class Polled:
         "deadline",
         "fd",
         "is_queued",
+        "reader",
         "reading",
         "timed_at",
         "watcher",
@@ -94,13 +96,14 @@ class Polled:
         self._mask: int | None = None  # the event mask in the epoll; None while the socket is not registered there
         self.fd = fd
         self.watcher: Watcher | None = None
+        self.reader = NOBODY
         self.reading = True
         self.writing = False
         self.deadline = self.timed_at = math.inf
         self.is_queued = self._wake_requested = self._write_requested = False
 
     def begin(self, watcher: Watcher) -> None:
-        self.watcher = watcher
+        self.watcher = self.reader = watcher
         self._mask = self._wanted
         self._poller.add(self, self._mask)
 
@@ -153,7 +156,7 @@ class Polled:
         found = _NOTHING
         if self.reading:
             if mask & _IN_OR_ENDED:
-                found = watcher.on_readable()
+                found = self.reader.on_readable()
         elif mask & _ENDED:  # mere data is ignored: reading was stopped after this report
             watcher.on_hung_up()
         if mask & _OUT_OR_ENDED and self.writing and not watcher.on_writable():
@@ -172,7 +175,7 @@ class Polled:
             self._wake_requested = False
             watcher.on_woken()
             if self.reading:
-                return watcher.on_readable()
+                return self.reader.on_readable()
         return _NOTHING
 
     def write(self) -> None:
@@ -196,7 +199,7 @@ class Polled:
             self._poller.remove(self)
 
     def detach(self) -> None:
-        self.watcher = None
+        self.watcher, self.reader = None, NOBODY
 
 
 class Poller:
@@ -464,7 +467,7 @@ class Poller:
             assert watcher is not None  # a watcher is detached only after its socket was unregistered
             try:
                 if mask == _IN and polled.reading:
-                    result = watcher.on_readable()
+                    result = polled.reader.on_readable()
                 else:
                     result = polled.handle_other_events(watcher, mask)
             except BaseException as exc:

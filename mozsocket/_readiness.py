@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     Ts = TypeVarTuple("Ts")
 
 __all__ = (
+    "NOBODY",
     "ReadResult",
+    "Reader",
     "Registration",
     "TaskRegistration",
     "Waiting",
@@ -169,11 +171,15 @@ class ReadResult(Enum):
     yet."""
 
 
-class Watcher(Protocol):
-    """What is notified of the events of a socket. Its methods are called in a task, one at a time."""
+class Reader(Protocol):
+    """What reads from a socket."""
 
     def on_readable(self) -> ReadResult:
         """Read: there may be something."""
+
+
+class Watcher(Reader, Protocol):
+    """What is notified of the events of a socket. Its methods are called in a task, one at a time."""
 
     def on_writable(self) -> bool:
         """Send: there may be room.
@@ -206,8 +212,23 @@ class Watcher(Protocol):
         """Start a task of the watcher's own."""
 
 
+class _Nobody:
+    """A reader where there is no watcher."""
+
+    def on_readable(self) -> ReadResult:
+        return ReadResult.NOTHING
+
+
+NOBODY: Reader = _Nobody()
+
+
 class Registration(Protocol):
-    """Notifies a watcher of the events of one socket, from :meth:`begin` to :meth:`end`."""
+    """Notifies a watcher of the events of one socket, from :meth:`begin` to :meth:`end`.
+
+    :ivar reader: what is notified when the socket can be read: the watcher, unless that has set something else
+    """
+
+    reader: Reader
 
     @property
     def reading(self) -> bool:
@@ -275,12 +296,14 @@ class TaskRegistration:
         "_watched",
         "_watcher",
         "_write_requested",
+        "reader",
         "reading",
     )
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._watcher: Watcher | None = None
+        self.reader = NOBODY
         self.reading = True
         self._is_waiting = False  # whether the reader waits until the socket can be read
         self._wake_up: anyio.Event | None = None  # what the reader waits for while reading is stopped
@@ -291,7 +314,7 @@ class TaskRegistration:
         self._awaits_room = False  # whether the writer waits until the socket can be written
 
     def begin(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+        self._watcher = self.reader = watcher
 
     def read(self, wanted: bool) -> None:
         if wanted is not self.reading:
@@ -318,7 +341,7 @@ class TaskRegistration:
         self.limit(math.inf)
 
     def detach(self) -> None:
-        self._watcher = None
+        self._watcher, self.reader = None, NOBODY
 
     async def run(self) -> None:
         watcher = self._watcher
@@ -341,7 +364,7 @@ class TaskRegistration:
             if not self.reading:
                 await self._idle(watcher)
                 continue
-            found = in_turn(watcher.on_readable)
+            found = in_turn(self.reader.on_readable)
             if found is not ReadResult.NOTHING:
                 eagerness.found()
             if watched.closed or self._scope_changed or not self.reading:

@@ -295,8 +295,8 @@ class TCPSocket(EventTarget, Generic[DataT]):
         """
         if type(data) is not bytes or byteOffset != 0 or byteLength is not None:
             data = octets(data, byteOffset, byteLength, ascii_only=self.binaryType != "string")
-        connection = self._connection
-        return connection.outgoing.append(data) if connection.buffering_thread == get_ident() else connection.send(data)
+        outgoing = self._connection.outgoing
+        return outgoing.append(data) if outgoing.filling_thread == get_ident() else self._connection.send(data)
 
     def suspend(self) -> None:
         """Stop ``data`` events; TCP then holds the peer back too. Allowed while connecting.

@@ -174,7 +174,7 @@ class SocketStream(Unique, Referable, ByteStream):
     def _put_back(self, data: bytes) -> None:
         """Put the data that was received last back at the head of the queue."""
         connection = self._connection
-        connection.bytes_received -= len(data)
+        connection.take_back_received(len(data))
         connection.inbox.put_back(data)
 
     async def send(self, item: Buffer) -> None:

@@ -12,8 +12,8 @@ import anyio.lowlevel
 import pytest
 
 from mozsocket import TCPSocket
-from mozsocket._connection import READ_PER_TURN
 from mozsocket._eagerness import EAGER_POLLS, MAX_SKIP, Eagerness
+from mozsocket._fast_path import READ_PER_TURN
 
 
 def looks(eagerness: Eagerness) -> int:

@@ -45,6 +45,7 @@ LAYERS = [
     # Running: the inside of a socket.
     "_events.py",  # events, handlers and listeners
     "_dispatch.py",  # calls the handlers, one event after the other
+    "_fast_path.py",  # from the kernel to the handler of data and back, while nothing else is to be looked after
     "_lifetime.py",  # from entering a block to leaving it; failures that nobody has handled
     "_journal.py",  # a connection's life, in the log
     "_connection.py",  # one connection, from its first byte to its last
