@@ -1027,13 +1027,13 @@ class Connection:
         fast_path = FastPath(
             self,
             self._tls or self.transport.watched.socket,
-            is_tls=self._tls is not None,
-            listeners=self._listeners,
-            dispatcher=self.dispatcher,
-            outgoing=self.outgoing,
-            thread=self.lifetime.thread,
-            target=self._target,
-            data_event=self._data_event,
+            self._tls is not None,
+            self._listeners,
+            self.dispatcher,
+            self.outgoing,
+            self.lifetime.thread,
+            self._target,
+            self._data_event,
         )
         self._registration.reader = fast_path
         return fast_path

@@ -90,7 +90,6 @@ class FastPath:
         self,
         connection: Remainder,
         endpoint: Endpoint,
-        *,
         is_tls: bool,
         listeners: Listeners,
         dispatcher: Dispatcher,
@@ -99,13 +98,14 @@ class FastPath:
         target: Any,
         data_event: DataEvent,
     ) -> None:
-        assert dispatcher.owner is not None
+        owner = dispatcher.owner
+        assert owner is not None
         self._connection = connection
         self._endpoint = endpoint
         self._is_tls = is_tls
         self._listeners = listeners
         self._dispatcher = dispatcher
-        self._owner = dispatcher.owner
+        self._owner = owner
         self._context = dispatcher.context
         self._outgoing = outgoing
         self._thread = thread
