@@ -69,7 +69,7 @@ from ._machine import (
 )
 from ._options import AdoptOptions, ClientOptions, SocketOptions, shared
 from ._proxy_protocol import missing, parse
-from ._raised import is_cancelled, own_cancellation, split_exception, without_task
+from ._raised import is_cancelled, own_cancellation, pass_over, split_exception, without_task
 from ._readiness import ReadResult, Registration, Waiting, by_tasks
 from ._tls import TLSTransport, tls_over
 from ._transport import Transport, configure
@@ -335,7 +335,7 @@ class Connection:
             except anyio.get_cancelled_exc_class():
                 if own is None or is_cancelled():
                     raise
-                own.take_back(before)  # asyncio has cancelled just this task, as a handler that it runs may do
+            await pass_over(own, before)  # unless asyncio is cancelling all tasks, and not just this one
             self.on_cancelled()
             live = self._live_on
 

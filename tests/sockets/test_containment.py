@@ -582,6 +582,53 @@ def test_cancelling_all_tasks_is_no_error_of_a_handler(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("later", [False, True], ids=["functions", "async functions"])
+def test_no_handler_runs_once_all_tasks_are_cancelled(later: bool, order: int, loop: str) -> None:
+    types: list[str] = []
+    opened: list[TCPSocket] = []
+    count = 10
+    all_received = anyio.Event()
+
+    def handle(event: Any) -> None:
+        types.append(event.type)
+        if types == ["data"] * count:
+            all_received.set()
+
+    async def handle_later(event: Any) -> None:
+        handle(event)
+        await anyio.sleep(math.inf)
+
+    def set_handlers(sock: TCPSocket) -> None:
+        opened.append(sock)
+        sock.ondata = handle_later if later else handle
+        sock.onclose = handle
+
+    async def use() -> None:
+        async with MozTCPSocket() as tcp:
+            server = tcp.listen(0, host="127.0.0.1")
+            server.onconnect = lambda event: set_handlers(event.socket)
+            for _ in range(count):
+                sock = tcp.open("127.0.0.1", server.localPort)
+                set_handlers(sock)
+                await sock.opened()
+                sock.send(b"x")
+
+    async def main() -> None:
+        program = asyncio.create_task(use())
+        await all_received.wait()
+        for task in list(asyncio.all_tasks())[::order]:  # as asyncio.run() does at the end
+            if task is not asyncio.current_task():
+                task.cancel()
+        await asyncio.wait([program])
+
+    backend, options = LOOPS[loop]
+    anyio.run(main, backend=backend, backend_options=options)
+    assert types == ["data"] * count
+    assert [sock.readyState for sock in opened] == ["closed"] * 2 * count
+
+
 # Calls from places where AnyIO can neither start nor wake a task
 
 
