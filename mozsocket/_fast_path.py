@@ -19,7 +19,7 @@ from ._events import Event, Listeners
 from ._raised import without_task
 from ._readiness import ReadResult
 
-__all__ = ("READ_PER_TURN", "DataEvent", "FastPath", "Remainder")
+__all__ = ("READ_PER_TURN", "DataEvent", "Fallback", "FastPath")
 
 READ_SIZE = 122_880
 """Bytes to read in one call: more would have :func:`malloc` map memory for each read (measured). After a read of that
@@ -36,7 +36,7 @@ DataEvent = Callable[[str, Any, bytes], Event[Any]]
 _SOME = ReadResult.SOME
 
 
-class Remainder(Protocol):
+class Fallback(Protocol):
     """The connection, which does everything else."""
 
     def on_readable(self) -> ReadResult:
@@ -88,7 +88,7 @@ class FastPath:
 
     def __init__(
         self,
-        connection: Remainder,
+        connection: Fallback,
         endpoint: Endpoint,
         is_tls: bool,
         listeners: Listeners,
