@@ -315,6 +315,9 @@ async def provoke(type_: str, peer: socket.socket) -> None:
     await blocking(read_all, peer)
 
 
+TYPES = ("open", "data", "drain", "error", "close")
+
+
 class Cancelling:
     """Handlers for each event of a socket, one of which cancels its task.
 
@@ -339,21 +342,21 @@ class Cancelling:
         if result is not None:
             await result
 
-    def listen_to(self, sock: TCPSocket, *, later: bool) -> None:
-        for type_ in ("open", "drain", "data", "error", "close"):
-            setattr(sock, f"on{type_}", self.later if later else self.plain)
+    def listen_to(self, sock: TCPSocket, *, later: tuple[str, ...]) -> None:
+        for type_ in TYPES:
+            setattr(sock, f"on{type_}", self.later if type_ in later else self.plain)
         if self._type == "drain":
             sock.addEventListener("data", lambda event: event.target.send(bytes(1 << 22)))
 
 
 @cancelling
-@pytest.mark.parametrize("later", [False, True], ids=["functions", "async functions"])
-@pytest.mark.parametrize("type_", ["open", "data", "drain", "error", "close"])
+@pytest.mark.parametrize("later", [(), ("close",), TYPES], ids=["functions", "and an async onclose", "async functions"])
+@pytest.mark.parametrize("type_", TYPES)
 @owners
 async def test_a_connection_whose_handler_cancels_its_task_gets_its_last_events(
     owner: str,
     type_: str,
-    later: bool,
+    later: tuple[str, ...],
     handler: Callable[[Any], Any],
     listener: socket.socket,
     anyio_backend_name: str,
