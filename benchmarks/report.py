@@ -21,12 +21,13 @@ INTRODUCTION = """\
 # Results
 
 Made by `python -m benchmarks --results`. The figures are medians of all rounds; the spread is from the lowest to the
-highest. `mozsocket is` gives the ratio of mozsocket's median on the same event loop. Both ends of a connection are in
-one process, except for a server under load, Redis, idle connections and the cost of a connection: there the clients are
-in another process. Every process first frees a large block of memory, as a program that has run for a while has done:
-until then glibc maps and unmaps the buffer of each read of 128 KiB and more, which makes asyncio's protocols less than
-half as fast. Under load, the server's processor time is given in all and outside the kernel. The kernel's part is about
-the same for all that receive and send once for a message, so the time outside of it is all that there is to save.
+highest. Each round measures the subjects of a scenario in another order. `mozsocket is` gives the ratio of mozsocket's
+median on the same event loop. Both ends of a connection are in one process, except for a server under load, Redis, idle
+connections and the cost of a connection: there the clients are in another process. Every process first frees a large
+block of memory, as a program that has run for a while has done: until then glibc maps and unmaps the buffer of each
+read of 128 KiB and more, which makes asyncio's protocols less than half as fast. Under load, the server's processor
+time is given in all and outside the kernel. The kernel's part is about the same for all that receive and send once for
+a message, so the time outside of it is all that there is to save.
 
 The prototype is the least that mozsocket's interface costs in Python (`benchmarks/subjects/prototype.py`): an event, a
 context and a buffered `send()` for each read, and nothing else: no TLS, failures, cancellation, limits or counts. A
