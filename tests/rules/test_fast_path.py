@@ -101,7 +101,7 @@ class Bench:
     def __init__(self, *, is_tls: bool = False) -> None:
         self.endpoint, self.connection, self.source = ScriptedEndpoint(), RecordingConnection(), Source()
         self.outgoing, self.listeners = SendBuffer(), Listeners()
-        self.owner: Any = SimpleNamespace(cancel_called=False)
+        self.owner = _owner()
         self.got: list[bytes] = []
         self.does: Callable[[], object] = lambda: None
         dispatcher = Dispatcher(self.listeners)
@@ -122,9 +122,12 @@ class Bench:
         return [self.path.on_readable() for _ in reads]
 
 
+def _owner() -> Any:
+    return SimpleNamespace(cancel_called=False)
+
+
 def _event(type: str, target: Any, data: bytes) -> Any:
-    event: Any = SimpleNamespace(type=type, target=target, data=data)
-    return event
+    return SimpleNamespace(type=type, target=target, data=data)
 
 
 def test_data_reaches_the_handler_and_its_answer_the_endpoint() -> None:
