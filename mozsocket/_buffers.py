@@ -185,7 +185,6 @@ class SendBuffer:
 
         :return: whether nothing is left. If not, the caller has to send it otherwise, or to take :attr:`error`
         """
-        self.filling_thread = 0
         chunk = self.only_chunk
         if chunk is None or self.drain_owed or self.waiters:
             return False

@@ -800,12 +800,11 @@ class Connection:
         written, thread = turn.written, get_ident()
         if written is None or thread != self.lifetime.thread:
             self.require_task("send()")
-        if not self.outgoing.flush_is_due:
+        outgoing = self.outgoing
+        if not outgoing.flush_is_due:
             self._schedule_flush(written)
-        self.outgoing.filling_thread = (
-            thread if written is not None else 0
-        )  # outside of handlers each send() is checked
-        return self.outgoing.append(data)
+        outgoing.filling_thread = thread if written is not None else 0  # outside of handlers each send() is checked
+        return outgoing.append(data)
 
     def _check_may_send(self) -> None:
         machine = self.machine
@@ -1046,15 +1045,17 @@ class Connection:
     def _drop_fast_path(self) -> None:
         """Leave the fast path for good, as the connection ends or begins TLS."""
         if self._fast_path is not None and self._registration is not None:
-            self._fast_path.is_open = False
+            self.leave_fast_path()
             self._other_bytes_received += self._fast_path.received
             self._fast_path = None
             self._registration.reader = self
 
     def on_read_error(self, exc: OSError) -> ReadResult:
-        if not isinstance(exc, (BlockingIOError, InterruptedError)):
-            self.lose(exc)
-            self.dispatcher.pump()
+        return _NOTHING if isinstance(exc, (BlockingIOError, InterruptedError)) else self._lose_by_reading(exc)
+
+    def _lose_by_reading(self, exc: OSError) -> ReadResult:
+        self.lose(exc)
+        self.dispatcher.pump()
         return _NOTHING
 
     def on_eof(self) -> ReadResult:
@@ -1082,14 +1083,12 @@ class Connection:
             if self.machine.opening is Opening.HEADER:
                 assert isinstance(transport, Transport)
                 return self._read_header(transport)
-            return self._read(transport, READ_PER_TURN)
+            return self._read(transport)
         except OSError as exc:
-            self.lose(exc)
-        self.dispatcher.pump()
-        return ReadResult.NOTHING
+            return self._lose_by_reading(exc)
 
-    def _read(self, transport: Transport | TLSTransport, left: int) -> ReadResult:
-        """:param left: how many bytes may be read"""
+    def _read(self, transport: Transport | TLSTransport) -> ReadResult:
+        left = READ_PER_TURN
         machine, dispatcher, async_types = self.machine, self.dispatcher, self._listeners.async_types
         found = ReadResult.NOTHING
         while True:
@@ -1244,11 +1243,11 @@ class Connection:
 
     def flush_otherwise(self) -> None:
         self.outgoing.filling_thread = 0
-        exc, self.outgoing.error = self.outgoing.error, None
-        if exc is not None:
+        error, self.outgoing.error = self.outgoing.error, None
+        if error is not None:
             if isinstance(self.transport, Transport):
-                self.transport.note_loss(exc)
-            self._fail(exc)
+                self.transport.note_loss(error)
+            self._fail(error)
         try:
             self._advance_and_wake()
         except BaseException as exc:  # raised by the program, such as by its SSLContext: it must not end the caller
@@ -1368,7 +1367,7 @@ class Connection:
         """Put the data that the handler holds back at the head of the queue."""
         count = self.inbox.take_back()
         if count:
-            self._other_bytes_received -= count
+            self.take_back_received(count)
             self.leave_fast_path()
 
     def offer_held_again(self) -> None:
@@ -1488,14 +1487,9 @@ class Connection:
         """
         outgoing, transport = self.outgoing, self.transport
         assert transport is not None
-        if (
-            self.outgoing.flush_is_due
-            or outgoing.amount
-            or transport.closed
-            or not 0 < len(data) <= transport.send_limit
-        ):
+        if outgoing.flush_is_due or outgoing.amount or transport.closed or not 0 < len(data) <= transport.send_limit:
             outgoing.append_awaited(data)
-            if not self.outgoing.flush_is_due:
+            if not outgoing.flush_is_due:
                 self.flush()
             return not outgoing.awaited and self.machine.failed is Failed.NO
         count = 0

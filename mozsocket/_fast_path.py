@@ -18,12 +18,12 @@ from ._dispatch import Dispatcher
 from ._events import Event, Listeners
 from ._raised import without_task
 from ._readiness import ReadResult
+from ._transport import Transport
 
 __all__ = ("READ_PER_TURN", "DataEvent", "Fallback", "FastPath")
 
-READ_SIZE = 122_880
-"""Bytes to read in one call: more would have :func:`malloc` map memory for each read (measured). After a read of that
-size it is :data:`READ_PER_TURN`."""
+READ_SIZE = Transport.read_size
+"""Bytes to read in one call; after a read of that size it is :data:`READ_PER_TURN`."""
 
 READ_PER_TURN = 245_760
 """Bytes to read before other tasks run. That is more than an ``ondrain`` handler sends in its turn, so that a transfer
@@ -163,5 +163,6 @@ class FastPath:
 
     def flush(self) -> None:
         """Send what a handler, perhaps another connection's, has written."""
+        self._outgoing.filling_thread = 0
         if not (self.is_open and self._outgoing.send_only_chunk(self._endpoint)):
             self._connection.flush_otherwise()

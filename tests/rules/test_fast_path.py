@@ -48,7 +48,6 @@ class RecordingConnection:
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.errors: list[OSError] = []
 
     def on_readable(self) -> ReadResult:
         self.calls.append("on_readable")
