@@ -184,8 +184,10 @@ class Transport:
 
     __slots__ = ("_eof_received", "_eof_sent", "_lost", "socket", "watched")
 
-    read_size = 122_880
-    """The best number of bytes to read at once: more would have :func:`malloc` map memory for each read (measured)."""
+    read_size = 65_536
+    """The best number of bytes to read at once: for more, :func:`malloc` takes longer at each read (measured: 0.13 µs
+    more for 122,880 bytes, and 12 µs for 245,760 in a fresh process, as it maps memory for each).
+    """
 
     send_limit = sys.maxsize
     """One call of :meth:`sendmsg` takes any number of bytes."""
