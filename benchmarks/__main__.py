@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .report import plot, print_tables, write_markdown
 from .results import Key, Results
-from .runner import plan, run
+from .runner import one_round, plan, run
 from .scenarios import SCENARIOS
 from .subjects import LOOPS, SUBJECTS
 
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 @click.option(
     "--subject", "subjects", multiple=True, type=click.Choice(tuple(SUBJECTS)), help="Only this subject; repeatable."
 )
-@click.option("--rounds", type=click.IntRange(1), help="How often each is measured; by default 5.")
+@click.option("--rounds", type=click.IntRange(1), help="How many rounds to measure; by default 5.")
 @click.option("--quick", is_flag=True, help="One round of small measurements, for a rough impression.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures to this file."
@@ -82,7 +82,8 @@ def main(
 def run_with_progress(keys: list[Key], rounds: int, scale: float) -> Results:
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(keys) * rounds)
+        total = len(one_round(keys, 0)) * rounds
+        task = progress.add_task("", total=total)
         begun = -1
 
         def show(key: Key) -> None:
@@ -91,7 +92,7 @@ def run_with_progress(keys: list[Key], rounds: int, scale: float) -> Results:
             progress.update(task, completed=begun, description=f"{key.scenario}: {key.label}")
 
         results = run(keys, rounds, scale, show)
-        progress.update(task, completed=len(keys) * rounds, description="done")
+        progress.update(task, completed=total, description="done")
     return results
 
 

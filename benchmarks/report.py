@@ -20,14 +20,15 @@ __all__ = ("plot", "print_tables", "write_markdown")
 INTRODUCTION = """\
 # Results
 
-Made by `python -m benchmarks --results`. The figures are medians of all rounds; the spread is from the lowest to the
-highest. Each round measures the subjects of a scenario in another order. `mozsocket is` gives the ratio of mozsocket's
-median on the same event loop. Both ends of a connection are in one process, except for a server under load, Redis, idle
-connections and the cost of a connection: there the clients are in another process. Every process first frees a large
-block of memory, as a program that has run for a while has done: until then glibc maps and unmaps the buffer of each
-read of 128 KiB and more, which makes asyncio's protocols less than half as fast. Under load, the server's processor
-time is given in all and outside the kernel. The kernel's part is about the same for all that receive and send once for
-a message, so the time outside of it is all that there is to save.
+Made by `python -m benchmarks --results`. The figures are medians of several rounds; the spread is from the lowest to
+the highest. Each round measures the subjects of a scenario in another order, and three times where single figures
+differ much on a shared machine. `mozsocket is` gives the ratio of mozsocket's median on the same event loop. Both ends
+of a connection are in one process, except for a server under load, Redis, idle connections and the cost of a
+connection: there the clients are in another process. Every process first frees a large block of memory, as a program
+that has run for a while has done: until then glibc maps and unmaps the buffer of each read of 128 KiB and more, which
+makes asyncio's protocols less than half as fast. Under load, the server's processor time is given in all and outside
+the kernel. The kernel's part is about the same for all that receive and send once for a message, so the time outside of
+it is all that there is to save.
 
 The prototype is the least that mozsocket's interface costs in Python (`benchmarks/subjects/prototype.py`): an event, a
 context and a buffered `send()` for each read, and nothing else: no TLS, failures, cancellation, limits or counts. A
@@ -116,7 +117,7 @@ def _title(scenario: str, figure: Figure) -> str:
 
 def _rows(results: Results, figure: Figure, found: dict[Key, Series]) -> Iterator[tuple[str, str, str, str]]:
     for key, series in found.items():
-        spread = f"{_number(min(series.rounds))}–{_number(max(series.rounds))}"
+        spread = f"{_number(min(series.values))}–{_number(max(series.values))}"
         ratio = results.ratio(key.scenario, figure.name, key.backend, key.subject)
         compared = "" if ratio is None or key.subject == "mozsocket" else f"{ratio:.2f} ×"
         yield key.label, _number(series.median), spread, compared

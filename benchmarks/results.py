@@ -42,14 +42,14 @@ class Key(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The values of one figure in all rounds."""
+    """All measured values of one figure."""
 
     figure: Figure
-    rounds: list[float]
+    values: list[float]
 
     @property
     def median(self) -> float:
-        return statistics.median(self.rounds)
+        return statistics.median(self.values)
 
 
 class Outcome(NamedTuple):
@@ -94,8 +94,8 @@ class Results:
                 yield figure, found
 
     def median(self, key: Key, figure: str) -> float | None:
-        rounds = self.figures.get(key, {}).get(figure)
-        return statistics.median(rounds) if rounds else None
+        values = self.figures.get(key, {}).get(figure)
+        return statistics.median(values) if values else None
 
     def ratio(self, scenario: str, figure: str, backend: str, peer: str, subject: str = "mozsocket") -> float | None:
         """The ratio of mozsocket's median to a peer's on the same event loop; None if either was not measured."""
@@ -145,7 +145,7 @@ class Results:
                 "subject": key.subject,
                 "figure": series.figure.name,
                 "unit": series.figure.unit,
-                "rounds": series.rounds,
+                "values": series.values,
                 "median": series.median,
             }
             for scenario in SCENARIOS
@@ -166,7 +166,7 @@ class Results:
         results = cls(environment=document["environment"])
         for row in document["figures"]:
             key = Key(row["scenario"], row["event_loop"], row["subject"])
-            results.figures.setdefault(key, {})[row["figure"]] = row["rounds"]
+            results.figures.setdefault(key, {})[row["figure"]] = row["values"]
         for failure in document["failures"]:
             key = Key(failure["scenario"], failure["event_loop"], failure["subject"])
             results.failures[key] = failure["reason"]

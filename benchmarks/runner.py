@@ -1,5 +1,5 @@
-"""Runs the measurements, each in a fresh process, in rounds, so that a slow minute affects all subjects alike. In each
-round a scenario's measurements come in another order: what precedes a measurement may affect it.
+"""Runs the measurements, each in a fresh process, in rounds, so that a slow minute affects all subjects alike. A
+scenario's measurements come in another order each time: what precedes a measurement may affect it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .results import Key, Results
 from .scenarios import SCENARIOS
 from .subjects import SUBJECTS
 
-__all__ = ("plan", "run", "shuffled")
+__all__ = ("one_round", "plan", "run")
 
 TIME_LIMIT = 120
 """The most seconds that a measurement may take."""
 
 
 def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[str]) -> list[Key]:
-    """The measurements of one round. Subjects with their own event loop are always included."""
+    """What is measured in a round. Subjects with their own event loop are always included."""
     return [
         Key(scenario, backend, subject)
         for scenario in scenarios
@@ -45,14 +45,14 @@ def plan(scenarios: Sequence[str], backends: Sequence[str], subjects: Sequence[s
 def run(keys: Sequence[Key], rounds: int, scale: float, progress: Callable[[Key], None]) -> Results:
     """Make all measurements.
 
-    :param rounds: how often each is made
+    :param rounds: how often each is made, times its scenario's ``per_round``
     :param scale: the size of the measurements; 1 for full size
     :param progress: called before each measurement
     """
     results = Results()
     with certificate() as environment:
         for number in range(rounds):
-            for key in shuffled(keys, number):
+            for key in one_round(keys, number):
                 progress(key)
                 if key in results.failures:
                     continue
@@ -64,11 +64,14 @@ def run(keys: Sequence[Key], rounds: int, scale: float, progress: Callable[[Key]
     return results
 
 
-def shuffled(keys: Sequence[Key], seed: int) -> list[Key]:
-    """The measurements in random order within each scenario, the same for the same seed."""
+def one_round(keys: Sequence[Key], seed: int) -> list[Key]:
+    """The measurements of a round: those of each scenario in random order, ``per_round`` times in turn.
+
+    :param seed: the order is the same for the same seed
+    """
     order = random.Random(seed)  # noqa: S311  (nothing secret)
-    groups = (list(group) for _, group in groupby(keys, lambda key: key.scenario))
-    return [key for group in groups for key in order.sample(group, len(group))]
+    groups = ((SCENARIOS[name].per_round, list(group)) for name, group in groupby(keys, lambda key: key.scenario))
+    return [key for times, group in groups for _ in range(times) for key in order.sample(group, len(group))]
 
 
 class MeasurementError(Exception):

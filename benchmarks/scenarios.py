@@ -51,6 +51,7 @@ class Scenario(NamedTuple):
     :ivar many_connections: whether it uses hundreds of connections at once, or thousands
     :ivar redis: whether it needs a Redis server, which not all subjects have
     :ivar needs: the program that it needs; without it the scenario is skipped
+    :ivar per_round: how often it is measured in a round: more than once where single figures differ much
     """
 
     title: str
@@ -60,6 +61,7 @@ class Scenario(NamedTuple):
     many_connections: bool = False
     redis: bool = False
     needs: str = ""
+    per_round: int = 1
 
     def is_available(self) -> bool:
         return not self.needs or shutil.which(self.needs) is not None
@@ -271,13 +273,14 @@ SCENARIOS = {
     ),
     "load-1": Scenario("Server under load, 1 connection", LOAD, partial(load_figures, connections=1, total=50_000)),
     "load-50": Scenario(
-        "Server under load, 50 connections", LOAD, partial(load_figures, connections=50, total=150_000)
+        "Server under load, 50 connections", LOAD, partial(load_figures, connections=50, total=150_000), per_round=3
     ),
     "load-500": Scenario(
         "Server under load, 500 connections",
         LOAD,
         partial(load_figures, connections=500, total=150_000),
         many_connections=True,
+        per_round=3,
     ),
     "redis": Scenario(
         "Redis server, 50 clients",
@@ -285,6 +288,7 @@ SCENARIOS = {
         partial(redis_figures, count=150_000, pipelined=1),
         redis=True,
         needs="redis-benchmark",
+        per_round=3,
     ),
     "redis-pipelined": Scenario(
         "Redis server, 50 clients, 16 requests at once",
@@ -292,8 +296,9 @@ SCENARIOS = {
         partial(redis_figures, count=500_000, pipelined=16),
         redis=True,
         needs="redis-benchmark",
+        per_round=3,
     ),
-    "visits": Scenario("Short connections, 20 at once", (PROCESSOR,), visit_figures),
+    "visits": Scenario("Short connections, 20 at once", (PROCESSOR,), visit_figures, per_round=3),
     "short": Scenario("Short connections: connect, one echo, close", (Figure("rate", "connections/s"),), churn_figures),
     "idle": Scenario(
         "10,000 idle connections",

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.redis import Session
 from benchmarks.report import plot, print_tables, summary, write_markdown
 from benchmarks.results import Key, Results
-from benchmarks.runner import MeasurementError, certificate, measure, plan, run, shuffled
+from benchmarks.runner import MeasurementError, certificate, measure, one_round, plan, run
 from benchmarks.scenarios import SCENARIOS, Scenario
 from benchmarks.subjects import SUBJECTS, Entry
 from benchmarks.subjects.base import Arrival, check_echo
@@ -80,9 +80,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert document["failures"] == []
     assert [row["subject"] for row in document["figures"]] == ["mozsocket", "trio"]
     for row in document["figures"]:
-        assert list(row) == ["scenario", "event_loop", "subject", "figure", "unit", "rounds", "median"]
-        assert len(row["rounds"]) == 2
-        assert row["median"] == sum(row["rounds"]) / 2
+        assert list(row) == ["scenario", "event_loop", "subject", "figure", "unit", "values", "median"]
+        assert len(row["values"]) == 2
+        assert row["median"] == sum(row["values"]) / 2
     assert ElementTree.parse(tmp_path / "plot.svg").getroot().tag.endswith("svg")  # noqa: S314
 
 
@@ -108,12 +108,19 @@ def test_the_subjects_of_an_event_loop_are_measured_in_turn() -> None:
 
 def test_each_round_has_another_order_within_the_scenarios() -> None:
     keys = plan(["echo", "short"], ["asyncio", "trio"], ["mozsocket", "mozsocket-stream", "anyio"])
-    rounds = [shuffled(keys, seed) for seed in range(3)]
+    rounds = [one_round(keys, seed) for seed in range(3)]
     for order in rounds:
         assert [key.scenario for key in order] == ["echo"] * 6 + ["short"] * 6
         assert sorted(order) == sorted(keys)
     assert rounds[0] != rounds[1] != rounds[2] != rounds[0]
-    assert shuffled(keys, 1) == rounds[1]
+    assert one_round(keys, 1) == rounds[1]
+
+
+def test_a_scenario_is_measured_several_times_a_round_all_subjects_in_turn() -> None:
+    keys = plan(["visits", "short"], ["asyncio", "trio"], ["mozsocket", "anyio"])
+    visits, short = keys[:4], keys[4:]
+    order = one_round(keys, 0)
+    assert [sorted(order[begin : begin + 4]) for begin in (0, 4, 8, 12)] == [sorted(visits)] * 3 + [sorted(short)]
 
 
 def test_what_does_not_suit_a_scenario_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
