@@ -1034,7 +1034,7 @@ class Connection:
             self._target,
             self._data_event,
         )
-        self._registration.reader = fast_path
+        self._registration.read_by(fast_path)
         return fast_path
 
     def leave_fast_path(self) -> None:
@@ -1048,7 +1048,7 @@ class Connection:
             self.leave_fast_path()
             self._other_bytes_received += self._fast_path.received
             self._fast_path = None
-            self._registration.reader = self
+            self._registration.read_by(self)
 
     def on_read_error(self, exc: OSError) -> ReadResult:
         return _NOTHING if isinstance(exc, (BlockingIOError, InterruptedError)) else self._lose_by_reading(exc)

@@ -42,6 +42,8 @@ class Fallback(Protocol):
     def on_readable(self) -> ReadResult:
         """Read, whatever state the connection is in; it may open the fast path again."""
 
+    def on_cancelled(self) -> None: ...
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None: ...
     def on_read_error(self, exc: OSError) -> ReadResult: ...
     def on_eof(self) -> ReadResult: ...
 
@@ -160,6 +162,12 @@ class FastPath:
             return _SOME
         self._size, self._small = READ_PER_TURN, 0
         return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
+
+    def on_cancelled(self) -> None:
+        self._connection.on_cancelled()
+
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        self._connection.crashed(exc, where, when)
 
     def flush(self) -> None:
         """Send what a handler, perhaps another connection's, has written."""

@@ -18,6 +18,7 @@ import math
 import os
 import select
 from collections.abc import Callable, Coroutine
+from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ import anyio.lowlevel
 
 from ._eagerness import Eagerness
 from ._raised import own_cancellation, pass_over, without_task
-from ._readiness import NOBODY, ReadResult, Registration, Waiting, Watched, Watcher, by_tasks
+from ._readiness import NOBODY, Reader, ReadResult, Registration, Waiting, Watched, Watcher, by_tasks
 from ._turn import flush, in_turn, turn
 
 __all__ = ("Poller", "way_to_wait")
@@ -69,7 +70,7 @@ class Polled:
     :ivar fd: the descriptor of the socket
     :ivar watcher: what is notified of its events; None before :meth:`begin` and after :meth:`detach`
     :ivar reader: what is notified when the socket can be read: the watcher, unless that has set something else
-    :ivar reading: whether the watcher is notified when the socket can be read
+    :ivar reading: whether it is notified when the socket can be read
     :ivar writing: whether the watcher is notified when the socket can be written
     :ivar deadline: when the watcher's time limit is over, by the event loop's clock; infinite if it has none
     :ivar is_queued: whether the poller is going to call :meth:`handle_requests`
@@ -119,6 +120,11 @@ class Polled:
         if wanted is not self.reading:
             self.reading = wanted
             self._poller.change(self)
+            self._poller.note_reader(self)
+
+    def read_by(self, reader: Reader) -> None:
+        self.reader = reader
+        self._poller.note_reader(self)
 
     def await_room(self) -> None:
         if not self.writing:
@@ -151,9 +157,10 @@ class Polled:
             except OSError:  # the program has closed the descriptor, so reading from it raises an error
                 self.wake()
 
-    def handle_other_events(self, watcher: Watcher, mask: int) -> ReadResult:
+    def handle_other_events(self, mask: int) -> ReadResult:
         """Notify the watcher of what the epoll has reported. The poller itself handles the usual case: data alone."""
-        found = _NOTHING
+        found, watcher = _NOTHING, self.watcher
+        assert watcher is not None  # a watcher is detached only after its socket was unregistered
         if self.reading:
             if mask & _IN_OR_ENDED:
                 found = self.reader.on_readable()
@@ -220,6 +227,7 @@ class Poller:
         "_is_handling",
         "_is_retired",
         "_queued",
+        "_readers",
         "_registrations",
         "_runs",
         "_skipped",
@@ -238,6 +246,9 @@ class Poller:
         self._fail = fail
         self._epoll: select.epoll | None = None  # made for the first socket, closed when the task ends
         self._registrations: dict[int, Polled] = {}  # by descriptor
+        # The readers of the sockets that are read, by descriptor. It is a list of its own, as with thousands of
+        # connections a message takes longer for each object that is not in the processor's cache.
+        self._readers: list[Reader | None] = []
         self._queued: list[Polled] = []  # those that have asked for a call, whatever the epoll reports
         self._changed: list[Polled] = []  # those with a new event mask, for the epoll to get after this batch
         self._skipped: set[int] = set()  # the descriptors whose reports in this batch are ignored
@@ -270,8 +281,16 @@ class Poller:
         if displaced is not None:  # the program has closed its descriptor, so reading from it raises an error
             displaced.wake()
         self._registrations[polled.fd] = polled
+        if polled.fd >= len(self._readers):
+            self._readers.extend([None] * (polled.fd + 1 - len(self._readers)))
+        self.note_reader(polled)
         if not self._runs:
             self._start_task()
+
+    def note_reader(self, polled: Polled) -> None:
+        """Note what is notified, if anything is, when the socket can be read."""
+        if self._registrations.get(polled.fd) is polled:
+            self._readers[polled.fd] = polled.reader if polled.reading else None
 
     def change(self, polled: Polled) -> None:
         """Have the epoll get another event mask, now or after the current batch."""
@@ -318,6 +337,7 @@ class Poller:
         if self._registrations.get(polled.fd) is not polled:
             return False  # another socket has its number
         del self._registrations[polled.fd]
+        self._readers[polled.fd] = None
         try:
             epoll.unregister(polled.fd)
         except OSError:
@@ -377,7 +397,7 @@ class Poller:
         finally:
             self._runs = self._waits = self._is_handling = self._is_retired = False
             left = {*self._registrations.values(), *self._queued}
-            for each in (self._registrations, self._queued, self._changed, self._timers):
+            for each in (self._registrations, self._readers, self._queued, self._changed, self._timers):
                 each.clear()
             self._dead_timers = 0
             epoll, self._epoll = self._epoll, None
@@ -453,35 +473,44 @@ class Poller:
         :return: how much work that was
         """
         work = len(found)
-        registrations, skipped, cancelled = self._registrations, self._skipped, self._cancelled
+        readers, skipped, cancelled, written = self._readers, self._skipped, self._cancelled, turn.written
         before = 0 if cancelled is None else cancelled()
-        written = turn.written
         for fd, mask in found:
             if skipped and fd in skipped:
                 continue
+            reader = readers[fd]
+            if mask != _IN or reader is None:
+                work += self._handle_other_events(fd, mask)
+                before = 0 if cancelled is None else cancelled()
+                continue
             try:
-                polled = registrations[fd]
-            except KeyError:
-                continue  # the epoll is about to be replaced
-            watcher = polled.watcher
-            assert watcher is not None  # a watcher is detached only after its socket was unregistered
-            try:
-                if mask == _IN and polled.reading:
-                    result = polled.reader.on_readable()
-                else:
-                    result = polled.handle_other_events(watcher, mask)
+                result = reader.on_readable()
             except BaseException as exc:
-                watcher.crashed(without_task(exc), "the poller")
+                reader.crashed(without_task(exc), "the poller")
             else:
                 if result is _MORE or result is _PENDING:
-                    work += _work_of_large_read(polled, result)
+                    work += _work_of_large_read(self._registrations.get(fd), result)
             if written:
                 flush(written)
             if cancelled is not None and cancelled() != before:
                 before = cancelled()
-                watcher.on_cancelled()
+                reader.on_cancelled()
         skipped.clear()
         return work
+
+    def _handle_other_events(self, fd: int, mask: int) -> int:
+        """Call the watcher of a socket of which the epoll has reported more than data, or data that nobody reads.
+
+        :return: how much more work that was than usual
+        """
+        polled = self._registrations.get(fd)
+        if polled is None:
+            return 0  # the epoll is about to be replaced
+        assert polled.watcher is not None  # a watcher is detached only after its socket was unregistered
+        result = self._call(polled.watcher, partial(polled.handle_other_events, mask))
+        if turn.written:
+            flush(turn.written)
+        return _work_of_large_read(polled, result)
 
     def _handle_queued(self, queued: list[Polled]) -> int:
         """Call the watchers that have asked for it. A large read makes the next batch skip that socket.
@@ -543,12 +572,17 @@ class Poller:
                 polled.apply(self._epoll)
 
 
-def _work_of_large_read(polled: Polled, result: ReadResult) -> int:
-    """How much more work a large read counts as. Data that the epoll does not know of is left for the next turn."""
+def _work_of_large_read(polled: Polled | None, result: ReadResult | None) -> int:
+    """How much more work a read counts as, if it was large. Data that the epoll does not know of is left for the next
+    turn.
+
+    :param polled: the socket; None if it is closed meanwhile
+    """
     if result is _PENDING:
-        polled.wake()
+        if polled is not None:
+            polled.wake()
         return WORK_PER_TURN
-    return WORK_OF_LARGE_READ
+    return WORK_OF_LARGE_READ if result is _MORE else 0
 
 
 def way_to_wait(

@@ -177,6 +177,12 @@ class Reader(Protocol):
     def on_readable(self) -> ReadResult:
         """Read: there may be something."""
 
+    def on_cancelled(self) -> None:
+        """Notice that a method has run a handler that has cancelled the task, which others share."""
+
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        """Take an exception that a method has raised."""
+
 
 class Watcher(Reader, Protocol):
     """What is notified of the events of a socket. Its methods are called in a task, one at a time."""
@@ -202,12 +208,6 @@ class Watcher(Reader, Protocol):
     def on_stopped(self) -> None:
         """Notice that nothing waits for the socket any more, as the owner was cancelled."""
 
-    def on_cancelled(self) -> None:
-        """Notice that one of the methods above has run a handler that has cancelled the task, which others share."""
-
-    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
-        """Take an exception that one of the methods above has raised."""
-
     def spawn(self, what: str, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
         """Start a task of the watcher's own."""
 
@@ -218,21 +218,19 @@ class _Nobody:
     def on_readable(self) -> ReadResult:
         return ReadResult.NOTHING
 
+    def on_cancelled(self) -> None: ...
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None: ...
+
 
 NOBODY: Reader = _Nobody()
 
 
 class Registration(Protocol):
-    """Notifies a watcher of the events of one socket, from :meth:`begin` to :meth:`end`.
-
-    :ivar reader: what is notified when the socket can be read: the watcher, unless that has set something else
-    """
-
-    reader: Reader
+    """Notifies a watcher of the events of one socket, from :meth:`begin` to :meth:`end`."""
 
     @property
     def reading(self) -> bool:
-        """Whether the watcher is notified when the socket can be read."""
+        """Whether the reader is notified when the socket can be read."""
         ...
 
     def begin(self, watcher: Watcher) -> None:
@@ -242,7 +240,10 @@ class Registration(Protocol):
         """Wait in a task of the watcher's until the socket is closed. Return immediately if no task is needed."""
 
     def read(self, wanted: bool) -> None:
-        """Start or stop notifying the watcher when the socket can be read."""
+        """Start or stop notifying the reader when the socket can be read."""
+
+    def read_by(self, reader: Reader) -> None:
+        """Set what is notified when the socket can be read; at first the watcher is."""
 
     def write(self) -> None:
         """Have :meth:`Watcher.on_writable` called soon."""
@@ -283,27 +284,27 @@ class Waiting(Protocol):
 class TaskRegistration:
     """A registration that waits by tasks: the reader is :meth:`run`; the writer is started when it is first needed.
 
-    :ivar reading: whether the watcher is notified when the socket can be read
+    :ivar reading: whether the reader is notified when the socket can be read
     """
 
     __slots__ = (
         "_awaits_room",
         "_deadline",
         "_is_waiting",
+        "_reader",
         "_scope",
         "_scope_changed",
         "_wake_up",
         "_watched",
         "_watcher",
         "_write_requested",
-        "reader",
         "reading",
     )
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._watcher: Watcher | None = None
-        self.reader = NOBODY
+        self._reader = NOBODY
         self.reading = True
         self._is_waiting = False  # whether the reader waits until the socket can be read
         self._wake_up: anyio.Event | None = None  # what the reader waits for while reading is stopped
@@ -314,12 +315,15 @@ class TaskRegistration:
         self._awaits_room = False  # whether the writer waits until the socket can be written
 
     def begin(self, watcher: Watcher) -> None:
-        self._watcher = self.reader = watcher
+        self._watcher = self._reader = watcher
 
     def read(self, wanted: bool) -> None:
         if wanted is not self.reading:
             self.reading = wanted
             self.wake()
+
+    def read_by(self, reader: Reader) -> None:
+        self._reader = reader
 
     def wake(self) -> None:
         if self._wake_up is not None:
@@ -341,7 +345,7 @@ class TaskRegistration:
         self.limit(math.inf)
 
     def detach(self) -> None:
-        self._watcher, self.reader = None, NOBODY
+        self._watcher, self._reader = None, NOBODY
 
     async def run(self) -> None:
         watcher = self._watcher
@@ -364,7 +368,7 @@ class TaskRegistration:
             if not self.reading:
                 await self._idle(watcher)
                 continue
-            found = in_turn(self.reader.on_readable)
+            found = in_turn(self._reader.on_readable)
             if found is not ReadResult.NOTHING:
                 eagerness.found()
             if watched.closed or self._scope_changed or not self.reading:

@@ -68,6 +68,12 @@ class RecordingConnection:
     def flush_otherwise(self) -> None:
         self.calls.append("flush_otherwise")
 
+    def on_cancelled(self) -> None:
+        self.calls.append("on_cancelled")
+
+    def crashed(self, exc: BaseException, where: str, when: str = "") -> None:
+        self.calls.append((exc, where))
+
 
 class Source:
     """A source of events that has none pending, and records what handlers have raised."""
@@ -270,3 +276,10 @@ def test_in_tls_each_read_is_looked_after() -> None:
     bench = Bench(is_tls=True)
     assert bench.read(b"data", b"more") == [ReadResult.PENDING] * 2
     assert bench.connection.calls == ["after_tls_read"] * 2
+
+
+def test_what_concerns_the_whole_connection_is_passed_on() -> None:
+    bench, error = Bench(), RuntimeError()
+    bench.path.on_cancelled()
+    bench.path.crashed(error, "the poller")
+    assert bench.connection.calls == ["on_cancelled", (error, "the poller")]
