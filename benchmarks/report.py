@@ -42,7 +42,7 @@ Measured apart from the tables, by `perf record -e cpu-clock` of the server of l
 processor time of a round trip, about 8 µs, the kernel's `send()` takes 57 %, as over loopback it delivers to the
 receiver too; `recv()` takes 11 % and `epoll_wait()` 2 %. What remains outside of the kernel is 2.1 µs for mozsocket,
 2.5 for asyncio.Protocol and 1.4 for the prototype. With stubs in place of `recv()` and `send()`, mozsocket's code takes
-1.1 µs; the remainder is theirs outside of the kernel, and the event loop's.
+1.0 µs; the remainder is theirs outside of the kernel, and the event loop's.
 
 - **Load, Redis, echo and short connections, on uvloop or against it:** uvloop's code is compiled, and takes less than a
   microsecond. The prototype, whose figures are beside the targets, is as near to it as Python comes; mozsocket adds
