@@ -23,7 +23,10 @@ from ._transport import Transport
 __all__ = ("READ_PER_TURN", "DataEvent", "Fallback", "FastPath")
 
 READ_SIZE = Transport.read_size
-"""Bytes to read in one call; after a read of that size it is :data:`READ_PER_TURN`."""
+"""Bytes to read in one call; after a read of that size it is :data:`READ_PER_TURN`, as long as much arrives."""
+
+MUCH = 16_384
+"""Bytes: after a read of fewer it is :data:`READ_SIZE` again."""
 
 READ_PER_TURN = 245_760
 """Bytes to read before other tasks run. That is more than an ``ondrain`` handler sends in its turn, so that a transfer
@@ -157,11 +160,12 @@ class FastPath:
         """Look after what may have to follow a read: in TLS after each, otherwise after a large one."""
         if self._is_tls:
             return self._connection.after_tls_read()
-        if count < READ_SIZE:
+        if count < MUCH:
             self._size = self._small = READ_SIZE
-            return _SOME
-        self._size, self._small = READ_PER_TURN, 0
-        return ReadResult.MORE  # though nothing more may be there: after so much others have their turn
+        else:
+            self._size, self._small = READ_PER_TURN, 0
+        # After so much others have their turn, though nothing more may be there.
+        return ReadResult.MORE if count >= READ_SIZE else _SOME
 
     def on_cancelled(self) -> None:
         self._connection.on_cancelled()

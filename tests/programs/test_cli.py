@@ -906,9 +906,9 @@ def test_verbose_shows_errors() -> None:
 
 def test_verbose_echo() -> None:
     with program("listen", 0, "--echo", "-v") as server, dialled(server.port()) as peer:
-        data = bytes(MIB)
-        with in_thread(peer.sendall, data):
-            assert read_exactly(peer, MIB) == data
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        sent = fill(peer.fileno(), 64 * MIB)  # the server buffers the echo, and reads no more until that is drained
+        assert is_filling(read_exactly(peer, sent))
         lines: list[str] = []
         while not (lines and lines[-1].endswith("drain")):
             lines.append(server.stderr.readline().decode().rstrip())

@@ -13,7 +13,7 @@ import pytest
 from mozsocket._buffers import BUFFER_THRESHOLD, SendBuffer
 from mozsocket._dispatch import Dispatcher
 from mozsocket._events import Listeners
-from mozsocket._fast_path import READ_PER_TURN, READ_SIZE, FastPath
+from mozsocket._fast_path import MUCH, READ_PER_TURN, READ_SIZE, FastPath
 from mozsocket._readiness import ReadResult
 
 THREAD = 7
@@ -270,6 +270,14 @@ def test_after_a_large_read_others_have_their_turn_and_the_next_is_larger() -> N
     found = bench.read(large, largest, b"small", b"small", large)
     assert found == [ReadResult.MORE, ReadResult.MORE, ReadResult.SOME, ReadResult.SOME, ReadResult.MORE]
     assert bench.endpoint.sizes == [READ_SIZE, READ_PER_TURN, READ_PER_TURN, READ_SIZE, READ_SIZE]
+
+
+def test_reads_stay_large_while_much_arrives() -> None:
+    bench = Bench()
+    much, little = bytes(MUCH), bytes(MUCH - 1)
+    found = bench.read(bytes(READ_SIZE), much, much, little, much)
+    assert found == [ReadResult.MORE, *[ReadResult.SOME] * 4]
+    assert bench.endpoint.sizes == [READ_SIZE, READ_PER_TURN, READ_PER_TURN, READ_PER_TURN, READ_SIZE]
 
 
 def test_in_tls_each_read_is_looked_after() -> None:
