@@ -41,7 +41,24 @@ PEER_TIMEOUT = 20  # seconds after which a blocking peer gives up, so that a fai
 
 async def blocking(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
     """Call a blocking function in a worker thread."""
-    return await anyio.to_thread.run_sync(function, *args)
+
+    def call() -> T:
+        _forget_tls_errors()
+        return function(*args)
+
+    return await anyio.to_thread.run_sync(call)
+
+
+def _forget_tls_errors() -> None:
+    """Empty OpenSSL's queue of errors of this thread, as each error that Python raises does.
+
+    A call for one connection may leave an error that it has ignored, such as EPIPE when it sent a session ticket, and a
+    later call in the same worker thread would report it for another connection, in place of EOF.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with suppress(OSError):
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO()).do_handshake()  # which wants to read
 
 
 async def all_blocked() -> None:
