@@ -508,8 +508,6 @@ class Poller:
             return 0  # the epoll is about to be replaced
         assert polled.watcher is not None  # a watcher is detached only after its socket was unregistered
         result = self._call(polled.watcher, partial(polled.handle_other_events, mask))
-        if turn.written:
-            flush(turn.written)
         return _work_of_large_read(polled, result)
 
     def _handle_queued(self, queued: list[Polled]) -> int:
@@ -518,15 +516,13 @@ class Poller:
         :return: how much work that was
         """
         work = len(queued)
-        had_much, written = set(), turn.written
+        had_much = set()
         for polled in queued:
             polled.is_queued = False
             result = None if polled.watcher is None else self._call(polled.watcher, polled.handle_requests)
             if result is _MORE or result is _PENDING:
                 work += _work_of_large_read(polled, result)
                 had_much.add(polled.fd)
-            if written:
-                flush(written)
         self._skipped = had_much
         return work
 
@@ -553,7 +549,9 @@ class Poller:
         return over
 
     def _call(self, watcher: Watcher, function: Callable[[], T]) -> T | None:
-        """Call a function of a watcher. What it raises, or cancels, concerns that watcher alone."""
+        """Call a function of a watcher, and send what handlers have written. What it raises, or cancels, concerns that
+        watcher alone.
+        """
         cancelled = self._cancelled
         before = 0 if cancelled is None else cancelled()
         try:
@@ -562,6 +560,8 @@ class Poller:
             watcher.crashed(without_task(exc), "the poller")
             return None
         finally:
+            if turn.written:
+                flush(turn.written)
             if cancelled is not None and cancelled() != before:
                 watcher.on_cancelled()
 
