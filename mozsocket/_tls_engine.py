@@ -12,6 +12,7 @@ import enum
 import ssl
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ("Phase", "TLSEngine")
@@ -73,6 +74,14 @@ _FAILED = Phase.FAILED
 def _cut_off() -> ssl.SSLEOFError:
     # OpenSSL is never given the EOF itself: it would refuse to encrypt anything after it.
     return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the connection without close_notify")
+
+
+def _clear_errors() -> None:
+    """Clear OpenSSL's queue of errors of this thread. It does that itself when it takes a step of a handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO()).do_handshake()
 
 
 class Records:
@@ -246,22 +255,22 @@ class TLSEngine:
 
         :return: the data; ``b""`` if anything else was fed, which :meth:`open` reports or returns
         """
-        part = b""
+        part = None
         if self._records.add(data):
             try:
                 part = self.ssl_object.read(RECORD_SIZE)
-            except ssl.SSLError as exc:
-                self._judge(exc)
-                if len(data) > LONG:
-                    self._records.at_once = 1
-            else:
+            except OSError as exc:
+                part = self._judge(exc, RECORD_SIZE)
+            if part:
                 self._records.fruitless = 0
-                if not part:
-                    self._stop()
+            elif part is not None:
+                self._stop()
+            elif len(data) > LONG:
+                self._records.at_once = 1
             if self.outgoing.pending:
                 self._answered(0)
         self.pending = not part
-        return part
+        return part or b""
 
     def _go_on_without_data(self) -> bytes | None:
         """Take a step of the handshake, or report the peer's end, an error, or that there is no data."""
@@ -296,18 +305,18 @@ class TLSEngine:
             if not (left or full):
                 left = records.give()
             try:
-                part = self.ssl_object.read(min(RECORD_SIZE, size))
-            except ssl.SSLError as exc:
-                part = self._judge(exc)
-            else:
+                part: bytes | None = self.ssl_object.read(min(RECORD_SIZE, size))
+            except OSError as exc:
+                part = self._judge(exc, min(RECORD_SIZE, size))
+            if part:
                 parts.append(part)
                 records.fruitless = 0
-                if not part:
-                    self._stop()
-            size -= len(part)
+                size -= len(part)
+            elif part is not None:
+                self._stop()
             before, left = left, incoming.pending
             if size:
-                spent = 0 if full else before - left - len(part)
+                spent = 0 if full else before - left - len(part or b"")
                 work -= spent
                 full = False
                 if spent > LONG:
@@ -319,20 +328,47 @@ class TLSEngine:
             self.pending = bool(left or full or records.waiting or self._ahead)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _judge(self, exc: ssl.SSLError) -> bytes:
-        """Act on the exception by which a read had no data.
+    def _judge(self, exc: OSError, size: int) -> bytes | None:
+        """What it means that a read has raised an exception.
 
-        :return: no data
+        :return: as from the read: the data, or ``b""`` at the peer's end (close_notify); None if there is no data
         """
-        fruitless = self._records.fruitless
-        if not isinstance(exc, (ssl.SSLWantReadError, ssl.SSLZeroReturnError)):
-            self._stop(exc)
-        elif isinstance(exc, ssl.SSLZeroReturnError):
-            self._stop()
-        elif fruitless > FRUITLESS_RECORDS:
-            words = f"the peer sent {fruitless} records without data, one after the other"
-            self._stop(ssl.SSLError(ssl.SSL_ERROR_SSL, words))
-        return b""
+        try:
+            if isinstance(exc, (ssl.SSLWantReadError, ssl.SSLZeroReturnError)):
+                raise exc
+            return self._read_again(exc, size)
+        except ssl.SSLZeroReturnError:
+            return b""
+        except ssl.SSLWantReadError:
+            fruitless = self._records.fruitless
+            if fruitless > FRUITLESS_RECORDS:
+                words = f"the peer sent {fruitless} records without data, one after the other"
+                self._stop(ssl.SSLError(ssl.SSL_ERROR_SSL, words))
+        except ssl.SSLError as failure:
+            self._stop(failure)
+        return None
+
+    def _read_again(self, failure: OSError, size: int) -> bytes:
+        """Read once more after a failure, as that may not be of this connection.
+
+        OpenSSL keeps errors in a queue of the thread. Other code in it may leave one there: in Python 3.15, a blocking
+        ``SSLSocket`` that raises ``BrokenPipeError`` does. Then OpenSSL reports a failure where there is nothing to
+        read, or the peer's end.
+
+        :raises ssl.SSLError: if TLS has failed indeed; or if there is no data
+        """
+        _clear_errors()
+        try:
+            data = self.ssl_object.read(size)
+        except ssl.SSLWantReadError:
+            raise
+        except ssl.SSLZeroReturnError:
+            data = b""
+        except ssl.SSLError as again:  # which tells less than the first
+            raise (failure if isinstance(failure, ssl.SSLError) else again) from None
+        if not data and isinstance(failure, ssl.SSLError) and failure.library == "SSL":
+            raise failure  # the alert of an error has ended TLS
+        return data
 
     def _stop(self, error: ssl.SSLError | None = None) -> None:
         """Discard what follows: the peer has ended TLS, or has made it fail."""
@@ -408,7 +444,7 @@ class TLSEngine:
         undecrypted = self._incoming.read()
         try:
             self.ssl_object.unwrap()
-        except ssl.SSLError:
+        except OSError:
             pass  # it wants the peer's close_notify too, for which we do not wait
         self._incoming.write(undecrypted)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _ssl
 import ast
+import ctypes
+import errno
 import itertools
 import random
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +25,7 @@ from ..certificates import VERSIONS, client_context, server_context
 from ..records import ALERT, DATA, HANDSHAKE, RecordPeer, alert, plain
 
 TLS12, TLS13 = VERSIONS.values()
+ERR_LIB_SYS = 2  # of OpenSSL: the number of an error is one of the system's
 MUCH = random.Random(2).randbytes(200_000)
 AT_ONCE = 65_536
 
@@ -147,7 +152,7 @@ def test_it_does_no_input_or_output() -> None:
             assert not node.level
             imported.add(node.module or "")
         assert not isinstance(node, (ast.AsyncFunctionDef, ast.Await))
-    assert imported == {"__future__", "collections.abc", "enum", "ssl", "sys", "typing"}
+    assert imported == {"__future__", "collections.abc", "contextlib", "enum", "ssl", "sys", "typing"}
 
 
 # The handshake
@@ -572,3 +577,96 @@ def test_nothing_is_sealed_while_a_renegotiation_lasts() -> None:
         assert ours.take() == b""
         assert opened(ours, peer.record(b"z")) == b"z"
         assert phase(ours) is Phase.UP
+
+
+# Errors of other code, which OpenSSL keeps in a queue of the thread
+
+
+class Disturbed:
+    """An ``SSLObject``: other code leaves an error in its thread before each call, unless the last one has failed."""
+
+    def __init__(self, ssl_object: ssl.SSLObject) -> None:
+        self._ssl_object = ssl_object
+        self._libcrypto = ctypes.CDLL(getattr(_ssl, "__file__", None))
+        self._has_failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ssl_object, name)
+
+    def leave_error(self) -> None:
+        self._libcrypto.ERR_new()
+        self._libcrypto.ERR_set_error(ERR_LIB_SYS, errno.EPIPE, None)
+
+    def read(self, size: int) -> bytes:
+        if not self._has_failed:
+            self.leave_error()
+        self._has_failed = False
+        try:
+            return self._ssl_object.read(size)
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            raise
+        except OSError:
+            self._has_failed = True
+            raise
+        finally:
+            self._libcrypto.ERR_clear_error()  # the other engine is in this thread too
+            if self._has_failed:
+                self.leave_error()  # an exception does not always remove what was left: in Python 3.15 EPIPE remains
+
+    def unwrap(self) -> None:
+        self.leave_error()
+        try:
+            self._ssl_object.unwrap()
+        finally:
+            self._libcrypto.ERR_clear_error()
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has other code leave errors between the calls of OpenSSL that engines make."""
+    if not hasattr(ctypes.CDLL(getattr(_ssl, "__file__", None)), "ERR_set_error"):
+        pytest.skip("another version of OpenSSL")
+    init = TLSEngine.__init__
+
+    def disturbed(self: TLSEngine, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.ssl_object = Disturbed(self.ssl_object)  # type: ignore[assignment]
+
+    monkeypatch.setattr(TLSEngine, "__init__", disturbed)
+
+
+@pytest.mark.usefixtures("left")
+@pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
+def test_errors_that_were_left_disturb_nothing(role: str, version: ssl.TLSVersion) -> None:
+    ours, theirs = sides(role, version)
+    theirs.seal([MUCH])
+    sent = theirs.take()
+    got = b"".join(opened(ours, sent[at : at + 1000]) for at in range(0, len(sent), 1000))
+    assert got == MUCH
+    assert ours.seal([b"one", b"two"]) == 6
+    assert opened(theirs, ours.take()) == b"onetwo"
+    theirs.close()
+    assert opened(ours, theirs.take()) == b""
+    assert phase(ours) is Phase.ENDED
+    ours.close()
+    assert opened(theirs, ours.take()) == b""
+    assert phase(theirs) is Phase.ENDED
+
+
+@pytest.mark.usefixtures("left")
+def test_errors_that_were_left_beside_records_without_data(role: str) -> None:
+    with met(role) as (ours, peer):
+        assert opened(ours, peer.key_update()) == b""
+        assert opened(ours, peer.record(b"x")) == b"x"
+        assert peer.open(ours.take()) == b""
+
+
+@pytest.mark.usefixtures("left")
+@pytest.mark.parametrize("bad", [plain(DATA, bytes(32)), None], ids=["record", "alert"])
+def test_errors_that_were_left_hide_no_failure(role: str, bad: bytes | None) -> None:
+    with met(role) as (ours, peer):
+        ours.feed(peer.record(b"before") + (bad or peer.record(alert(80), ALERT)))
+        data, error = failing(ours)
+        assert data == b"before"
+        assert isinstance(error, ssl.SSLError)
+        assert phase(ours) is Phase.FAILED

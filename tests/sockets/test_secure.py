@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -269,6 +270,24 @@ async def test_the_peers_end_is_answered(role: str, version: ssl.TLSVersion, lis
         assert await blocking(read_exactly, peer, len(DATA)) == DATA
         plain = await blocking(peer.unwrap)  # sends close_notify, and waits for ours
         with plain:
+            await recorder.first("close")
+    assert "error" not in recorder.types
+
+
+async def test_a_failure_of_other_tls_in_the_thread_is_not_ours(role: str, listener: socket.socket) -> None:
+    """OpenSSL keeps errors in a queue of the thread, and Python 3.15 leaves EPIPE there."""
+    meet = partial(client_context().wrap_socket, server_hostname="localhost")
+    async with MozTCPSocket() as tcp:
+        _, recorder, peer = await securely_connected(tcp, role, listener)
+        with peer:
+            plain, other = socket.socketpair()
+            meeting = threading.Thread(target=lambda: meet(other).close())
+            meeting.start()
+            with server_context().wrap_socket(plain, server_side=True) as lost:
+                meeting.join()
+                with pytest.raises(BrokenPipeError):
+                    lost.sendall(b"nobody is there")
+            await blocking(peer.unwrap)
             await recorder.first("close")
     assert "error" not in recorder.types
 
