@@ -376,6 +376,32 @@ async def test_a_connection_whose_handler_cancels_its_task_gets_its_last_events(
     assert events.types.count("close") == events.types.count(type_) == 1
 
 
+@pytest.mark.parametrize("type_", ["open", "data", "drain"])
+@pytest.mark.parametrize("owner", OWNERS)
+async def test_what_a_handler_has_sent_before_it_cancels_its_task_arrives(
+    owner: str, type_: str, listener: socket.socket, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("Trio cannot cancel a single task")
+    if type_ == "open" and "server" in owner:
+        pytest.skip("an accepted socket gets no such event")
+
+    def send_and_cancel(event: Any) -> None:
+        event.target.send(b"last words")
+        cancel_own_task(event)
+
+    def set_handlers(sock: TCPSocket) -> None:
+        setattr(sock, f"on{type_}", send_and_cancel)
+        if type_ == "drain":
+            sock.ondata = lambda event: event.target.send(bytes(1 << 22))
+
+    with anyio.fail_after(PEER_TIMEOUT):
+        async with connection_of(owner, listener, set_handlers) as peer:
+            peer.sendall(b"x")
+            received = await blocking(read_all, peer)
+    assert received.endswith(b"last words")
+
+
 # Other code of the program
 
 
