@@ -262,14 +262,20 @@ SCENARIOS = {
         "Echo of 64 B, 1 connection", TRIPS, partial(echo_figures, connections=1, total=60_000, tls=False)
     ),
     "echo-100": Scenario(
-        "Echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=90_000, tls=False)
+        "Echo of 64 B, 100 connections",
+        TRIPS,
+        partial(echo_figures, connections=100, total=90_000, tls=False),
+        per_round=3,
     ),
     "tls-bulk": Scenario("TLS, one way, sends of 64 KiB", RATE, partial(bulk_figures, count=8192, tls=True)),
     "tls-echo": Scenario(
         "TLS, echo of 64 B, 1 connection", TRIPS, partial(echo_figures, connections=1, total=30_000, tls=True)
     ),
     "tls-echo-100": Scenario(
-        "TLS, echo of 64 B, 100 connections", TRIPS, partial(echo_figures, connections=100, total=45_000, tls=True)
+        "TLS, echo of 64 B, 100 connections",
+        TRIPS,
+        partial(echo_figures, connections=100, total=45_000, tls=True),
+        per_round=3,
     ),
     "load-1": Scenario("Server under load, 1 connection", LOAD, partial(load_figures, connections=1, total=50_000)),
     "load-50": Scenario(
