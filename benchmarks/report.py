@@ -53,6 +53,9 @@ receiver too; `recv()` takes 11 % and `epoll_wait()` 2 %. What remains outside o
   are slower.
 - **Messages on Trio, 100 ×:** that would be 0.24 µs a message from one end to the other. The call of `send()` alone
   takes 0.25 µs.
+- **Chance:** the machine has slow phases of some ten seconds. Two runs of that day gave, for load-50, 1.07 and 0.96 on
+  asyncio, 0.86 and 1.01 on uvloop; for Redis on uvloop with 16 requests at once 0.91 and 1.16; for messages on asyncio
+  6.12 and 4.61; for short connections on asyncio 0.97 and 1.22; for bulk by TLS and `stream()` on Trio 1.22 and 0.81.
 """
 
 HEADINGS = ("", "median", "spread", "mozsocket is")
