@@ -322,7 +322,8 @@ class Acceptor:
             try:
                 self._take_connection(sock, peer)
             except Exception as exc:  # raised by the program's code: it must not affect other connections
-                _log.error("%r could not take a connection", self.public_object, exc_info=exc)
+                fields = {**self.log_fields, "event": "crashed", "error": type(exc).__name__}
+                _log.error("%r could not take a connection", self.public_object, exc_info=exc, fields=fields)
                 sock.close()
         return True
 
@@ -388,11 +389,9 @@ class Acceptor:
         if not self._listeners.has("connect"):
             if self.may_log("no onconnect"):
                 shown = printable(display(*host_and_port(peer)))
+                fields = {**self.log_fields, "peer": shown, "event": "no onconnect"}
                 _log.warning(
-                    "%r has no onconnect: the connection from %s is closed",
-                    self.public_object,
-                    shown,
-                    fields=self.log_fields,
+                    "%r has no onconnect: the connection from %s is closed", self.public_object, shown, fields=fields
                 )
             Transport(sock).close()
             return

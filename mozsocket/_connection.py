@@ -664,8 +664,11 @@ class Connection:
     def _make_tls(self, context: ssl.SSLContext | None, server_hostname: str | None) -> TLSTransport:
         """Make a TLS transport over the present one, which sends what is buffered as plaintext first.
 
-        :raises ValueError: if the context is missing or for the other role, or no name is given to check
+        :raises ValueError: if the context is missing or for the other role, or no name is given to check, or one to a
+            server
         """
+        if self.server_side and server_hostname is not None:
+            raise ValueError("server_hostname is for the client's side of TLS: a server checks no host name")
         assert isinstance(self.transport, Transport)
         host = self.host if self.port else ""  # a UNIX-domain socket has a path in place of a host
         return tls_over(

@@ -98,7 +98,8 @@ class TCPSocketErrorEvent(Event[TargetT]):
 class EventHandler(Generic[EventT]):
     """An ``on…`` attribute: ``None``, or a function or ``async def`` function that takes one event.
 
-    If the handler returns an awaitable, it is awaited before the socket's next event; any other result is ignored.
+    If the handler returns an awaitable, it is awaited before the socket's next event; any other result is ignored. What
+    it raises closes the socket, and leaves the block that owns it; for an accepted socket it is logged instead.
 
     :param doc: when the event happens, for :func:`help`
     :raises TypeError: when set to anything else

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ._addresses import display, host_and_port
+from ._options import identity
 
 __all__ = ("listen", "stop_listening")
 
@@ -43,7 +44,7 @@ def listen(host: str | None, port: int, backlog: int, reuse_port: bool) -> list[
             (family, (address, port)) for family, address in _ALL_INTERFACES
         ]
     else:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = _look_up(host, port)
         addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     for _ in range(_PORT_TRIES - 1):
         try:
@@ -53,6 +54,15 @@ def listen(host: str | None, port: int, backlog: int, reuse_port: bool) -> list[
             if exc.errno != errno.EADDRINUSE or port or len(addresses) == 1:
                 raise
     return _listen_on_each(addresses, backlog, reuse_port)
+
+
+def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
+    name = host if host.isascii() else identity(host)  # Python itself would encode it by an older IDNA
+    try:
+        return list(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))
+    except OSError as exc:
+        exc.filename = host  # shown in its message
+        raise
 
 
 def _listen_on_each(

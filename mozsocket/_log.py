@@ -52,6 +52,9 @@ PERIOD = 60
 Fields = Mapping[str, object]
 """Attributes of a log record, for structured logs."""
 
+NO_FIELDS: Fields = {"socket_id": "", "local": "", "peer": "", "event": ""}
+"""The attributes that each record has: a formatter may name them, and could format no record that lacks one."""
+
 
 def is_debugging() -> bool:
     """Whether the records of :func:`debug` are logged."""
@@ -80,7 +83,7 @@ def _log(
     try:
         # A tuple: logging would test a mere exception for its truth, where the program's own class may raise.
         raised = None if exc_info is None else (type(exc_info), exc_info, _latest(exc_info.__traceback__))
-        _logger.log(level, message, *args, exc_info=raised, extra=fields)
+        _logger.log(level, message, *args, exc_info=raised, extra={**NO_FIELDS, **(fields or {})})
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:

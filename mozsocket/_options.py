@@ -37,6 +37,7 @@ __all__ = (
     "Text",
     "accepts",
     "check_count",
+    "check_encodable_host",
     "check_flag",
     "check_host",
     "check_port",
@@ -94,14 +95,16 @@ class SocketOptions(_Absent, Generic[BinaryTypeT]):
     :param binaryType: ``"arraybuffer"``: data is ``bytes``; ``"string"`` (Gecko's default): data is ``str``, one
         character (U+0000 to U+00FF) per byte
     :param max_buffered_amount: the most bytes that :meth:`TCPSocket.send` buffers; None for no limit
-    :param linger: seconds that :meth:`TCPSocket.close` waits, after everything was sent, for the peer to close too
+    :param linger: seconds that :meth:`TCPSocket.close` waits, after everything was sent, for the peer to close too;
+        :data:`math.inf` for no limit
     :param allow_half_open: whether the socket stays open when the peer has ended its side: ``end`` fires, and the
         program can send until it calls :meth:`TCPSocket.send_eof` or :meth:`TCPSocket.close` (Node: ``allowHalfOpen``)
     :param useSecureTransport: whether to use TLS from the start: ``open`` fires after the handshake
     :param ssl_context: with ``useSecureTransport=True`` only: what is trusted, client certificates, ALPN; None for
         :func:`ssl.create_default_context`, which checks the certificate and the name by the system's authorities. For
         STARTTLS it is an argument of :meth:`TCPSocket.upgradeToSecure`
-    :param handshake_timeout: seconds that a TLS handshake may take
+    :param handshake_timeout: seconds that a TLS handshake may take, that of ``open()`` too, whatever its
+        ``connect_timeout``; :data:`math.inf` for no limit
     :param idle_timeout: seconds without traffic, after which the connection fails with NetworkTimeoutError; None for no
         limit. Traffic is bytes received, and bytes handed to the operating system. The limit also applies while the
         socket is suspended, and so receives nothing, and while it is closing. It is checked eight times per interval,
@@ -167,7 +170,7 @@ class ClientOptions(SocketOptions[BinaryTypeT]):
 class ConnectOptions(ClientOptions[BinaryTypeT]):
     """Where a :class:`TCPSocket` connects to, and how.
 
-    :param host: a host name or an IP address
+    :param host: a host name or an IP address (of IPv6 without brackets)
     :param port: the port, 1 to 65535
     :param connect_timeout: seconds that resolving the name, connecting and TLS may take together; None for no limit
     :param local_host: the local address to connect from, or a host name that stands for it; None for any
@@ -220,8 +223,8 @@ class ServerOptions(SocketOptions[BinaryTypeT]):
     :param proxy_protocol: whether each connection begins with a header of the PROXY protocol, version 1 or 2, as a
         load balancer sends it: ``host`` and ``port`` of the accepted socket are then the client's. A connection
         without that header is logged and closed. Only for a port that nobody but the load balancer can reach
-    :param max_connections: how many accepted sockets may be open before further connections have to wait; None for no
-        limit. A connection is not open during its TLS handshake, and may have to wait after it
+    :param max_connections: how many accepted sockets may be open, or closing, before further connections have to wait;
+        None for no limit. A connection is not open during its TLS handshake, and may have to wait after it
     :param max_handshakes: how many connections may be in a TLS handshake, or have yet to send the header of the PROXY
         protocol. When there is one more, the connection that has taken longest is closed, so that silent clients keep
         nobody out
@@ -264,7 +267,7 @@ class ListenOptions(ServerOptions[BinaryTypeT]):
     def __post_init__(self) -> None:
         check_port(self.port, lowest=0)
         if self.host is not None:
-            check_host("host", self.host)
+            check_encodable_host("host", self.host)
         check_count("backlog", self.backlog, 0, MAX_BACKLOG)
         check_flag("reuse_port", self.reuse_port)
         if self.reuse_port and not hasattr(socket, "SO_REUSEPORT"):  # pragma: no cover  (Windows)
@@ -395,7 +398,8 @@ def _check_fit(name: str, accepted: inspect.Signature, args: tuple[Any, ...], kw
     try:
         accepted.bind(*args, **kwargs)
     except TypeError as exc:
-        raise TypeError(f"{name}: {exc}") from None
+        hint = "; options are keyword arguments, such as linger=5" if "too many positional" in str(exc) else ""
+        raise TypeError(f"{name}: {exc}{hint}") from None
 
 
 # The checks
@@ -411,6 +415,27 @@ def check_host(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a str, a host name or an IP address, not {type(value).__name__}")
     if not value or "\0" in value:
         raise ValueError(f"{name} must be a host name or an IP address, not {value!r}")
+
+
+_NOT_IN_NAMES = re.compile(r"[\[\]/:]")
+
+_LIKE_IPV6 = re.compile(r"[0-9a-f.]*:[0-9a-f.]*:[0-9a-f:.]*(%.+)?", re.IGNORECASE)
+
+
+def check_encodable_host(name: str, value: object) -> None:
+    """Check a host name or address that is not the path of an adopted UNIX-domain socket: it has to be one.
+
+    :raises TypeError: if it is not a str
+    :raises ValueError: if it cannot be a host
+    """
+    check_host(name, value)
+    if _NOT_IN_NAMES.search(str(value)) and not _LIKE_IPV6.fullmatch(str(value)):
+        raise ValueError(f"{name} must be a host name or an IP address, without brackets or a port, not {value!r}")
+    try:
+        if identity(str(value)) is None:
+            raise UnicodeError("label empty")
+    except UnicodeError as exc:
+        raise ValueError(f"{name} must be a host name or an IP address, not {value!r}: {exc}") from exc
 
 
 def check_port(value: object, *, lowest: int) -> None:
@@ -486,13 +511,9 @@ def check_server_hostname(value: object) -> None:
     :raises TypeError: if it is not a str
     :raises ValueError: if no certificate can be for it
     """
-    check_host("server_hostname", value)
+    check_encodable_host("server_hostname", value)
     if str(value).startswith("."):
         raise ValueError(f"server_hostname must not begin with a dot: {value!r}")
-    try:
-        identity(str(value))
-    except UnicodeError as exc:
-        raise ValueError(f"server_hostname must be a host name or an IP address, not {value!r}: {exc}") from exc
 
 
 def identity(host: str) -> str | None:
@@ -518,7 +539,7 @@ def check_stream_socket(value: object) -> None:
     """Check a socket that is to be adopted.
 
     :raises TypeError: if it is not a socket
-    :raises ValueError: if it is closed, not a stream socket, or an :class:`ssl.SSLSocket`
+    :raises ValueError: if it is closed, not a stream socket, of another family, or an :class:`ssl.SSLSocket`
     """
     if not isinstance(value, socket.socket):
         raise TypeError(f"from_socket() takes a socket.socket, not {type(value).__name__}")
@@ -528,10 +549,19 @@ def check_stream_socket(value: object) -> None:
         raise ValueError("from_socket() takes an open socket, not one that is closed")
     if value.type != socket.SOCK_STREAM:
         raise ValueError(f"from_socket() takes a stream socket, not one of type {value.type!r}")
+    if value.family not in _FAMILIES:
+        raise ValueError(f"from_socket() takes a socket of IPv4, IPv6 or a UNIX domain, not one of {value.family!r}")
+
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None))
 
 
 def _check_seconds(name: str, value: object, *, zero: bool = True) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number of seconds, and is too large for one") from None
     if not (value >= 0 if zero else value > 0):  # true for NaN too
         raise ValueError(f"{name} must be a number of seconds, {'0 or more' if zero else 'more than 0'}, not {value}")

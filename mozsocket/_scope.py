@@ -43,7 +43,8 @@ class MozTCPSocket(Unique, Strict, Referable):
 
     The block ends when all of its sockets and servers have closed. If it is cancelled, or an exception leaves its body,
     they are closed immediately. Whatever a handler raises leaves the block in an ExceptionGroup and closes the other
-    sockets, as does a failure of a connection that was reported to no handler and no waiting task.
+    sockets, as does a failure of a connection that was reported to no handler and no waiting task. Both are only logged
+    for the sockets that servers have accepted. KeyboardInterrupt and SystemExit leave the block as themselves.
 
     :param certified: whether :meth:`listen` may use ports below 1024 (MDN: certified apps only)
     :raises TypeError: if it is not a bool
@@ -153,7 +154,9 @@ class MozTCPSocket(Unique, Strict, Referable):
         self._ready_to_start("start_soon()").start_soon(function, *args, name=name)
 
     def close(self) -> None:
-        """Close every socket and every server of the scope, and the sockets that the servers have accepted."""
+        """Close every socket and every server of the scope, and the sockets that the servers have accepted, each as
+        :meth:`TCPSocket.close` does. Tasks of :meth:`start_soon` go on. Outside the block it does nothing.
+        """
         if self._members:
             require_task("close()", self, self._loop)
         for member in tuple(self._members):

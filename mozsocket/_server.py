@@ -73,7 +73,8 @@ class TCPServerSocket(EventTarget, Generic[DataT]):
     __slots__ = ("_acceptor",)
 
     onconnect: EventHandler[TCPServerSocketEvent[DataT]] = EventHandler(
-        "A connection has been accepted. Its ``data`` events start when the handler has returned."
+        "A connection has been accepted. Its ``data`` events start when the handler has returned. Without a handler or"
+        " listener each connection is closed at once, and a warning is logged."
     )
     onerror: EventHandler[TCPSocketErrorEvent[TCPServerSocket[DataT]]] = EventHandler(
         "The server can no longer listen."

@@ -131,7 +131,10 @@ class TCPSocket(EventTarget, Generic[DataT]):
     ondrain: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         "Everything buffered has been handed to the operating system, after a :meth:`send` that returned False."
     )
-    ondata: EventHandler[TCPSocketEvent[DataT]] = _DataHandler("Bytes have arrived.")
+    ondata: EventHandler[TCPSocketEvent[DataT]] = _DataHandler(
+        "Bytes have arrived. Without a handler or listener they are discarded, and a warning is logged once: set it"
+        " before anything can arrive, or call :meth:`suspend`."
+    )
     onend: EventHandler[Event[TCPSocket[DataT]]] = EventHandler(
         "The peer has ended its side, and ours is still open. This event fires with ``allow_half_open`` only."
     )
@@ -322,6 +325,9 @@ class TCPSocket(EventTarget, Generic[DataT]):
         ``drain`` fires if it is owed, then our side ends (FIN; in TLS close_notify). Whatever the peer still sends is
         discarded until it closes too, for ``linger`` seconds at most; then ``close`` fires. While connecting, the
         attempt is abandoned. Closing twice does no harm.
+
+        As long as the peer does not read, the buffer cannot be sent, whatever ``linger`` is: ``idle_timeout`` limits
+        that, and :meth:`closeImmediately` does not wait.
         """
         self._connection.close()
 
@@ -375,7 +381,8 @@ class TCPSocket(EventTarget, Generic[DataT]):
             TLS too: they are an early ClientHello or, if an attacker has injected them, make the handshake fail
         :raises InvalidStateError: if the socket is not open, or either side has ended
         :raises TypeError: if an argument is of the wrong type
-        :raises ValueError: if the context is for the other side of TLS, or missing
+        :raises ValueError: if the context is for the other side of TLS, or missing; or the name cannot be one, is given
+            to a server, or is missing
         """
         check_ssl_context(ssl_context)
         if server_hostname is not None:

@@ -36,7 +36,8 @@ CONNECTION_LOST: tuple[type[Exception], ...] = (
 )
 """The exceptions that are raised when a connection failed or was lost, or was ended by the peer; not when the program
 has closed it. They come from awaiting a socket, from its methods and from its stream. A program that reconnects writes
-``except CONNECTION_LOST``.
+``except CONNECTION_LOST``; around the block of a :class:`MozTCPSocket`, which raises a group, ``except*
+CONNECTION_LOST``.
 """
 
 MAX_READ = 262_144

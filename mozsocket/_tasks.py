@@ -83,8 +83,9 @@ def require_task(what: str, owner: object, loop: Loop | None) -> None:
     if loop is None or not loop.runs_task():
         raise RuntimeError(
             f"{what} of {owner!r} has to be called from a task of its event loop or a handler: in a callback of"
-            " asyncio's, start a task for it; in another thread, have anyio.from_thread.run() call an `async def`"
-            " function that does it; once its event loop has ended, it is too late"
+            " asyncio's, start a task for it; in a worker thread of AnyIO's, have anyio.from_thread.run() call an"
+            " `async def` function that does it, and in any other an anyio.from_thread.BlockingPortal; once its event"
+            " loop has ended, it is too late"
         )
 
 

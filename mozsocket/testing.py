@@ -51,8 +51,13 @@ class EventRecorder(Unique, Referable):
         self._timeout = timeout
         self._seen = 0  # how many of the events next() has passed
         self._more: anyio.Event | None = None  # set at the next event, if anyone waits
-        for type_ in types_of(target):
+        self._types = types_of(target)
+        for type_ in self._types:
             target.addEventListener(type_, self._record)
+
+    def _check_type(self, type: str) -> None:
+        if type not in self._types:
+            raise ValueError(f"there are no {type!r} events here, only {', '.join(self._types)}")
 
     def _record(self, event: Event[Any]) -> None:
         self.events.append(event)
@@ -72,11 +77,15 @@ class EventRecorder(Unique, Referable):
     @property
     def data(self) -> Any:
         """All data received so far, joined: ``bytes``, or ``str`` with ``binaryType="string"``."""
-        chunks = [event.data for event in self.of("data")]
+        chunks = [event.data for event in self.events if event.type == "data"]
         return (chunks[0][:0] if chunks else b"").join(chunks)
 
     def of(self, type: str) -> list[Any]:
-        """The events of one type so far, in order."""
+        """The events of one type so far, in order.
+
+        :raises ValueError: if the target has no events of that type
+        """
+        self._check_type(type)
         return [event for event in self.events if event.type == type]
 
     async def next(self, type: str | None = None) -> Any:
@@ -85,7 +94,10 @@ class EventRecorder(Unique, Referable):
         :param type: the type to wait for, skipping events of other types; None for any
         :return: the event
         :raises TimeoutError: if it does not occur in time
+        :raises ValueError: if the target has no events of that type
         """
+        if type is not None:
+            self._check_type(type)
 
         def found() -> bool:
             while self._seen < len(self.events):
@@ -102,6 +114,7 @@ class EventRecorder(Unique, Referable):
 
         :return: the event
         :raises TimeoutError: if it does not occur in time
+        :raises ValueError: if the target has no events of that type
         """
         await self.until(lambda: bool(self.of(type)))
         return self.of(type)[0]

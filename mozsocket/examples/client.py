@@ -12,7 +12,7 @@ async def main(port: int) -> None:
         socket = tcp.open("localhost", port)
         socket.onopen = lambda event: socket.send(b"hello")
         socket.ondata = show
-        socket.onerror = lambda event: print(event.name, event.error)
+        socket.onerror = lambda event: print(event.error)
 
 
 def show(event: TCPSocketEvent) -> None:

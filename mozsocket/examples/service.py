@@ -9,13 +9,10 @@ import signal
 
 import anyio
 
-from mozsocket import MozTCPSocket, TCPServerSocketEvent, TCPSocketEvent
+from mozsocket import MozTCPSocket, TCPServerSocketEvent
+from mozsocket.examples.echo_server import echo
 
 GRACE = 10  # seconds
-
-
-def echo(event: TCPSocketEvent) -> None:
-    event.target.send(event.data)
 
 
 def on_connect(event: TCPServerSocketEvent) -> None:

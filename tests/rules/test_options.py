@@ -23,6 +23,7 @@ from mozsocket._options import (
     ListenOptions,
     SocketOptions,
     check_count,
+    check_encodable_host,
     check_flag,
     check_host,
     check_port,
@@ -151,8 +152,9 @@ def test_too_few_and_too_many_arguments(call: Callable[..., Any]) -> None:
     name = re.escape(call.__qualname__)
     with pytest.raises(TypeError, match=rf"^{name}\(\): missing a required argument: '{positional[0]}'$"):
         call()
-    with pytest.raises(TypeError, match=rf"^{name}\(\): too many positional arguments$"):
-        call(*positional, "string")
+    hint = "; options are keyword arguments, such as linger=5"
+    with pytest.raises(TypeError, match=rf"^{name}\(\): too many positional arguments{hint}$"):
+        call(*positional, {"useSecureTransport": True})
     with pytest.raises(TypeError, match=rf"^{name}\(\): multiple values for argument '{positional[0]}'$"):
         call(*positional, **{positional[0]: 1})
 
@@ -214,6 +216,12 @@ def test_seconds_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError, match="seconds") as raised:
         connect_options(**{name: value})
     assert str(raised.value) == f"{name} must be a number of seconds, 0 or more, not {value}"
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_seconds_that_no_clock_can_count(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a number of seconds, and is too large for one$"):
+        connect_options(**{name: 10**400})
 
 
 @pytest.mark.parametrize("name", SECONDS)
@@ -297,7 +305,13 @@ def test_local_port_refused(value: Any, error: type[Exception], problem: str) ->
         connect_options(local_port=value)
 
 
-@pytest.mark.parametrize("value", ["localhost", "127.0.0.1", "::1", "fe80::1%lo", "bücher.example", Text("a"), " "])
+HOSTS = [
+    *("localhost", "127.0.0.1", "bücher.example", "_a.example", Text("a"), " "),
+    *("::1", "::", "fe80::1%lo", "FE80::1%eth0/1", "::ffff:127.0.0.1"),
+]
+
+
+@pytest.mark.parametrize("value", HOSTS)
 def test_hosts(value: str) -> None:
     check_host("host", value)
     assert connect_options(local_host=value).local_host == value
@@ -320,6 +334,30 @@ def test_hosts_refused(value: Any, error: type[Exception], problem: str) -> None
     with pytest.raises(error) as raised:
         check_host("host", value)
     assert str(raised.value) == f"host must be {problem}"
+
+
+@pytest.mark.parametrize("value", HOSTS)
+def test_hosts_that_are_no_paths(value: str) -> None:
+    if value != " ":
+        check_encodable_host("host", value)
+
+
+@pytest.mark.parametrize(
+    "value", ["[::1]", "[::1]:80", "localhost:80", "127.0.0.1:80", ":80", "http://localhost", "localhost/path"]
+)
+def test_hosts_with_more_than_a_host(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^host must") as raised:
+        ListenOptions(0, host=value)
+    assert str(raised.value).endswith(f"without brackets or a port, not {value!r}")
+
+
+@pytest.mark.parametrize("value", ["a..b", ".", "\udc80", f"{'x' * 64}.test", "größer..test"], ids=ascii)
+@pytest.mark.parametrize("name", ["host", "server_hostname"])
+def test_hosts_that_idna_forbids(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        check_encodable_host(name, value)
+    with pytest.raises(ValueError, match=r"^host must"):
+        ListenOptions(0, host=value)
 
 
 @pytest.mark.parametrize(("value", "error", "problem"), BAD_HOSTS)
@@ -398,6 +436,16 @@ def test_a_closed_socket_is_refused() -> None:
         pass
     with pytest.raises(ValueError, match=r"^from_socket\(\) takes an open socket, not one that is closed$"):
         check_stream_socket(sock)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_VSOCK"), reason="the system has no other family of streams")
+def test_a_socket_of_another_family_is_refused() -> None:
+    try:
+        other = socket.socket(socket.AF_VSOCK)
+    except OSError:
+        pytest.skip("the system cannot make a socket of AF_VSOCK")
+    with other, pytest.raises(ValueError, match="takes a socket of IPv4, IPv6 or a UNIX domain, not one of"):
+        check_stream_socket(other)
 
 
 def test_a_socket_of_datagrams_is_refused() -> None:

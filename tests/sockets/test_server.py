@@ -246,7 +246,7 @@ async def test_a_port_in_use(host: str | None) -> None:
 async def test_a_host_that_is_not_this_machine(host: str) -> None:
     async with MozTCPSocket() as tcp:
         before = open_descriptors()
-        with pytest.raises(OSError, match=r".+"):
+        with pytest.raises(OSError, match=re.escape(host)):
             tcp.listen(0, host=host)
         assert open_descriptors() == before
 
@@ -645,12 +645,15 @@ async def test_without_onconnect(caplog: pytest.LogCaptureFixture) -> None:
     async with MozTCPSocket() as tcp:
         server = tcp.listen(0)
         with await dial(server.localPort) as peer:
+            port = port_of(peer)
             assert await blocking(read_all, peer) == b""
         server.onconnect = echo
         assert await answers(server.localPort)
         server.close()
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("mozsocket", logging.WARNING)
+    assert vars(record)["event"] == "no onconnect"
+    assert vars(record)["peer"] == f"127.0.0.1:{port}"
     assert f"{server!r} has no onconnect".replace("closed", "listening") in caplog.text
 
 

@@ -104,6 +104,17 @@ async def test_what_has_no_events() -> None:
         EventRecorder(tcp)
 
 
+async def test_events_that_there_cannot_be() -> None:
+    async with connected_pair() as (client, _):
+        events = EventRecorder(client)
+        with pytest.raises(ValueError, match="there are no 'drian' events here, only close, data"):
+            await events.next("drian")
+        with pytest.raises(ValueError, match="'drian'"):
+            await events.first("drian")
+        with pytest.raises(ValueError, match="'drian'"):
+            events.of("drian")
+
+
 async def test_several_may_wait() -> None:
     async with connected_peer() as (sock, peer):
         events = EventRecorder(sock)

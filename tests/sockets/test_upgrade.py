@@ -317,6 +317,8 @@ async def test_bad_arguments_change_nothing(listener: socket.socket) -> None:
                 if role == "server":
                     with pytest.raises(ValueError, match="accepted socket needs an ssl_context"):
                         socket_.upgradeToSecure()
+                    with pytest.raises(ValueError, match="server_hostname is for the client's side"):
+                        socket_.upgradeToSecure(ssl_context=server_context(), server_hostname="localhost")
                 assert not socket_.ssl
                 socket_.send(b"still plain")
                 assert await blocking(read_exactly, peer, 11) == b"still plain"
