@@ -164,7 +164,8 @@ class TLSTransport:
         try:
             if engine.pending:
                 data = engine.open(size)
-            if data is None and not engine.pending:
+            # Not after the last step of the handshake: what its handlers decide counts for all data.
+            if data is None and not engine.pending and engine.established is was_established:
                 arrived = self._receive_records(max(size, READ_SIZE))
                 if arrived is not None:
                     self.moved += len(arrived)

@@ -333,19 +333,20 @@ class TLSEngine:
 
         :return: as from the read: the data, or ``b""`` at the peer's end (close_notify); None if there is no data
         """
-        try:
-            if isinstance(exc, (ssl.SSLWantReadError, ssl.SSLZeroReturnError)):
-                raise exc
-            return self._read_again(exc, size)
-        except ssl.SSLZeroReturnError:
+        if isinstance(exc, ssl.SSLZeroReturnError):
             return b""
-        except ssl.SSLWantReadError:
-            fruitless = self._records.fruitless
-            if fruitless > FRUITLESS_RECORDS:
-                words = f"the peer sent {fruitless} records without data, one after the other"
-                self._stop(ssl.SSLError(ssl.SSL_ERROR_SSL, words))
-        except ssl.SSLError as failure:
-            self._stop(failure)
+        if not isinstance(exc, ssl.SSLWantReadError):
+            try:
+                return self._read_again(exc, size)
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError as failure:
+                self._stop(failure)
+                return None
+        fruitless = self._records.fruitless
+        if fruitless > FRUITLESS_RECORDS:
+            words = f"the peer sent {fruitless} records without data, one after the other"
+            self._stop(ssl.SSLError(ssl.SSL_ERROR_SSL, words))
         return None
 
     def _read_again(self, failure: OSError, size: int) -> bytes:
@@ -375,6 +376,8 @@ class TLSEngine:
         self._error = error
         if error is None:
             self.phase = _ENDED
+        else:  # it may never be raised: its traceback would keep the connection alive
+            error.__traceback__ = error.__context__ = None
         self._incoming.read()
         self._records.waiting = b""
 

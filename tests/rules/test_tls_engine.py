@@ -6,6 +6,7 @@ import _ssl
 import ast
 import ctypes
 import errno
+import gc
 import itertools
 import random
 import ssl
@@ -494,6 +495,21 @@ def test_a_failure_that_sealing_raises(role: str) -> None:
             ours.seal([b"too late"])
     assert phase(ours) is Phase.FAILED
     assert ours.open(AT_ONCE) is None
+
+
+def test_a_failure_that_nobody_raises_keeps_nothing_alive(role: str) -> None:
+    gc.collect()
+    before = sum(isinstance(each, TLSEngine) for each in gc.get_objects())
+    gc.disable()
+    try:
+        ours, theirs = sides(role)
+        theirs.seal([b"before"])
+        ours.feed(theirs.take() + plain(DATA, bytes(32)))
+        assert ours.open(AT_ONCE) == b"before"
+        del ours, theirs
+        assert sum(isinstance(each, TLSEngine) for each in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 # Peers whose records are made by hand

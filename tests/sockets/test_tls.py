@@ -25,6 +25,7 @@ from ..records import RecordPeer, recorded
 pytestmark = pytest.mark.anyio
 
 MUCH = random.Random(1).randbytes(3_000_000)
+CHANGE_CIPHER_SPEC = b"\x14\x03\x03\x00\x01\x01"
 SOME = MUCH[:50_000]  # fits into a socketpair's buffer
 
 
@@ -459,3 +460,26 @@ async def test_its_attributes(role: str) -> None:
             assert values[SocketAttribute.raw_socket] is ours
             assert bool(engine.tls.shown_certificates()) is (role == "client")
         engine.tls.close()
+
+
+async def test_the_last_step_of_a_handshake_gives_no_data() -> None:
+    """The handlers of that step may suspend the socket, or make a stream of it, before any data is delivered."""
+    with pair() as (ours, peer):
+        driven = Driven(ours, "server")
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = client_context(version=ssl.TLSVersion.TLSv1_3)
+        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        peer.sendall(outgoing.read())
+        assert driven.look() is None
+        incoming.write(peer.recv(1 << 16))
+        client.do_handshake()
+        peer.sendall(CHANGE_CIPHER_SPEC * 31 + outgoing.read())  # more records than are taken at once
+        assert driven.look() is None
+        assert not driven.tls.established
+        client.write(b"early data")
+        peer.sendall(outgoing.read())
+        assert driven.look() is None
+        assert driven.tls.established
+        assert driven.look() == b"early data"
