@@ -135,5 +135,7 @@ def shown(exc: BaseException) -> str:
     """An exception as text for the log."""
     try:
         return ascii(exc)
-    except Exception:  # the exception may be of the program's own class, whose repr() raises
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # the exception may be of the program's own class, whose repr() raises
         return type(exc).__name__

@@ -16,6 +16,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -293,7 +294,6 @@ class TaskRegistration:
         "_is_waiting",
         "_reader",
         "_scope",
-        "_scope_changed",
         "_wake_up",
         "_watched",
         "_watcher",
@@ -309,8 +309,7 @@ class TaskRegistration:
         self._is_waiting = False  # whether the reader waits until the socket can be read
         self._wake_up: anyio.Event | None = None  # what the reader waits for while reading is stopped
         self._deadline = math.inf
-        self._scope: anyio.CancelScope | None = None  # that of the reader; None without a deadline
-        self._scope_changed = False  # whether the reader has to enter such a scope, or leave it
+        self._scope: anyio.CancelScope | None = None  # while the reader waits, if there is a deadline
         self._write_requested: Signal | None = None  # wakes the writer; None before it was started
         self._awaits_room = False  # whether the writer waits until the socket can be written
 
@@ -336,10 +335,8 @@ class TaskRegistration:
         self._deadline = deadline
         if self._scope is not None:
             self._scope.deadline = deadline
-        if (self._scope is None) is not (deadline == math.inf):
-            self._scope_changed = True
-            if self._scope is None:
-                self.wake()
+        elif deadline != math.inf:
+            self.wake()  # a wait without a limit has to begin anew
 
     def end(self) -> None:
         self.limit(math.inf)
@@ -348,62 +345,84 @@ class TaskRegistration:
         self._watcher, self._reader = None, NOBODY
 
     async def run(self) -> None:
-        watcher = self._watcher
+        watcher, watched, eagerness = self._watcher, self._watched, Eagerness()
         assert watcher is not None
-        while not self._watched.closed:
-            self._scope_changed = False
-            if self._deadline == math.inf:  # the usual case: a scope takes memory
-                await self._read(watcher)
-                continue
-            with anyio.CancelScope(deadline=self._deadline) as self._scope:
-                await self._read(watcher)
-            scope, self._scope = self._scope, None
-            if scope.cancelled_caught and not self._watched.closed:
+        while not watched.closed:
+            if self._deadline != math.inf and self._deadline <= anyio.current_time():
                 self._deadline = math.inf
                 watcher.on_time()
-
-    async def _read(self, watcher: Watcher) -> None:
-        watched, eagerness = self._watched, Eagerness()
-        while not (watched.closed or self._scope_changed):
+                continue
             if not self.reading:
                 await self._idle(watcher)
                 continue
             found = in_turn(self._reader.on_readable)
             if found is not ReadResult.NOTHING:
                 eagerness.found()
-            if watched.closed or self._scope_changed or not self.reading:
+            if watched.closed or not self.reading:
                 continue
             if eagerness.should_poll() or found is ReadResult.MORE or found is ReadResult.PENDING:
                 await anyio.lowlevel.checkpoint()
             else:
-                self._is_waiting = True
-                try:
-                    await watched.wait_readable()
-                except anyio.ClosedResourceError:
-                    pass
-                finally:
-                    self._is_waiting = False
+                await self._in_time(self._until_readable)
+
+    async def _in_time(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Wait, until the deadline at most. The function must call no handler: in a scope that the deadline has
+        cancelled, it would seem that the owner is cancelled.
+        """
+        if self._deadline == math.inf:  # the usual case: a scope takes memory
+            await wait()
+            return
+        try:
+            with anyio.CancelScope(deadline=self._deadline) as self._scope:
+                await wait()
+        finally:
+            self._scope = None
+
+    async def _until_readable(self) -> None:
+        self._is_waiting = True
+        try:
+            await self._watched.wait_readable()
+        except anyio.ClosedResourceError:
+            pass
+        finally:
+            self._is_waiting = False
 
     async def _idle(self, watcher: Watcher) -> None:
+        """Wait until reading is wanted, and notify the watcher of a hang-up before that, if it asks for it."""
         watches_end = watcher.on_woken()
-        if self.reading or self._watched.closed:
-            return
-        self._wake_up = wake_up = anyio.Event()
-        if not watches_end:
+        while not (self.reading or self._watched.closed):
+            hung_up = anyio.Event()
+            self._wake_up = wake_up = anyio.Event()
+            try:
+                await self._in_time(partial(self._until_woken, wake_up, hung_up if watches_end else None))
+            finally:
+                self._wake_up = None
+            if not hung_up.is_set():
+                return
+            watches_end = False
+            watcher.on_hung_up()
+
+    async def _until_woken(self, wake_up: anyio.Event, hung_up: anyio.Event | None) -> None:
+        """Wait until either event is set.
+
+        :param hung_up: set when the peer has hung up; None if that is not to be watched
+        """
+        if hung_up is None:
             await wake_up.wait()
             return
         with anyio.move_on_after(WATCH_AFTER):
             await wake_up.wait()
             return
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, watcher)
+            tasks.start_soon(self._watch, hung_up, wake_up)
             await wake_up.wait()
             tasks.cancel_scope.cancel()
 
-    async def _watch(self, watcher: Watcher) -> None:
+    async def _watch(self, hung_up: anyio.Event, wake_up: anyio.Event) -> None:
         if not self._watched.closed:  # in the turn in which this task was started
             await self._watched.wait_hung_up()
-            watcher.on_hung_up()
+            hung_up.set()
+            wake_up.set()
 
     def write(self) -> None:
         if self._awaits_room:

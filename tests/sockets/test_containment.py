@@ -81,6 +81,11 @@ class BareError(BaseException):
     pass
 
 
+class UnshownBareError(BaseException):
+    def __repr__(self) -> str:
+        raise UnshownBareError
+
+
 AWKWARD = [FrozenError, SlottedError, GuardedError, NotedError, UnshownError, BareError]
 awkward = pytest.mark.parametrize("kind", AWKWARD)
 
@@ -206,6 +211,20 @@ async def test_a_result_that_cannot_be_examined(
         (left,) = group.exceptions
     assert closed == [role]
     assert isinstance(left, LookupError) if role == "client" else "no object" in caplog.text
+
+
+async def test_a_server_outlives_an_exception_that_raises_another_when_it_is_shown() -> None:
+    async with MozTCPSocket() as tcp:
+        server = tcp.listen(0, host="127.0.0.1")
+        server.onconnect = lambda event: setattr(event.socket, "ondata", raising(UnshownBareError()))
+        with await dial(server.localPort) as peer:
+            peer.sendall(b"x")
+            assert await blocking(read_all, peer) == b""
+        server.onconnect = echo_to
+        await is_served(server.localPort)
+        server.close()
+        served = True
+    assert served
 
 
 @awkward

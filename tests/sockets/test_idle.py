@@ -11,7 +11,19 @@ import pytest
 from mozsocket import MozTCPSocket, TCPSocketError
 from mozsocket._limits import Idleness
 
-from ..peers import Accepting, accept, all_blocked, blocking, connected, dial, joined, port_of, read_all, send_all
+from ..peers import (
+    Accepting,
+    accept,
+    all_blocked,
+    blocking,
+    connected,
+    dial,
+    joined,
+    port_of,
+    read_all,
+    reset,
+    send_all,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +63,36 @@ def test_it_is_found_an_eighth_late_at_most() -> None:
             if idleness.check(moved, now):
                 break
         assert moved_at + 8 <= now <= moved_at + 9
+
+
+@pytest.mark.parametrize("what", ["data", "end", "reset"])
+async def test_what_comes_as_a_deadline_passes(what: str, role: str) -> None:
+    """The event loop is held up meanwhile, so both are found in the same turn."""
+    async with joined("plain", role, idle_timeout=8 * SOON) as (sock, recorder, peer):
+        sock.ondata = lambda event: event.target.close()
+        await anyio.sleep(SOON / 2)
+        if what == "reset":
+            reset(peer)
+        elif what == "data":
+            peer.sendall(b"x")
+        else:
+            peer.shutdown(socket.SHUT_WR)
+        time.sleep(SOON)
+        peer.close()
+        await recorder.first("close")
+    assert ("error" in recorder.types) is (what == "reset")
+
+
+async def test_what_has_come_while_the_loop_was_held_up_counts(layer: str, role: str) -> None:
+    async with joined(layer, role, idle_timeout=2 * SOON) as (sock, recorder, peer):
+        peer.sendall(b"x")
+        await recorder.until(lambda: recorder.data == b"x")
+        await anyio.sleep(SOON / 2)  # for a check that notes it
+        peer.sendall(b"y")
+        time.sleep(3 * SOON)
+        await recorder.until(lambda: recorder.data == b"xy")
+        assert "error" not in recorder.types
+        sock.closeImmediately()
 
 
 async def test_silence_fails_the_connection(layer: str, role: str) -> None:
