@@ -414,9 +414,13 @@ class Inbox:
         """
         data = b"" if self.held is None else self.held.take_back()
         if data:
-            self.put_back(data)
-            self.retaken += len(data)
+            self.take_back_some(data)
         return len(data)
+
+    def take_back_some(self, data: bytes) -> None:
+        """Queue data again that the handler of ``data`` was given."""
+        self.put_back(data)
+        self.retaken += len(data)
 
     def discard(self) -> None:
         """Drop what is queued, what is held by the handler, and whatever is queued later."""

@@ -86,6 +86,9 @@ if sys.version_info < (3, 11):  # AnyIO depends on the backport
 
 __all__ = ("Companion", "Connection", "Host")
 
+SEND_PER_TURN = 1_048_576
+"""The bytes to send before others have their turn. A peer that reads as fast as we send would hold up all others."""
+
 _CONNECTING = ReadyState.CONNECTING
 _OPEN = ReadyState.OPEN
 _CLOSED = ReadyState.CLOSED
@@ -178,6 +181,7 @@ class Connection:
         "_other_bytes_read",
         "_other_bytes_received",
         "_registration",
+        "_sends_on",
         "_server",
         "_target",
         "_tls",
@@ -234,6 +238,7 @@ class Connection:
         self._other_bytes_received = 0  # bytes given to the program other than by the present fast path
         self._warned_unheard = False  # whether that warning was logged
         self._waits_for_peer = False  # whether sending waits for bytes from the peer, as in a TLS handshake
+        self._sends_on = False  # whether sending goes on when others have had their turn
         self._header = b""  # what has arrived of the PROXY protocol's header
         self._limits: Limits | None = None  # while anything is limited in time
         self._idleness: Idleness | None = None  # if there is an idle timeout
@@ -664,11 +669,8 @@ class Connection:
     def _make_tls(self, context: ssl.SSLContext | None, server_hostname: str | None) -> TLSTransport:
         """Make a TLS transport over the present one, which sends what is buffered as plaintext first.
 
-        :raises ValueError: if the context is missing or for the other role, or no name is given to check, or one to a
-            server
+        :raises ValueError: if the context is missing or for the other role, or no name is given to check
         """
-        if self.server_side and server_hostname is not None:
-            raise ValueError("server_hostname is for the client's side of TLS: a server checks no host name")
         assert isinstance(self.transport, Transport)
         host = self.host if self.port else ""  # a UNIX-domain socket has a path in place of a host
         return tls_over(
@@ -687,6 +689,8 @@ class Connection:
             tls.feed(leftover)
         while (data := self.inbox.take()) is not None:
             tls.feed(data)
+        if self.machine.take_back_end():
+            tls.feed(b"")
         self._drop_fast_path()
         self.transport = self._tls = tls
         self.machine.begin_tls()
@@ -1275,7 +1279,7 @@ class Connection:
         machine, transport = self.machine, self.transport
         if transport is None:
             return
-        self._waits_for_peer = False
+        self._waits_for_peer = self._sends_on = False
         if machine.ready is _OPEN and machine.own_side is _OWN_SIDE_OPEN and self._limits is None:  # usually
             done = self._send_buffered(transport) if self.outgoing.amount else self._flush_answers(transport)
             if machine.failed is _NOT_FAILED:
@@ -1305,7 +1309,7 @@ class Connection:
         if done:
             if self._tls is not None:
                 self.resume_reading()  # as its answers are sent
-        elif transport.blocked:
+        elif transport.blocked or self._sends_on:
             self._await_room()
         else:
             self._waits_for_peer = True
@@ -1332,11 +1336,15 @@ class Connection:
 
         :return: whether nothing is left to wait for
         """
-        outgoing = self.outgoing
+        outgoing, left = self.outgoing, SEND_PER_TURN
         try:
             while outgoing.amount:
-                chunks = outgoing.next_write(transport.send_limit)
+                if left <= 0:
+                    self._sends_on = True
+                    return False
+                chunks = outgoing.next_write(min(transport.send_limit, SEND_PER_TURN))
                 count = transport.sendmsg(chunks)
+                left -= count
                 awaited = outgoing.awaited
                 outgoing.advance(count)
                 if awaited and not outgoing.awaited:
@@ -1372,6 +1380,12 @@ class Connection:
         if count:
             self.take_back_received(count)
             self.leave_fast_path()
+
+    def leave_for_later(self, data: bytes) -> None:
+        """Put data that the handler of ``data`` was given at the head of the queue: it is the next ``data``."""
+        self.inbox.take_back_some(data)
+        self.take_back_received(len(data))
+        self.leave_fast_path()
 
     def offer_held_again(self) -> None:
         """The handler of ``data`` was replaced: the new one gets the data that the old one holds."""
@@ -1431,8 +1445,16 @@ class Connection:
 
     def _enforce_idle_timeout(self, idleness: Idleness, now: float) -> None:
         if now >= idleness.deadline and idleness.check(self._bytes_moved, now):
-            self.lose(idleness.error)
+            self._read_what_is_here()
+            if not self.machine.shut and idleness.check(self._bytes_moved, now):
+                self.lose(idleness.error)
         self._await_time()
+
+    def _read_what_is_here(self) -> None:
+        """Read what has arrived while the event loop was held up, before the connection counts as idle."""
+        registration = self._registration
+        if registration is not None and registration.reading and self.on_readable() is ReadResult.PENDING:
+            registration.wake()
 
     @property
     def _bytes_moved(self) -> int:

@@ -19,6 +19,11 @@ from ._socket import TCPSocketEvent, connection_of
 
 __all__ = ("frames", "lines")
 
+PIECES_AT_ONCE = 512
+"""The most pieces that are cut from one ``data``: what follows them is the next, so that others have their turn. A peer
+that sends the shortest lines can take the event loop for a millisecond, not for half a second.
+"""
+
 Handler = Callable[[TCPSocketEvent[Any]], Any]
 
 T = TypeVar("T", bound="bytes | str")
@@ -113,11 +118,12 @@ class _Cutter(Protocol):
     limit: int
     unended: bool
 
-    def cut(self, rest: bytearray, data: bytes) -> list[bytes]:
-        """Cut off the pieces that are complete, up to the first that is too long.
+    def cut(self, rest: bytearray, data: bytes) -> tuple[list[bytes], bytes]:
+        """Cut off the pieces that are complete, up to the first that is too long, and :data:`PIECES_AT_ONCE` at most.
 
-        :param rest: the bytes that the last cut has left; changed to those that this cut leaves
+        :param rest: the bytes that the last cut has left; changed to the incomplete piece that this cut leaves
         :param data: the bytes that follow them
+        :return: the pieces, and the bytes that are left uncut as there were so many
         """
 
     def is_too_long(self, rest: bytearray) -> bool:
@@ -134,19 +140,21 @@ class _Lines(_Cutter):
         self.limit = limit
         self.unended = unended
 
-    def cut(self, rest: bytearray, data: bytes) -> list[bytes]:
-        pieces = data.split(b"\n")
-        last = pieces.pop()
+    def cut(self, rest: bytearray, data: bytes) -> tuple[list[bytes], bytes]:
+        pieces = data.split(b"\n", PIECES_AT_ONCE)
+        last, uncut = pieces.pop(), b""
         if not pieces:
             rest += last
-            return pieces
+            return pieces, uncut
+        if len(pieces) == PIECES_AT_ONCE:
+            last, uncut = b"", last
         if rest:
             rest += pieces[0]
             pieces[0] = bytes(rest)
         rest[:] = last
         if max(map(len, pieces)) > self.limit:
             self._leave_too_long(pieces, rest)
-        return pieces
+        return pieces, uncut
 
     def _leave_too_long(self, pieces: list[bytes], rest: bytearray) -> None:
         """Move the first piece that is too long, and those after it, back into ``rest``."""
@@ -173,11 +181,11 @@ class _Frames(_Cutter):
         self.limit = limit
         self.byteorder = byteorder
 
-    def cut(self, rest: bytearray, data: bytes) -> list[bytes]:
+    def cut(self, rest: bytearray, data: bytes) -> tuple[list[bytes], bytes]:
         if rest:
             rest += data
             if len(rest) < self.size + self._length(rest, 0):
-                return []
+                return [], b""
             data = bytes(rest)
         pieces: list[bytes] = []
         at, size = 0, self.size
@@ -187,8 +195,11 @@ class _Frames(_Cutter):
                 break
             pieces.append(data[start:end])
             at = end
+            if len(pieces) == PIECES_AT_ONCE:
+                rest.clear()
+                return pieces, data[at:]
         rest[:] = data[at:]
-        return pieces
+        return pieces, b""
 
     def _length(self, data: bytes | bytearray, at: int) -> int:
         return int.from_bytes(data[at : at + self.size], self.byteorder)
@@ -279,7 +290,9 @@ class _Handler(OnlyHandler):
             if held is not None:
                 data = held.take_back() + data
             held = connection.inbox.held = _Pieces(self)
-        pieces = self.cutter.cut(held.rest, data)
+        pieces, uncut = self.cutter.cut(held.rest, data)
+        if uncut:
+            connection.leave_for_later(uncut)
         pieces.reverse()
         held.whole[:0] = pieces
         return held

@@ -278,6 +278,16 @@ class Machine:
     def begin_tls(self) -> None:
         self.security = Security.HANDSHAKE
 
+    def take_back_end(self) -> bool:
+        """The peer's end was read before TLS began, and has not been delivered: it is TLS that it cuts off.
+
+        :return: whether that is so
+        """
+        if self.peer_side is not PeerSide.END_RECEIVED:
+            return False
+        self.peer_side = PeerSide.OPEN
+        return True
+
     def end_handshake(self) -> None:
         self.security = Security.UP
         if self.ready is _OPEN:  # not before the first event, nor when it is closing

@@ -511,9 +511,10 @@ def check_server_hostname(value: object) -> None:
     :raises TypeError: if it is not a str
     :raises ValueError: if no certificate can be for it
     """
-    check_encodable_host("server_hostname", value)
+    check_host("server_hostname", value)
     if str(value).startswith("."):
         raise ValueError(f"server_hostname must not begin with a dot: {value!r}")
+    check_encodable_host("server_hostname", value)
 
 
 def identity(host: str) -> str | None:

@@ -166,8 +166,11 @@ class Polled:
                 found = self.reader.on_readable()
         elif mask & _ENDED:  # mere data is ignored: reading was stopped after this report
             watcher.on_hung_up()
-        if mask & _OUT_OR_ENDED and self.writing and not watcher.on_writable():
-            self.has_room()
+        if mask & _OUT_OR_ENDED and self.writing:
+            if not watcher.on_writable():
+                self.has_room()
+            elif found is _NOTHING:
+                found = _MORE  # as much as the kernel has taken, or as is sent at once
         return found
 
     def handle_requests(self) -> ReadResult:
@@ -181,8 +184,9 @@ class Polled:
         if self._wake_requested:
             self._wake_requested = False
             watcher.on_woken()
-            if self.reading:
-                return self.reader.on_readable()
+            found = self.reader.on_readable() if self.reading else _NOTHING
+            # If it has more to do, that is likely to take as long as this.
+            return _MORE if self._wake_requested and found is not _PENDING else found
         return _NOTHING
 
     def write(self) -> None:

@@ -381,8 +381,7 @@ class TCPSocket(EventTarget, Generic[DataT]):
             TLS too: they are an early ClientHello or, if an attacker has injected them, make the handshake fail
         :raises InvalidStateError: if the socket is not open, or either side has ended
         :raises TypeError: if an argument is of the wrong type
-        :raises ValueError: if the context is for the other side of TLS, or missing; or the name cannot be one, is given
-            to a server, or is missing
+        :raises ValueError: if the context is for the other side of TLS, or missing; or the name is, or cannot be one
         """
         check_ssl_context(ssl_context)
         if server_hostname is not None:

@@ -519,12 +519,18 @@ def test_unknown_host() -> None:
     assert re.fullmatch(r"mozsocket: error: cannot connect to nosuch.invalid port 80: [^\n]+\n", errors)
 
 
-@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b"])
-def test_unknown_host_to_listen_on(host: str) -> None:
-    with program("listen", 0, "--host", host) as server:
+def test_unknown_host_to_listen_on() -> None:
+    with program("listen", 0, "--host", "nosuch.invalid") as server:
         status, errors = server.ends()
     assert status == 1
-    assert re.fullmatch(rf"mozsocket: error: cannot listen on {re.escape(host)} port 0: [^\n]+\n", errors)
+    assert re.fullmatch(r"mozsocket: error: cannot listen on nosuch.invalid port 0: [^\n]+\n", errors)
+
+
+def test_no_host_to_listen_on() -> None:
+    with program("listen", 0, "--host", "a..b") as server:
+        status, errors = server.ends()
+    assert status == 2
+    assert "host must be a host name or an IP address, not 'a..b'" in errors
 
 
 @on_each_backend

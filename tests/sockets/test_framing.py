@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import logging
 import socket
 import time
@@ -21,6 +22,7 @@ import pytest
 from hypothesis import strategies
 
 from mozsocket import MozTCPSocket, TCPSocket, TCPSocketError, TCPSocketEvent, frames, lines, pipe
+from mozsocket._framing import PIECES_AT_ONCE
 from mozsocket.testing import EventRecorder, connected_pair, connected_peer
 
 from ..certificates import server_context
@@ -726,6 +728,58 @@ async def test_lines_of_tls(role: str, version: Any, listener: socket.socket) ->
 
 
 # Performance
+
+
+@each_kind
+@pytest.mark.parametrize("count", [PIECES_AT_ONCE - 1, PIECES_AT_ONCE, PIECES_AT_ONCE + 1, 3 * PIECES_AT_ONCE + 7])
+@pytest.mark.parametrize("cutter", ["lines", "frames"])
+async def test_many_at_once(cutter: str, count: int, kind: str) -> None:
+    """None is lost or out of order, and each byte counts once; what follows a line is another handler's."""
+    parts = [b"%d" % number for number in range(count)]
+    last = parts[-1 - count // 4]
+    for replaced in False, True:
+        told, rest = Told(kind), Told()
+        if replaced:
+            told.does[last] = lambda sock, rest=rest: setattr(sock, "ondata", rest.handler)  # type: ignore[misc]
+        async with connected_peer() as (sock, peer):
+            events = EventRecorder(sock)
+            if cutter == "lines":
+                sock.ondata, data = lines(told.handler), b"\r\n".join(parts) + b"\r\n"
+            else:
+                sock.ondata, data = frames(told.handler, size=2), framed(*parts)
+            await peer.send(data)
+            peer.send_eof()
+            await events.first("close")
+            assert sock.bytes_received == len(data)
+        index = parts.index(last) + 1 if replaced else count
+        behind = parts[index:]
+        assert told.data == parts[:index]
+        whole = b"".join(part + b"\r\n" for part in behind) if cutter == "lines" else framed(*behind)
+        assert b"".join(rest.data) == whole
+
+
+@each_kind
+@pytest.mark.parametrize("cutter", ["lines", "frames"])
+async def test_a_flood_of_the_shortest_leaves_others_their_turn(cutter: str, kind: str) -> None:
+    handled, at_each_turn = 0, [0]
+
+    def count(event: Any) -> None:
+        nonlocal handled
+        handled += 1
+
+    if kind == "async":
+
+        async def handler(event: Any) -> None:
+            count(event)
+    else:
+        handler = made(kind, count)  # type: ignore[assignment]
+    async with connected_peer() as (sock, peer), anyio.create_task_group() as tasks:
+        sock.ondata = lines(handler) if cutter == "lines" else frames(handler, size=1)
+        tasks.start_soon(peer.send, bytes(30_000) if cutter == "frames" else b"\n" * 30_000)
+        while handled < 30_000:
+            await anyio.lowlevel.checkpoint()
+            at_each_turn.append(handled)
+    assert max(after - before for before, after in itertools.pairwise(at_each_turn)) <= 20 * PIECES_AT_ONCE
 
 
 @on_one_loop

@@ -25,6 +25,7 @@ from ..peers import (
     blocking,
     connected,
     dial,
+    joined,
     port_of,
     read_all,
     read_exactly,
@@ -72,6 +73,33 @@ async def test_plaintext_before_and_tls_after(role: str, version: ssl.TLSVersion
     assert recorder.data == b"answer"
     assert recorder.types[-3:] == ["secure", "data", "close"]
     assert recorder.types.count("secure") == 1
+
+
+@pytest.mark.parametrize("sends", [False, True])
+@pytest.mark.parametrize("half_open", [False, True])
+async def test_an_end_that_was_read_before_the_upgrade_cuts_tls_off(half_open: bool, sends: bool, role: str) -> None:
+    """The handler waits meanwhile, so the end is not delivered when TLS begins."""
+    arguments, _ = contexts(role, ssl.TLSVersion.TLSv1_3)
+    has_begun, has_ended = anyio.Event(), anyio.Event()
+
+    async def upgrade(event: Any) -> None:
+        has_begun.set()
+        await has_ended.wait()
+        event.target.upgradeToSecure(**arguments)
+        if sends:
+            event.target.send(b"secret")
+
+    async with joined("plain", role, allow_half_open=half_open) as (sock, recorder, peer):
+        sock.ondata = upgrade
+        peer.sendall(b"STARTTLS")
+        peer.shutdown(socket.SHUT_WR)
+        await has_begun.wait()
+        await all_blocked()
+        has_ended.set()
+        error = (await recorder.first("error")).error
+        await recorder.first("close")
+    assert error.name == "NetworkInterruptError"
+    assert recorder.types == ["open"] * (role == "client") + ["data", "error", "close"]
 
 
 async def test_upgrade_in_the_middle_of_a_blocked_send(
@@ -317,8 +345,6 @@ async def test_bad_arguments_change_nothing(listener: socket.socket) -> None:
                 if role == "server":
                     with pytest.raises(ValueError, match="accepted socket needs an ssl_context"):
                         socket_.upgradeToSecure()
-                    with pytest.raises(ValueError, match="server_hostname is for the client's side"):
-                        socket_.upgradeToSecure(ssl_context=server_context(), server_hostname="localhost")
                 assert not socket_.ssl
                 socket_.send(b"still plain")
                 assert await blocking(read_exactly, peer, 11) == b"still plain"
