@@ -1376,16 +1376,17 @@ class Connection:
 
     def take_back(self) -> None:
         """Put the data that the handler holds back at the head of the queue."""
-        count = self.inbox.take_back()
-        if count:
-            self.take_back_received(count)
-            self.leave_fast_path()
+        self._note_taken_back(self.inbox.take_back())
 
     def leave_for_later(self, data: bytes) -> None:
         """Put data that the handler of ``data`` was given at the head of the queue: it is the next ``data``."""
         self.inbox.take_back_some(data)
-        self.take_back_received(len(data))
-        self.leave_fast_path()
+        self._note_taken_back(len(data))
+
+    def _note_taken_back(self, count: int) -> None:
+        if count:
+            self.take_back_received(count)
+            self.leave_fast_path()
 
     def offer_held_again(self) -> None:
         """The handler of ``data`` was replaced: the new one gets the data that the old one holds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import re
@@ -20,6 +21,9 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from mozsocket import Event, InvalidStateError, MozTCPSocket, TCPSocket, TCPSocketError
+from mozsocket._connection import SEND_PER_TURN
+from mozsocket._tls import TLSTransport
+from mozsocket._transport import Transport
 from mozsocket.testing import EventRecorder, connected_peer
 
 from ..peers import (
@@ -29,6 +33,7 @@ from ..peers import (
     blocking,
     connected,
     dial,
+    joined,
     port_of,
     read_all,
     read_exactly,
@@ -438,6 +443,30 @@ async def test_sends_survive_a_handler_that_raises_on_another_socket(
             assert await blocking(read_all, other) == b""
         tcp.close()
     assert "after the send" in caplog.text
+
+
+async def test_a_kernel_that_takes_all_leaves_others_their_turn(
+    layer: str, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a peer does that reads as fast as it is sent."""
+    taken, at_each_turn, size = 0, [0], 32 << 20
+
+    def take_all(self: object, chunks: list[Any]) -> int:
+        nonlocal taken
+        count = sum(map(len, chunks))
+        taken += count
+        return count
+
+    async with joined(layer, role) as (sock, _, _):
+        for transport in Transport, TLSTransport:
+            monkeypatch.setattr(transport, "sendmsg", take_all)
+        sock.send(bytes(size))
+        while taken < size:
+            await anyio.lowlevel.checkpoint()
+            at_each_turn.append(taken)
+        assert sock.bytes_sent == size
+        sock.closeImmediately()
+    assert max(after - before for before, after in itertools.pairwise(at_each_turn)) <= 8 * SEND_PER_TURN
 
 
 # Receiving
