@@ -50,9 +50,9 @@ async def blocking(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
 
 
 def _forget_tls_errors() -> None:
-    """Empty OpenSSL's queue of errors of this thread, as each error that Python raises does.
+    """Empty OpenSSL's queue of errors of this thread.
 
-    A call for one connection may leave an error that it has ignored, such as EPIPE when it sent a session ticket, and a
+    A call for one connection may leave an error there, as one that raises BrokenPipeError does in Python 3.15, and a
     later call in the same worker thread would report it for another connection, in place of EOF.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
